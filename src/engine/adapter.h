@@ -1,0 +1,43 @@
+/*
+ * adapter.h: a LoRA adapter on a device, as training makes it and serving reads it.
+ *
+ * All matrices stand in one f32 array, layer by layer, target by target, A
+ * before B: gradients and optimizer moments are arrays of the same layout, and
+ * an optimizer step is one operation.  The A matrices of q, k and v (and of
+ * gate and up) of a layer follow each other only through ft_adapter_a offsets;
+ * nothing else may assume the order.
+ */
+#ifndef FT_ADAPTER_H
+#define FT_ADAPTER_H
+
+#include "model.h"
+
+typedef struct ft_adapter
+{
+	int rank;
+	float alpha;
+	bool use_rslora;
+	float scale;	  /* alpha / rank, with rslora alpha / √rank */
+	unsigned targets; /* bit per ft_target */
+	int layers;
+	int64_t n;		/* values in all */
+	float *values;	/* device [n] */
+	int64_t *a_at;	/* [layers · FT_TARGET_COUNT] offset of A [rank, in], -1 when not a target */
+	int64_t *b_at;	/* offset of B [out, rank] */
+	const ft_ops *ops;
+	ft_device *device;
+} ft_adapter;
+
+/* Zeroed adapter of the model's shapes. */
+ft_status ft_adapter_create(const ft_model *model, int rank, float alpha, bool use_rslora,
+							unsigned targets, ft_adapter **adapter);
+/* A from kaiming-uniform(√5), B zero, by the seed. */
+ft_status ft_adapter_init(ft_adapter *adapter, const ft_config *config, uint64_t seed);
+void ft_adapter_free(ft_adapter *adapter);
+
+/* PEFT directory: adapter_config.json and adapter_model.safetensors (peft.c). */
+ft_status ft_peft_load(const ft_model *model, const char *directory, ft_adapter **adapter);
+ft_status ft_peft_save(const ft_adapter *adapter, const ft_config *config, const char *base_name,
+					   const char *directory);
+
+#endif

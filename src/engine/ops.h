@@ -1,0 +1,273 @@
+/*
+ * ops.h: the table of operations behind which all arithmetic stands.
+ *
+ * The engine above this table is the same code for every device; a backend
+ * (kernels/cpu, kernels/cuda) fills every entry, and ft_ops_check() refuses one
+ * that does not.  There is no graph and no autograd: the architecture is known,
+ * so forward and backward are written out once in terms of these calls.
+ *
+ * Rules for every operation:
+ *
+ * - Pointers are device memory unless the comment says "host".  On the CPU the
+ *   two are the same memory, but callers still copy, so that the same code runs
+ *   on a GPU.
+ * - Work is queued on a stream, in order, and may be asynchronous: a caller
+ *   reads a result only after copy_to_host() or stream_synchronize().  A host
+ *   array given to an operation may be reused when the call returns.
+ * - Nothing is allocated inside an operation, save what a backend caches once
+ *   for a shape that it sees for the first time.
+ * - Sums are in f32 or wider, in an order fixed by the shapes and the number of
+ *   threads, never by which thread came first: the same call gives the same
+ *   bits.  Operations marked "row-fixed" promise more: a row of the result does
+ *   not depend on how many other rows are in the call (serving relies on it).
+ * - Views may be strided (ld > cols) unless said otherwise.  Outputs must not
+ *   overlap inputs unless "in place" is said.
+ * - Empty matrices (rows = 0) are legal and do nothing.
+ * - An unsupported combination of types gives FT_UNSUPPORTED with both names.
+ *
+ * Letters in shapes: T rows (tokens), C model width, H query heads, G key/value
+ * heads, D head size, F feed-forward width, V vocabulary, R LoRA rank.
+ */
+#ifndef FT_OPS_H
+#define FT_OPS_H
+
+#include "status.h"
+#include "tensor.h"
+
+#define FT_OPS_VERSION 1
+#define FT_KV_BLOCK 16 /* tokens in a block of the paged KV cache */
+
+typedef struct ft_device ft_device; /* private to the backend */
+typedef struct ft_stream ft_stream;
+typedef struct ft_weight ft_weight;
+
+typedef enum ft_mem_space
+{
+	FT_MEM_DEVICE, /* where operations read and write; 64-byte aligned, zeroed */
+	FT_MEM_HOST	   /* staging memory that copies reach at full speed (pinned on a GPU) */
+} ft_mem_space;
+
+typedef enum ft_numerics
+{
+	FT_NUMERICS_FAST,	  /* 16-bit products where the hardware has them */
+	FT_NUMERICS_REFERENCE /* f32 activations and sums, weights exactly as stored */
+} ft_numerics;
+
+typedef struct ft_device_config
+{
+	const char *name; /* "cpu", "cuda", "cuda:1" */
+	int threads;	  /* CPU: threads to use, at least 1 */
+	ft_numerics numerics;
+} ft_device_config;
+
+typedef struct ft_device_info
+{
+	char name[64];		   /* "cpu", "cuda:0 (NVIDIA H200)" */
+	char features[128];	   /* "avx512 vnni", "sm_90" */
+	int threads;		   /* that operations run on; 0 on a GPU */
+	ft_dtype compute_dtype; /* of activations that enter matrix products, for this numerics */
+	int64_t memory_total;  /* bytes */
+	int64_t memory_free;
+} ft_device_info;
+
+/* What a weight will be used for decides how a backend lays it out; bits may be or-ed. */
+enum
+{
+	FT_USE_TRAIN = 1, /* linear() and linear_grad_input() for many rows, library products */
+	FT_USE_SERVE = 2, /* linear() row-fixed, from 1 row on, stored type kept packed */
+	FT_USE_EMBED = 4  /* embed() */
+};
+
+/* Sequences of a serving batch: row_start[n + 1] and context[n] say that sequence i's rows are
+ * [row_start[i], row_start[i + 1]) and that its first row stands at position context[i].
+ * blocks[i * max_blocks + j] is the cache block of its positions [16 j, 16 j + 16). All device. */
+typedef struct ft_paged_batch
+{
+	int n;
+	int max_blocks;
+	int max_rows;	 /* largest row count of a sequence */
+	int max_context; /* largest position in the batch, plus 1 */
+	const int32_t *row_start;
+	const int32_t *context;
+	const int32_t *blocks;
+} ft_paged_batch;
+
+/* One layer's cache: [blocks][G][16][D] each, f32 or bf16. */
+typedef struct ft_kv_layer
+{
+	void *k;
+	void *v;
+	ft_dtype dtype;
+	int kv_heads;
+	int head_dim;
+} ft_kv_layer;
+
+/* Packed sequences of a training batch (block-diagonal causal attention). */
+typedef struct ft_attention
+{
+	int heads;				/* H */
+	int kv_heads;			/* G, divides H */
+	int head_dim;			/* D */
+	int window;				/* 0: none; else a row sees itself and window - 1 rows before */
+	float scale;			/* usually 1/√D */
+	int n_sequences;		/* documents in the batch */
+	int max_length;			/* of the longest */
+	const int32_t *starts;	/* [n_sequences + 1], starts[0] = 0, last = T (device) */
+	const int32_t *starts_host; /* the same on the host */
+} ft_attention;
+
+/* A run of rows that share an adapter, for one linear layer (host array, device a and b). */
+typedef struct ft_lora_segment
+{
+	int64_t row;	/* first row */
+	int64_t rows;
+	int64_t column; /* first column of y that b writes */
+	int64_t out;	/* columns written */
+	int rank;
+	float scale;
+	const float *a; /* [rank, in] */
+	const float *b; /* [out, rank] */
+} ft_lora_segment;
+
+typedef struct ft_adamw
+{
+	float learning_rate;
+	float beta1;
+	float beta2;
+	float eps;
+	float weight_decay; /* decoupled */
+	float grad_scale;	/* gradients are multiplied by this first (clipping) */
+	int64_t step;		/* 1 for the first update */
+} ft_adamw;
+
+typedef struct ft_sample
+{
+	float temperature; /* 0: greedy, lowest id wins a tie */
+	float top_p;	   /* 1: off */
+	float min_p;	   /* 0: off */
+	int32_t top_k;	   /* 0: off */
+	float uniform;	   /* in [0, 1): the random number of this draw */
+} ft_sample;
+
+typedef struct ft_ops
+{
+	int version; /* FT_OPS_VERSION */
+	const char *name;
+
+	/* --- device and memory ------------------------------------------------------------- */
+
+	ft_status (*device_open)(const ft_device_config *config, ft_device **device);
+	void (*device_close)(ft_device *device); /* everything made with it must be freed before */
+	ft_status (*device_info)(ft_device *device, ft_device_info *info);
+	ft_status (*mem_alloc)(ft_device *device, ft_mem_space space, size_t bytes, void **memory);
+	void (*mem_free)(ft_device *device, ft_mem_space space, void *memory);
+	ft_status (*stream_create)(ft_device *device, ft_stream **stream);
+	void (*stream_destroy)(ft_stream *stream);
+	/* Wait for all queued work; an error of any earlier operation surfaces here at the latest. */
+	ft_status (*stream_synchronize)(ft_stream *stream);
+	ft_status (*copy_to_device)(ft_stream *s, void *to, const void *from_host, size_t bytes);
+	/* Waits for the stream up to and including this copy. */
+	ft_status (*copy_to_host)(ft_stream *s, void *to_host, const void *from, size_t bytes);
+	ft_status (*copy)(ft_stream *s, void *to, const void *from, size_t bytes);
+	ft_status (*zero)(ft_stream *s, void *memory, size_t bytes);
+
+	/* --- weights: immutable matrices in the layout that the backend likes best -------------- */
+
+	/* Stack `n_parts` host matrices [rows_i, cols], each of its own stored type, into one weight
+	 * [Σ rows_i, cols].  The parts may be freed afterwards. */
+	ft_status (*weight_create)(ft_device *device, const ft_mat *parts, int n_parts, unsigned use,
+							   ft_weight **weight);
+	void (*weight_free)(ft_weight *weight);
+	int64_t (*weight_bytes)(const ft_weight *weight); /* device memory held */
+
+	/* --- matrix products ------------------------------------------------------------------- */
+
+	/* y[T, N] = x[T, K] · Wᵀ + beta · y.  x f32 or bf16, y f32 or bf16, beta 0 or 1 (1: y f32).
+	 * row_fixed needs FT_USE_SERVE, else FT_USE_TRAIN. */
+	ft_status (*linear)(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta,
+						bool row_fixed);
+	/* dx[T, K] = dy[T, N] · W + beta · dx. */
+	ft_status (*linear_grad_input)(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w,
+								   float beta);
+	/* c[M, N] = alpha · op(a) · op(b) + beta · c, op = transpose where ta / tb is set.  a and b of one
+	 * type, f32 or bf16; c f32, or bf16 with beta 0. */
+	ft_status (*matmul)(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha,
+						float beta);
+	/* y[row, column..] += scale · (x[row] · aᵀ) · bᵀ for every segment.  y f32 or bf16, x f32 or bf16.
+	 * Row-fixed. */
+	ft_status (*lora)(ft_stream *s, ft_mat y, ft_mat x, const ft_lora_segment *segments, int n);
+
+	/* --- rows ------------------------------------------------------------------------------- */
+
+	/* y[i] = row ids[i] of w (FT_USE_EMBED). y f32 or bf16. An id out of range gives a zero row. */
+	ft_status (*embed)(ft_stream *s, ft_mat y, const ft_weight *w, const int32_t *ids);
+	/* y[i] = x[index[i]]; y and x of one type, f32 or bf16. */
+	ft_status (*gather_rows)(ft_stream *s, ft_mat y, ft_mat x, const int32_t *index);
+	/* y[index[i]] += x[i] (f32); indexes are distinct. */
+	ft_status (*scatter_add_rows)(ft_stream *s, ft_mat y, ft_mat x, const int32_t *index);
+	/* y = x for any pair of f32, bf16, f16, and from any quantised type to f32 or bf16. */
+	ft_status (*convert)(ft_stream *s, ft_mat y, ft_mat x);
+	/* y += alpha · x (f32). */
+	ft_status (*add)(ft_stream *s, ft_mat y, ft_mat x, float alpha);
+
+	/* --- the transformer's own ---------------------------------------------------------------- */
+
+	/* h = x (+ branch, where its data is not NULL), y = h / rms(h) · weight, rstd[T] = 1 / rms(h).
+	 * x, h f32 (h may be x: in place; h.data NULL: not stored); branch, y f32 or bf16;
+	 * rstd may be NULL. */
+	ft_status (*rmsnorm)(ft_stream *s, ft_mat y, ft_mat h, float *rstd, ft_mat x, ft_mat branch,
+						 const float *weight, float eps);
+	/* dx += gradient of y's loss through the norm; x is what was normalised (h above); dy f32 or bf16.
+	 * dweight[C] (f32, added to) may be NULL. */
+	ft_status (*rmsnorm_grad)(ft_stream *s, ft_mat dx, float *dweight, ft_mat dy, ft_mat x,
+							  const float *weight, const float *rstd);
+	/* Rotate, in place, each head's halves (x1, x2) of x[T, n·D] by the angle of positions[t]:
+	 * (x1 cos − x2 sin, x2 cos + x1 sin), tables [max_position, D/2] f32.  inverse: by the negative
+	 * angle, which is the gradient.  x f32 or bf16. */
+	ft_status (*rope)(ft_stream *s, ft_mat x, int head_dim, const int32_t *positions,
+					  const float *cos_table, const float *sin_table, bool inverse);
+	/* y[T, F] = silu(gate) · up, gate_up [T, 2F] = gate | up. */
+	ft_status (*swiglu)(ft_stream *s, ft_mat y, ft_mat gate_up);
+	/* dgate_up from dy and gate_up; dgate_up may be gate_up (in place). */
+	ft_status (*swiglu_grad)(ft_stream *s, ft_mat dgate_up, ft_mat dy, ft_mat gate_up);
+	/* Causal attention inside each sequence: q [T, H·D], k, v [T, G·D] (views of one QKV matrix),
+	 * out [T, H·D], lse [T, H] f32 = log of the softmax sum.  One type, f32 or bf16. */
+	ft_status (*attention)(ft_stream *s, const ft_attention *a, ft_mat out, float *lse, ft_mat q,
+						   ft_mat k, ft_mat v);
+	/* dq, dk, dv (overwritten, views of one matrix) from dout. */
+	ft_status (*attention_grad)(ft_stream *s, const ft_attention *a, ft_mat dq, ft_mat dk,
+								ft_mat dv, ft_mat dout, ft_mat q, ft_mat k, ft_mat v, ft_mat out,
+								const float *lse);
+	/* Store the rows' k and v [T, G·D] (rotated) at their places in the cache. */
+	ft_status (*kv_store)(ft_stream *s, const ft_kv_layer *cache, const ft_paged_batch *batch,
+						  ft_mat k, ft_mat v);
+	/* out[T, H·D] = attention of q [T, H·D] over the cache, each row over the positions up to its own
+	 * (and inside the window).  Row-fixed. */
+	ft_status (*attention_paged)(ft_stream *s, ft_mat out, ft_mat q, const ft_kv_layer *cache,
+								 const ft_paged_batch *batch, int heads, int window, float scale);
+
+	/* --- loss, optimizer, sampling -------------------------------------------------------------- */
+
+	/* For each row of logits [n, V] (f32): loss[i] = −log softmax at targets[i] (unweighted),
+	 * correct[i] = 1.0 when the arg-max (lowest id on a tie) is targets[i].  With grad_scale ≠ 0 the
+	 * logits are replaced by their gradient, weights[i] · grad_scale · (softmax − one-hot). */
+	ft_status (*cross_entropy)(ft_stream *s, ft_mat logits, const int32_t *targets,
+							   const float *weights, float grad_scale, float *loss,
+							   float *correct);
+	/* *result (device, f64) = Σ x². */
+	ft_status (*sum_squares)(ft_stream *s, double *result, const float *x, int64_t n);
+	ft_status (*adamw)(ft_stream *s, float *param, float *m, float *v, const float *grad,
+					   int64_t n, const ft_adamw *settings);
+	/* ids[i] (device) drawn from row i of logits [n, V] (f32, may be overwritten) by params[i] (host);
+	 * logprobs[i] (device, may be NULL): log softmax of the untouched logits at ids[i]. */
+	ft_status (*sample)(ft_stream *s, ft_mat logits, const ft_sample *params, int32_t *ids,
+						float *logprobs);
+} ft_ops;
+
+/* The CPU's table (kernels/cpu/backend.c). */
+const ft_ops *ft_cpu_ops(void);
+
+/* FT_INTERNAL, naming the entry, when one is missing or the version is another. */
+ft_status ft_ops_check(const ft_ops *ops);
+
+#endif

@@ -1,0 +1,108 @@
+/*
+ * tensor.h: element types and matrix views, shared by engine and kernels.
+ *
+ * All matrices are row-major.  Quantised types store whole blocks along a row,
+ * so that a row is always a whole number of bytes and rows can be moved, cut
+ * and stacked without touching the blocks.
+ */
+#ifndef FT_TENSOR_H
+#define FT_TENSOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum ft_dtype
+{
+	FT_F32,
+	FT_F16,
+	FT_BF16,
+	FT_Q4_0, /* 32 values: f16 d, 16 B of nibbles; x = (q - 8)·d */
+	FT_Q4_1, /* 32 values: f16 d, f16 m, 16 B of nibbles; x = q·d + m */
+	FT_Q5_0, /* 32 values: f16 d, u32 high bits, 16 B; x = (q - 16)·d */
+	FT_Q5_1, /* 32 values: f16 d, f16 m, u32 high bits, 16 B; x = q·d + m */
+	FT_Q8_0, /* 32 values: f16 d, 32 × i8; x = q·d */
+	FT_Q6_K, /* 256 values, 210 B */
+	FT_I32,
+	FT_DTYPE_COUNT
+} ft_dtype;
+
+typedef struct ft_dtype_info
+{
+	const char *name;
+	int block_values; /* values in a block; 1 for plain types */
+	int block_bytes;
+} ft_dtype_info;
+
+/* Never NULL; the entry of an unknown dtype has block_values 0. */
+const ft_dtype_info *ft_dtype_get(ft_dtype dtype);
+
+/* Bytes of a row of `cols` values, or -1 when cols is no multiple of the block or the size overflows. */
+int64_t ft_row_bytes(ft_dtype dtype, int64_t cols);
+
+/* A view of a matrix that somebody else owns. */
+typedef struct ft_mat
+{
+	void *data;
+	ft_dtype dtype;
+	int64_t rows;
+	int64_t cols;
+	int64_t ld; /* values from one row to the next; = cols for quantised types */
+} ft_mat;
+
+static inline ft_mat
+ft_mat_make(void *data, ft_dtype dtype, int64_t rows, int64_t cols)
+{
+	return (ft_mat){data, dtype, rows, cols, cols};
+}
+
+/* Columns [first, first + count) of a plain-typed matrix. */
+static inline ft_mat
+ft_mat_cols(ft_mat m, int64_t first, int64_t count)
+{
+	size_t size = m.dtype == FT_F32 || m.dtype == FT_I32 ? 4 : 2;
+
+	m.data = (char *) m.data + (size_t) first * size;
+	m.cols = count;
+	return m;
+}
+
+/* Rows [first, first + count) of a plain-typed matrix. */
+static inline ft_mat
+ft_mat_rows(ft_mat m, int64_t first, int64_t count)
+{
+	size_t size = m.dtype == FT_F32 || m.dtype == FT_I32 ? 4 : 2;
+
+	m.data = (char *) m.data + (size_t) (first * m.ld) * size;
+	m.rows = count;
+	return m;
+}
+
+static inline float
+ft_bf16_to_f32(uint16_t b)
+{
+	union
+	{
+		uint32_t u;
+		float f;
+	} x = {(uint32_t) b << 16};
+
+	return x.f;
+}
+
+/* Round to nearest, ties to even; NaN stays NaN. */
+static inline uint16_t
+ft_f32_to_bf16(float f)
+{
+	union
+	{
+		float f;
+		uint32_t u;
+	} x = {f};
+
+	if ((x.u & 0x7fffffff) > 0x7f800000)
+		return (uint16_t) ((x.u >> 16) | 0x40);
+	return (uint16_t) ((x.u + 0x7fff + ((x.u >> 16) & 1)) >> 16);
+}
+
+#endif

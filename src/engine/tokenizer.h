@@ -1,0 +1,70 @@
+/*
+ * tokenizer.h: text to token ids and back.
+ */
+#ifndef FT_TOKENIZER_H
+#define FT_TOKENIZER_H
+
+#include "buffer.h"
+#include "status.h"
+
+#include <stdbool.h>
+
+/* GGUF's tokenizer.ggml.token_type */
+typedef enum ft_token_type
+{
+	FT_TOKEN_NORMAL = 1,
+	FT_TOKEN_UNKNOWN = 2,
+	FT_TOKEN_CONTROL = 3,
+	FT_TOKEN_USER_DEFINED = 4,
+	FT_TOKEN_UNUSED = 5,
+	FT_TOKEN_BYTE = 6
+} ft_token_type;
+
+/* A vocabulary as files store it.  Strings are length-counted: a token may hold any byte. */
+typedef struct ft_string
+{
+	const char *data;
+	size_t length;
+} ft_string;
+
+typedef struct ft_vocabulary
+{
+	char model[16]; /* "gpt2" (byte-level BPE) or "llama" (SentencePiece style) */
+	char pre[32];	/* pre-tokeniser: "smollm", "llama-bpe", "qwen2", "default" … */
+	size_t n_tokens;
+	ft_string *tokens; /* byte-level ones in GPT-2's printable alphabet, as stored */
+	int32_t *types;	   /* ft_token_type */
+	float *scores;	   /* NULL for byte-level BPE */
+	size_t n_merges;
+	ft_string *merges; /* "left right", by rank */
+	int bos, eos, unknown, pad; /* -1: none */
+	bool add_bos;
+	bool add_space_prefix;
+} ft_vocabulary;
+
+typedef struct ft_tokenizer ft_tokenizer;
+
+/* Builds its own tables; the vocabulary may go away afterwards.  Thread-safe once made (const). */
+ft_status ft_tokenizer_create(const ft_vocabulary *vocabulary, ft_tokenizer **tokenizer);
+void ft_tokenizer_free(ft_tokenizer *tokenizer);
+
+/* Append the ids of text[0, n) to ids.  Nothing is added (no BOS).  parse_special: special tokens
+ * written in the text become their ids, as in a chat template; without it they are plain text, as
+ * everything that comes from a user must be.  The text may be any bytes. */
+ft_status ft_tokenizer_encode(const ft_tokenizer *tokenizer, const char *text, size_t n,
+							  bool parse_special, ft_ids *ids);
+
+/* Append the bytes of the ids to text.  skip_special drops control tokens. */
+ft_status ft_tokenizer_decode(const ft_tokenizer *tokenizer, const int32_t *ids, size_t n,
+							  bool skip_special, ft_text *text);
+
+/* The id of a token by its text as a user would write it ("<|im_end|>"); -1 when there is none. */
+int32_t ft_tokenizer_find(const ft_tokenizer *tokenizer, const char *token);
+size_t ft_tokenizer_size(const ft_tokenizer *tokenizer);
+bool ft_tokenizer_is_special(const ft_tokenizer *tokenizer, int32_t id);
+
+/* How many bytes at the end of text[0, n) begin a UTF-8 character that is not complete (0 to 3): a stream
+ * holds them back. */
+size_t ft_utf8_incomplete(const char *text, size_t n);
+
+#endif
