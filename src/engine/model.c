@@ -1,0 +1,455 @@
+/*
+ * model.c: loading a base model's weights onto a device.
+ *
+ * Tensors are read one group at a time (a layer's q, k and v, say), given to
+ * the backend, which lays them out as it likes, and forgotten: beside the
+ * device's copy never more than one group is held in host memory.
+ */
+#include "model.h"
+
+#include "buffer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Longest RoPE table that is made without being asked for: 2^20 positions are 512 MiB at D = 128.
+ */
+#define MAX_POSITIONS (1 << 20)
+
+#define MAX_PARTS 3
+
+typedef struct loader
+{
+	const ft_model_file *file;
+	ft_model *model;
+	ft_stream *stream;
+	unsigned use;
+	bool *used; /* per tensor of the file */
+} loader;
+
+static const struct
+{
+	const char *name;
+	const char *module;
+} targets[FT_TARGET_COUNT] = {
+	[FT_Q_PROJ] = {"q_proj", "self_attn.q_proj"},    [FT_K_PROJ] = {"k_proj", "self_attn.k_proj"},
+	[FT_V_PROJ] = {"v_proj", "self_attn.v_proj"},    [FT_O_PROJ] = {"o_proj", "self_attn.o_proj"},
+	[FT_GATE_PROJ] = {"gate_proj", "mlp.gate_proj"}, [FT_UP_PROJ] = {"up_proj", "mlp.up_proj"},
+	[FT_DOWN_PROJ] = {"down_proj", "mlp.down_proj"},
+};
+
+const char *
+ft_target_name(ft_target target)
+{
+	return targets[target].name;
+}
+
+const char *
+ft_target_module(ft_target target)
+{
+	return targets[target].module;
+}
+
+void
+ft_target_shape(const ft_config *config, ft_target target, int *in, int *out)
+{
+	int q = config->heads * config->head_dim;
+	int kv = config->kv_heads * config->head_dim;
+
+	switch (target)
+	{
+		case FT_Q_PROJ:
+			*in = config->hidden;
+			*out = q;
+			break;
+		case FT_K_PROJ:
+		case FT_V_PROJ:
+			*in = config->hidden;
+			*out = kv;
+			break;
+		case FT_O_PROJ:
+			*in = q;
+			*out = config->hidden;
+			break;
+		case FT_GATE_PROJ:
+		case FT_UP_PROJ:
+			*in = config->hidden;
+			*out = config->ffn;
+			break;
+		case FT_DOWN_PROJ:
+		default:
+			*in = config->ffn;
+			*out = config->hidden;
+			break;
+	}
+}
+
+/* The tensor of that name, which must be there and have that shape; it counts as used. */
+static ft_status
+find_tensor(loader *l, const char *name, int64_t rows, int64_t cols, const ft_model_tensor **tensor)
+{
+	const ft_model_tensor *t = ft_model_file_find(l->file, name);
+
+	if (!t)
+		return ft_fail(FT_CORRUPT, "%s: tensor \"%s\" is missing", ft_model_file_path(l->file),
+					   name);
+	if (t->rows != rows || t->cols != cols)
+		return ft_fail(FT_CORRUPT,
+					   "%s: tensor \"%s\" has shape [%lld, %lld], expected [%lld, %lld]",
+					   ft_model_file_path(l->file), name, (long long) t->rows, (long long) t->cols,
+					   (long long) rows, (long long) cols);
+	for (int i = 0; i < ft_model_file_tensors(l->file); i++)
+		if (ft_model_file_tensor(l->file, i) == t)
+			l->used[i] = true;
+	*tensor = t;
+	return FT_OK;
+}
+
+/* Stack the named tensors [rows_i, cols] into one weight. */
+static ft_status
+load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int64_t cols,
+			unsigned use, ft_weight **weight)
+{
+	ft_mat parts[MAX_PARTS];
+	ft_status status = FT_OK;
+
+	memset(parts, 0, sizeof parts);
+	for (int i = 0; i < n && status == FT_OK; i++)
+	{
+		const ft_model_tensor *t;
+
+		status = find_tensor(l, names[i], rows[i], cols, &t);
+		if (status != FT_OK)
+			break;
+		parts[i] = ft_mat_make(NULL, t->dtype, t->rows, t->cols);
+		status = ft_alloc(&parts[i].data, t->bytes, 1);
+		if (status == FT_OK)
+			status = ft_model_file_read(l->file, t, parts[i].data);
+	}
+	if (status == FT_OK)
+		status = l->model->ops->weight_create(l->model->device, parts, n, use, weight);
+	for (int i = 0; i < n; i++)
+		free(parts[i].data);
+	if (status == FT_OK)
+		l->model->bytes += l->model->ops->weight_bytes(*weight);
+	return status;
+}
+
+/* Device memory of n f32 values that the model owns. */
+static ft_status
+device_floats(ft_model *model, int64_t n, float **values)
+{
+	FT_TRY(model->ops->mem_alloc(model->device, FT_MEM_DEVICE, (size_t) n * sizeof(float),
+								 (void **) values));
+	model->bytes += n * (int64_t) sizeof(float);
+	return FT_OK;
+}
+
+/* A vector of a plain stored type, as f32 on the device. */
+static ft_status
+load_vector(loader *l, const char *name, int64_t n, float **vector)
+{
+	const ft_ops *ops = l->model->ops;
+	const ft_model_tensor *t;
+	void *host = NULL;
+	void *stored = NULL;
+	ft_status status;
+
+	FT_TRY(find_tensor(l, name, 1, n, &t));
+	FT_TRY(device_floats(l->model, n, vector));
+	FT_TRY(ft_alloc(&host, t->bytes, 1));
+	status = ft_model_file_read(l->file, t, host);
+	if (status == FT_OK && t->dtype == FT_F32)
+		status = ops->copy_to_device(l->stream, *vector, host, t->bytes);
+	else if (status == FT_OK)
+	{
+		status = ops->mem_alloc(l->model->device, FT_MEM_DEVICE, t->bytes, &stored);
+		if (status == FT_OK)
+			status = ops->copy_to_device(l->stream, stored, host, t->bytes);
+		if (status == FT_OK)
+			status = ops->convert(l->stream, ft_mat_make(*vector, FT_F32, 1, n),
+								  ft_mat_make(stored, t->dtype, 1, n));
+	}
+	if (status == FT_OK)
+		status = ops->stream_synchronize(l->stream);
+	if (stored)
+		ops->mem_free(l->model->device, FT_MEM_DEVICE, stored);
+	free(host);
+	return status;
+}
+
+static ft_status
+load_layer(loader *l, int index)
+{
+	const ft_config *c = &l->model->config;
+	ft_layer *layer = &l->model->layers[index];
+	int64_t q = (int64_t) c->heads * c->head_dim;
+	int64_t kv = (int64_t) c->kv_heads * c->head_dim;
+	char names[FT_TARGET_COUNT][128];
+	char norm[128];
+	const char *name[FT_TARGET_COUNT];
+
+	for (int t = 0; t < FT_TARGET_COUNT; t++)
+	{
+		snprintf(names[t], sizeof names[t], "model.layers.%d.%s.weight", index, targets[t].module);
+		name[t] = names[t];
+	}
+	snprintf(norm, sizeof norm, "model.layers.%d.input_layernorm.weight", index);
+	FT_TRY(load_vector(l, norm, c->hidden, &layer->attention_norm));
+	snprintf(norm, sizeof norm, "model.layers.%d.post_attention_layernorm.weight", index);
+	FT_TRY(load_vector(l, norm, c->hidden, &layer->ffn_norm));
+	FT_TRY(load_weight(l, 3, &name[FT_Q_PROJ], (int64_t[]){q, kv, kv}, c->hidden, l->use,
+					   &layer->qkv));
+	FT_TRY(load_weight(l, 1, &name[FT_O_PROJ], (int64_t[]){c->hidden}, q, l->use, &layer->out));
+	FT_TRY(load_weight(l, 2, &name[FT_GATE_PROJ], (int64_t[]){c->ffn, c->ffn}, c->hidden, l->use,
+					   &layer->gate_up));
+	FT_TRY(load_weight(l, 1, &name[FT_DOWN_PROJ], (int64_t[]){c->hidden}, c->ffn, l->use,
+					   &layer->down));
+	return FT_OK;
+}
+
+/*
+ * Inverse frequencies of RoPE, in f32 as transformers computes them
+ * (modeling_rope_utils.py): 1 / θ^(2i/D), scaled as the configuration says, and
+ * divided by the factors that a GGUF of Llama 3.1 brings (rope_freqs.weight).
+ */
+static ft_status
+inverse_frequencies(loader *l, float *inverse)
+{
+	const ft_config *c = &l->model->config;
+	int half = c->head_dim / 2;
+	const ft_model_tensor *t;
+	float *factors;
+	ft_status status;
+
+	for (int i = 0; i < half; i++)
+	{
+		float f = 1.0f / powf((float) c->rope_theta, (float) (2 * i) / (float) c->head_dim);
+
+		if (c->rope_scaling == FT_ROPE_LINEAR)
+			f /= (float) c->rope_factor;
+		else if (c->rope_scaling == FT_ROPE_LLAMA3)
+		{
+			double wavelength = 2.0 * M_PI / f;
+			double low = c->rope_original_positions / c->rope_low_freq;
+			double high = c->rope_original_positions / c->rope_high_freq;
+
+			if (wavelength > low)
+				f = (float) (f / c->rope_factor);
+			else if (wavelength >= high)
+			{
+				double smooth = (c->rope_original_positions / wavelength - c->rope_low_freq) /
+								(c->rope_high_freq - c->rope_low_freq);
+
+				f = (float) ((1.0 - smooth) * f / c->rope_factor + smooth * f);
+			}
+		}
+		inverse[i] = f;
+	}
+	if (!ft_model_file_find(l->file, "rope_freqs.weight"))
+		return FT_OK;
+	FT_TRY(find_tensor(l, "rope_freqs.weight", 1, half, &t));
+	if (t->dtype != FT_F32)
+		return ft_fail(FT_UNSUPPORTED, "%s: tensor \"%s\" has type %s, expected f32",
+					   ft_model_file_path(l->file), t->name, ft_dtype_get(t->dtype)->name);
+	FT_TRY(ft_alloc((void **) &factors, (size_t) half, sizeof(float)));
+	status = ft_model_file_read(l->file, t, factors);
+	for (int i = 0; i < half && status == FT_OK; i++)
+	{
+		if (!(factors[i] > 0))
+			status = ft_fail(FT_CORRUPT, "%s: tensor \"%s\" has value %g at %d, expected > 0",
+							 ft_model_file_path(l->file), t->name, factors[i], i);
+		else
+			inverse[i] /= factors[i];
+	}
+	free(factors);
+	return status;
+}
+
+/* cos and sin of position · inverse frequency, all in f32. */
+static ft_status
+load_rope(loader *l)
+{
+	ft_model *model = l->model;
+	int half = model->config.head_dim / 2;
+	int64_t n = (int64_t) model->rope_positions * half;
+	float *inverse = NULL;
+	float *tables = NULL;
+	ft_status status;
+
+	FT_TRY(device_floats(model, n, &model->rope_cos));
+	FT_TRY(device_floats(model, n, &model->rope_sin));
+	FT_TRY(ft_alloc((void **) &inverse, (size_t) half, sizeof(float)));
+	status = inverse_frequencies(l, inverse);
+	if (status == FT_OK)
+		status = ft_alloc((void **) &tables, (size_t) n, 2 * sizeof(float));
+	if (status == FT_OK)
+	{
+		for (int64_t i = 0; i < n; i++)
+		{
+			float angle = (float) (i / half) * inverse[i % half];
+
+			tables[i] = cosf(angle);
+			tables[n + i] = sinf(angle);
+		}
+		status = model->ops->copy_to_device(l->stream, model->rope_cos, tables,
+											(size_t) n * sizeof(float));
+		if (status == FT_OK)
+			status = model->ops->copy_to_device(l->stream, model->rope_sin, tables + n,
+												(size_t) n * sizeof(float));
+		if (status == FT_OK)
+			status = model->ops->stream_synchronize(l->stream);
+	}
+	free(tables);
+	free(inverse);
+	return status;
+}
+
+/* What the arithmetic of decode.c and the training loop takes for granted. */
+static ft_status
+check_config(const ft_model_file *file)
+{
+	const ft_config *c = ft_model_file_config(file);
+
+	if (c->hidden < 1 || c->ffn < 1 || c->layers < 1 || c->heads < 1 || c->kv_heads < 1 ||
+		c->head_dim < 2 || c->head_dim % 2 != 0 || c->vocab < 1 || c->max_positions < 1 ||
+		c->heads % c->kv_heads != 0)
+		return ft_fail(FT_CORRUPT,
+					   "%s: impossible shape: width %d, feed-forward %d, layers %d, heads %d, "
+					   "key/value heads %d, head size %d, vocabulary %d, context %d",
+					   ft_model_file_path(file), c->hidden, c->ffn, c->layers, c->heads,
+					   c->kv_heads, c->head_dim, c->vocab, c->max_positions);
+	if (!(c->rope_theta > 0) || !(c->rms_eps >= 0))
+		return ft_fail(FT_CORRUPT, "%s: rope theta is %g and the norm's epsilon %g",
+					   ft_model_file_path(file), c->rope_theta, c->rms_eps);
+	if (c->rope_scaling != FT_ROPE_PLAIN && !(c->rope_factor > 0))
+		return ft_fail(FT_CORRUPT, "%s: rope scaling factor is %g", ft_model_file_path(file),
+					   c->rope_factor);
+	if (c->rope_scaling == FT_ROPE_LLAMA3 &&
+		(!(c->rope_low_freq > 0) || !(c->rope_high_freq > c->rope_low_freq) ||
+		 c->rope_original_positions < 1))
+		return ft_fail(FT_CORRUPT,
+					   "%s: rope scaling has low factor %g, high factor %g, original context %d",
+					   ft_model_file_path(file), c->rope_low_freq, c->rope_high_freq,
+					   c->rope_original_positions);
+	return FT_OK;
+}
+
+static ft_status
+load_all(loader *l)
+{
+	ft_model *model = l->model;
+	const ft_config *c = &model->config;
+	const char *embedding = "model.embed_tokens.weight";
+	const char *head = "lm_head.weight";
+	const int64_t rows = c->vocab;
+
+	FT_TRY(load_rope(l));
+	for (int i = 0; i < c->layers; i++)
+		FT_TRY(load_layer(l, i));
+	FT_TRY(load_vector(l, "model.norm.weight", c->hidden, &model->final_norm));
+	if (c->tied_embeddings)
+	{
+		FT_TRY(load_weight(l, 1, &embedding, &rows, c->hidden, l->use | FT_USE_EMBED,
+						   &model->embedding));
+		model->head = model->embedding;
+	}
+	else
+	{
+		FT_TRY(load_weight(l, 1, &embedding, &rows, c->hidden, FT_USE_EMBED, &model->embedding));
+		FT_TRY(load_weight(l, 1, &head, &rows, c->hidden, l->use, &model->head));
+	}
+	/* a tensor that nothing reads (a bias, a norm of q) would silently change what the model says
+	 */
+	for (int i = 0; i < ft_model_file_tensors(l->file); i++)
+		if (!l->used[i])
+			return ft_fail(FT_UNSUPPORTED, "%s: tensor \"%s\" is not supported",
+						   ft_model_file_path(l->file), ft_model_file_tensor(l->file, i)->name);
+	return FT_OK;
+}
+
+ft_status
+ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use,
+			  int max_positions, ft_model **model)
+{
+	const ft_config *config = ft_model_file_config(file);
+	ft_device_info info;
+	loader l = {.file = file, .use = use & (FT_USE_TRAIN | FT_USE_SERVE)};
+	ft_model *m = NULL;
+	ft_status status;
+
+	FT_TRY(check_config(file));
+	if (max_positions <= 0 || max_positions > config->max_positions)
+		max_positions = config->max_positions;
+	if (max_positions > MAX_POSITIONS)
+		return ft_hint(ft_fail(FT_UNSUPPORTED, "%s: context of %d tokens is over the limit of %d",
+							   ft_model_file_path(file), max_positions, MAX_POSITIONS),
+					   "Set the option context_length to a smaller number.");
+	FT_TRY(ops->device_info(device, &info));
+	FT_TRY(ft_alloc((void **) &m, 1, sizeof *m));
+	m->config = *config;
+	m->ops = ops;
+	m->device = device;
+	m->compute = info.compute_dtype;
+	m->rope_positions = max_positions;
+	l.model = m;
+	status = ft_alloc((void **) &m->layers, (size_t) config->layers, sizeof *m->layers);
+	if (status == FT_OK)
+		status = ft_alloc((void **) &l.used, (size_t) ft_model_file_tensors(file), sizeof *l.used);
+	if (status == FT_OK)
+		status = ops->stream_create(device, &l.stream);
+	if (status == FT_OK)
+		status = load_all(&l);
+	if (l.stream)
+		ops->stream_destroy(l.stream);
+	free(l.used);
+	if (status != FT_OK)
+	{
+		ft_model_free(m);
+		return status;
+	}
+	*model = m;
+	return FT_OK;
+}
+
+static void
+free_weight(const ft_ops *ops, ft_weight *weight)
+{
+	if (weight)
+		ops->weight_free(weight);
+}
+
+static void
+free_memory(const ft_model *model, void *memory)
+{
+	if (memory)
+		model->ops->mem_free(model->device, FT_MEM_DEVICE, memory);
+}
+
+void
+ft_model_free(ft_model *model)
+{
+	if (!model)
+		return;
+	for (int i = 0; model->layers && i < model->config.layers; i++)
+	{
+		ft_layer *layer = &model->layers[i];
+
+		free_weight(model->ops, layer->qkv);
+		free_weight(model->ops, layer->out);
+		free_weight(model->ops, layer->gate_up);
+		free_weight(model->ops, layer->down);
+		free_memory(model, layer->attention_norm);
+		free_memory(model, layer->ffn_norm);
+	}
+	if (model->head != model->embedding)
+		free_weight(model->ops, model->head);
+	free_weight(model->ops, model->embedding);
+	free_memory(model, model->final_norm);
+	free_memory(model, model->rope_cos);
+	free_memory(model, model->rope_sin);
+	free(model->layers);
+	free(model);
+}
