@@ -4,7 +4,7 @@
 #include "adapter.h"
 
 #include "buffer.h"
-#include "philox.h"
+#include "random.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -113,10 +113,9 @@ ft_adapter_init(ft_adapter *adapter, const ft_config *config, uint64_t seed)
 		bound = 1.0f / sqrtf((float) in);
 		for (int64_t k = 0; k < (int64_t) adapter->rank * in; k++)
 		{
-			uint32_t word[4];
+			float u = ft_random_uniform(seed, FT_STREAM_LORA_INIT + (uint64_t) i, (uint64_t) k);
 
-			ft_philox(seed, (uint64_t) i, (uint64_t) k, word);
-			host[adapter->a_at[i] + k] = (2.0f * ft_uniform(word[0]) - 1.0f) * bound;
+			host[adapter->a_at[i] + k] = (2.0f * u - 1.0f) * bound;
 		}
 	}
 	status = ops->stream_create(adapter->device, &stream);
