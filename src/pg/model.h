@@ -1,0 +1,118 @@
+/*
+ * model.h: a model by name.
+ *
+ * A model is a foreign server of the wrapper pg_finetune (name, owner, rights)
+ * and a row of finetune.model (identity, weights).  A base model's weights are
+ * a file, found by the server's options; a tuned model's stand in
+ * finetune.weights.
+ */
+#ifndef PGFT_MODEL_H
+#define PGFT_MODEL_H
+
+#include "utils/jsonb.h"
+#include "utils/uuid.h"
+
+typedef enum PgftModelKind
+{
+	PGFT_MODEL_BASE,
+	PGFT_MODEL_LORA,
+	PGFT_MODEL_FULL
+} PgftModelKind;
+
+typedef struct PgftModel
+{
+	Oid server; /* InvalidOid when found by id and its server is gone */
+	char *name;
+	PgftModelKind kind;
+	Oid owner;
+
+	/* Row of finetune.model */
+	bool has_row; /* always, but for a tuned model's server that was made by hand */
+	pg_uuid_t id;
+	bool has_job;
+	pg_uuid_t job;
+	char *weights_digest; /* SHA-256 in hex; NULL until the weights are stored */
+	char *base_digest;    /* of the base file that it was trained on, hex; may be NULL */
+
+	struct PgftModel *base; /* a tuned model's base; NULL for a base */
+
+	/* Options of a base's server */
+	char *file;          /* as in the option */
+	char *chat_template; /* NULL: the file's own */
+	int context_length;  /* 0: the file's own */
+
+	/* Of a base, set by pgft_model_resolve: */
+	char *path;      /* absolute path of the file */
+	char *engine_id; /* what the engine knows it by: changes with the file */
+} PgftModel;
+
+/* OID of the wrapper; InvalidOid, or an error, when the extension is not in this database. */
+extern Oid pgft_wrapper_oid(bool missing_ok);
+
+extern const char *pgft_model_kind_name(PgftModelKind kind);
+extern bool pgft_model_kind_by_name(const char *name, PgftModelKind *kind);
+
+/*
+ * The model of this name, for the current user: checks USAGE on its server
+ * (42501).  A name that is no server of our wrapper raises 42704 or returns
+ * NULL.  The base of a tuned model is filled in without a check of rights.
+ */
+extern PgftModel *pgft_model_lookup(const char *name, bool missing_ok);
+
+/* The model with this id; no check of rights; NULL when there is none. */
+extern PgftModel *pgft_model_by_id(const pg_uuid_t *id);
+
+/* Raise 55000 unless the model has weights ("still being trained"). */
+extern void pgft_model_require_ready(const PgftModel *model);
+
+/*
+ * Find a base's file (58P01 when it is not there) and set path and engine_id.
+ */
+extern void pgft_model_resolve(PgftModel *base);
+
+/*
+ * What the engine reads in the header of a base's file: architecture,
+ * parameters, context_length, digest …  Raises what is wrong with the file.
+ * `timeout_ms` as for pgft_engine_call.
+ */
+extern Jsonb *pgft_model_inspect(PgftModel *base, int timeout_ms);
+
+/*
+ * Create a tuned model without weights, as the current user and in his
+ * transaction: the row of finetune.model and the foreign server.  Checks
+ * USAGE on the wrapper; 42710 when the name is taken, also when another
+ * session takes it at the same time.  *id is the new model's.
+ */
+extern void pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *base,
+									const pg_uuid_t *job, pg_uuid_t *id);
+
+/* What is known of a model once it is trained; strings may be NULL. */
+typedef struct PgftModelFacts
+{
+	const char *weights_digest;
+	const char *base_digest;
+	const char *architecture;
+	int64 parameters;     /* 0: unknown */
+	int context_length;   /* 0: unknown */
+	double training_loss; /* NaN: unknown */
+	double validation_loss;
+	double validation_token_accuracy;
+} PgftModelFacts;
+
+/*
+ * Make a model ready: to be called in the transaction that stores its weights.
+ * Returns false when the model is gone (dropped meanwhile).
+ */
+extern bool pgft_model_set_ready(const pg_uuid_t *id, const PgftModelFacts *facts);
+
+/*
+ * Drop the server and row of a model that never got weights, unless something
+ * depends on it.  To be called by a worker in a transaction of its own.
+ */
+extern bool pgft_model_drop_unready(const pg_uuid_t *id);
+
+/* Rows, for the event triggers. */
+extern void pgft_model_row_create(const char *name, PgftModelKind kind);
+extern void pgft_model_row_rename(const char *old_name, const char *new_name);
+
+#endif

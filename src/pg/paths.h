@@ -1,0 +1,51 @@
+/*
+ * paths.h: where things are on disk.
+ *
+ * Paths in the work directory are relative to the data directory, which is
+ * every server process's working directory, unless the setting is absolute.
+ *
+ *     engine.sock, engine.sock.lock   the serving engine
+ *     jobs/<job id>/                  a job directory
+ *     cache/<weights digest>/         an adapter, copied out of finetune.weights
+ */
+#ifndef PGFT_PATHS_H
+#define PGFT_PATHS_H
+
+/* A path below the work directory (palloc'd). */
+extern char *pgft_work_path(const char *fmt, ...) pg_attribute_printf(1, 2);
+
+/* The same as an absolute path, for the engine's configuration files. */
+extern char *pgft_absolute_path(const char *path);
+
+/* Create the work directory and its folders where they are missing (0700). */
+extern void pgft_make_work_directory(void);
+
+/* Create one directory, 0700; it may exist already. */
+extern void pgft_make_directory(const char *path);
+
+/* The serving engine's socket; an error when the path is too long for one. */
+extern char *pgft_socket_path(void);
+
+/* The engine program. */
+extern const char *pgft_engine_program(void);
+
+/*
+ * Syntax of the option `file`: relative, no empty component, no "..".
+ * Returns NULL when it is good, else what is wrong with it.
+ */
+extern const char *pgft_check_model_file(const char *file);
+
+/*
+ * The absolute path, free of links, of a base model's file below
+ * pg_finetune.model_directory.  Raises 55000 when the directory is not set,
+ * 58P01 when the file is not there, 42501 when a link leads out of it.
+ */
+extern char *pgft_model_path(const char *file);
+
+/* Write a whole file and fsync it; an error (53100 when the disk is full) removes it. */
+extern void pgft_write_file(const char *path, const char *data, Size length);
+
+/* Remove a directory tree, quietly if it is not there. */
+extern void pgft_remove_tree(const char *path);
+
+#endif

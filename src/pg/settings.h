@@ -1,0 +1,33 @@
+/*
+ * settings.h: the pg_finetune.* settings.
+ */
+#ifndef PGFT_SETTINGS_H
+#define PGFT_SETTINGS_H
+
+typedef enum PgftNumerics
+{
+	PGFT_NUMERICS_FAST,
+	PGFT_NUMERICS_REFERENCE
+} PgftNumerics;
+
+/* Directories and paths are relative to the data directory, or absolute */
+extern char *pgft_model_directory; /* "" when not set */
+extern char *pgft_work_directory;
+extern char *pgft_engine_path; /* "" means <pkglibdir>/pg_finetune_engine */
+extern char *pgft_device;      /* auto, cpu, cuda or cuda:N */
+extern int pgft_threads;
+extern int pgft_numerics; /* PgftNumerics */
+extern int pgft_max_running_jobs;
+extern bool pgft_serve;
+extern int pgft_request_timeout; /* milliseconds, 0 = none */
+
+/*
+ * Define the settings.  Those that only the postmaster may set are defined
+ * only while it loads the library.
+ */
+extern void pgft_define_settings(void);
+
+/* The value of pg_finetune.numerics as the engine spells it. */
+extern const char *pgft_numerics_name(void);
+
+#endif
