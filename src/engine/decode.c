@@ -385,7 +385,7 @@ ft_decoder_run(ft_decoder *d, const ft_kv_cache *cache, const ft_decode_item *it
 	ft_paged_batch batch;
 	ft_mat none = {0};
 	ft_mat h, x, branch;
-	int rows;
+	int rows = 0;
 
 	FT_TRY(prepare(d, cache, items, n, &rows, &batch));
 	h = ft_mat_make(d->h, FT_F32, rows, c->hidden);
