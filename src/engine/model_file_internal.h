@@ -1,0 +1,40 @@
+/*
+ * model_file_internal.h: what model_file.c and the readers of the formats share.
+ */
+#ifndef FT_MODEL_FILE_INTERNAL_H
+#define FT_MODEL_FILE_INTERNAL_H
+
+#include "gguf.h"
+#include "model_file.h"
+
+/* A file of the model, open for reading. */
+typedef struct ft_model_part
+{
+	char *path;
+	int fd;
+	uint64_t size;
+} ft_model_part;
+
+struct ft_model_file
+{
+	char *path;
+	ft_model_part *parts;
+	int n_parts;
+	ft_gguf *gguf; /* owns the strings of the vocabulary */
+	ft_config config;
+	ft_vocabulary vocabulary; /* its arrays are owned here */
+	char *chat_template;
+	ft_model_tensor *tensors;
+	int n_tensors;
+	int *by_name; /* indexes of tensors, sorted by name */
+};
+
+/* Fill config, vocabulary, template and tensors from part 0, a GGUF file (gguf_model.c). */
+ft_status ft_gguf_read_model(ft_model_file *file);
+
+/* Is this a value of general.architecture that can be trained and served? (gguf_model.c) */
+bool ft_gguf_architecture_known(const char *architecture, size_t n);
+/* The known ones, for a hint. */
+#define FT_ARCHITECTURES "llama"
+
+#endif
