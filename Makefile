@@ -5,28 +5,60 @@
 #   make demo            the whole thing on a private cluster with a real model
 #   make test            installs what is missing, runs every test
 #   make bench           measures; writes bench/results/latest.tsv
+#
+# PGXS is there only after PostgreSQL's development package is: demo, test and
+# bench install it first and go on in another make.
 
 EXTENSION = pg_finetune
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_finetune.control)
 MODULE_big = pg_finetune
 OBJS = $(patsubst %.c,%.o,$(wildcard src/pg/*.c))
+# sql/ also holds the inputs of pg_regress: only names with a version are ours to install.
 DATA_built = sql/pg_finetune--$(EXTVERSION).sql
 DATA = $(wildcard sql/pg_finetune--*--*.sql)
 PG_CPPFLAGS = -I$(CURDIR)/src/pg
-PG_CFLAGS = -std=gnu11 -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
-EXTRA_CLEAN = build sql/pg_finetune--$(EXTVERSION).sql
+PG_WARNINGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
+PG_CFLAGS = -std=gnu11 $(PG_WARNINGS)
+EXTRA_CLEAN = build tmp_check
+
+# The module only waits and talks: there is nothing in it for the JIT to inline.
+override with_llvm = no
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
-ifneq ($(PGXS),)
-with_llvm = no
+
+all:
+ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
-all: engine
 install: install-engine
+else
+all:
+	@echo "$(PG_CONFIG) is missing: scripts/install_packages.sh build installs what a build needs" >&2; exit 1
 endif
+all: engine
+
+# PGXS tracks no headers here; the module is small enough to be built anew for any.
+$(OBJS): $(wildcard src/pg/*.h)
 
 sql/pg_finetune--$(EXTVERSION).sql: sql/pg_finetune.sql
 	cp $< $@
 
 include build.mk
 include test/test.mk
+
+JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
+AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: demo bench
+demo:
+	scripts/install_packages.sh demo
+	scripts/fetch_model.sh
+	+$(MAKE) $(JOBS) all
+	+$(AS_ROOT) $(MAKE) -s install
+	scripts/demo.sh
+
+bench:
+	scripts/install_packages.sh build
+	scripts/fetch_model.sh
+	+$(MAKE) $(JOBS) bench-programs
+	bench/run.sh

@@ -22,9 +22,11 @@ ENGINE_SRC = $(filter-out src/engine/main.c,$(wildcard src/engine/*.c)) $(wildca
 ENGINE_OBJ = $(ENGINE_SRC:%.c=$(BUILD)/%.o)
 ENGINE_LIB = $(BUILD)/libengine.a
 ENGINE = $(BUILD)/pg_finetune_engine
+BENCH = $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/bench_*.c))
 
-.PHONY: engine install-engine
+.PHONY: engine install-engine uninstall-engine bench-programs
 engine: $(ENGINE)
+bench-programs: engine $(BENCH)
 
 $(ENGINE): $(BUILD)/src/engine/main.o $(ENGINE_LIB)
 	$(ENGINE_CC) $(ENGINE_LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
@@ -37,8 +39,15 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_FLAGS) $(call isa_of,$<) $(ENGINE_CFLAGS) -MMD -MP -c -o $@ $<
 
--include $(ENGINE_OBJ:.o=.d) $(BUILD)/src/engine/main.d
+$(BENCH): %: %.o $(ENGINE_LIB)
+	$(ENGINE_CC) $(ENGINE_LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
+
+-include $(ENGINE_OBJ:.o=.d) $(BUILD)/src/engine/main.d $(BENCH:=.d)
 
 install-engine: $(ENGINE)
 	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'
 	$(INSTALL_PROGRAM) $(ENGINE) '$(DESTDIR)$(pkglibdir)/pg_finetune_engine'
+
+uninstall: uninstall-engine
+uninstall-engine:
+	rm -f '$(DESTDIR)$(pkglibdir)/pg_finetune_engine'

@@ -1,0 +1,60 @@
+# test/test.mk: how the tests are built and run.
+#
+#   make test            everything, and one count at the end
+#   make test-style      formatting, and the module under clang
+#   make test-engine     unit tests, also under sanitizers, and the engine as a program
+#   make test-sql        pg_regress, pgTAP, isolation
+#   make test-tap        crash, restart, rights … on PostgreSQL::Test
+#   make test-fuzz       each fuzz target over its corpus, and a little further
+#   make format          lay out every source file
+#
+# Whatever lies in the folders that test/README.md names is built and run.
+
+TEST_SRC = $(wildcard test/engine/test_*.c)
+TEST_HELPERS = $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(TEST_SRC),$(wildcard test/engine/*.c)))
+UNIT_TESTS = $(TEST_SRC:%.c=$(BUILD)/%)
+FUZZ_TARGETS = $(patsubst %.c,$(BUILD)/%,$(wildcard test/fuzz/fuzz_*.c))
+
+TEST_PARTS = style engine sql tap fuzz
+.PHONY: test $(TEST_PARTS:%=test-%) unit-tests fuzz-targets sanitized check-format check-clang format
+
+test:
+	scripts/install_packages.sh test
+	scripts/fetch_model.sh
+	scripts/run_tests.sh $(TEST_PARTS)
+
+$(TEST_PARTS:%=test-%): test-%:
+	scripts/install_packages.sh test
+	scripts/fetch_model.sh
+	scripts/run_tests.sh $*
+
+unit-tests: $(UNIT_TESTS)
+fuzz-targets: $(FUZZ_TARGETS)
+
+$(UNIT_TESTS): %: %.o $(TEST_HELPERS) $(ENGINE_LIB)
+	$(ENGINE_CC) $(ENGINE_LDFLAGS) -o $@ $^ -lcmocka $(ENGINE_LIBS)
+
+$(FUZZ_TARGETS): %: %.o $(ENGINE_LIB)
+	$(ENGINE_CC) $(ENGINE_LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(ENGINE_LIBS)
+
+-include $(UNIT_TESTS:=.d) $(TEST_HELPERS:.o=.d) $(FUZZ_TARGETS:=.d)
+
+# The engine, its tests and the fuzz targets by clang, as strict as gcc's build, with sanitizers: one
+# build serves all three.
+SANITIZERS = address,undefined
+sanitized:
+	+$(MAKE) engine unit-tests fuzz-targets BUILD=build/sanitized ENGINE_CC=clang WERROR=-Werror \
+		ENGINE_CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=fuzzer-no-link,$(SANITIZERS)" \
+		ENGINE_LDFLAGS="-fsanitize=$(SANITIZERS)"
+
+# clang reads the module as well, for its warnings only.
+check-clang:
+	clang -fsyntax-only -std=gnu11 -Werror $(PG_WARNINGS) -isystem '$(shell $(PG_CONFIG) --includedir-server)' \
+		$(PG_CPPFLAGS) $(wildcard src/pg/*.c)
+
+SOURCES = $(wildcard $(foreach dir,src/pg src/engine kernels/cpu kernels/cuda bench test/engine test/fuzz,$(dir)/*.[ch]))
+check-format:
+	clang-format --dry-run --Werror $(SOURCES)
+
+format:
+	clang-format -i $(SOURCES)
