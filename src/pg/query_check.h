@@ -11,23 +11,23 @@
 #include "nodes/parsenodes.h"
 
 /* How a row says what is to be learned: the column sets of a training query. */
-typedef enum pgft_column_set
+typedef enum PgftColumnSet
 {
 	PGFT_PROMPT_COMPLETION, /* prompt text, completion text */
 	PGFT_MESSAGES,          /* messages jsonb */
 	PGFT_TEXT               /* text text */
-} pgft_column_set;
+} PgftColumnSet;
 
 #define PGFT_MAX_COLUMNS 2
 
-typedef struct pgft_columns
+typedef struct PgftColumns
 {
-	pgft_column_set set;
+	PgftColumnSet set;
 	int count;                          /* columns of the set */
 	const char *name[PGFT_MAX_COLUMNS]; /* static */
 	int attno[PGFT_MAX_COLUMNS];        /* from 1, in the query's result */
 	Oid type[PGFT_MAX_COLUMNS];         /* as the query yields it */
-} pgft_columns;
+} PgftColumns;
 
 /*
  * Check a query without running it: it parses, is a single read-only SELECT,
@@ -38,9 +38,9 @@ typedef struct pgft_columns
  * PostgreSQL says about its text, names and privileges (42601, 42P01, 42501
  * ...); 42703, 42804 and 42701 about its columns.
  */
-extern void pgft_query_check(const char *query, const char *what, pgft_columns *columns);
+extern void pgft_query_check(const char *query, const char *what, PgftColumns *columns);
 
 /* Find the column set in a row type; the errors are those of pgft_query_check. */
-extern void pgft_columns_find(TupleDesc desc, const char *what, pgft_columns *columns);
+extern void pgft_columns_find(TupleDesc desc, const char *what, PgftColumns *columns);
 
 #endif
