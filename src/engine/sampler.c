@@ -1,0 +1,204 @@
+/*
+ * sampler.c: random numbers, ends and text of one request's answer.
+ */
+#include "sampler.h"
+
+#include "random.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void
+ft_sampling_default(ft_sampling *sampling)
+{
+	*sampling = (ft_sampling){.top_p = 1, .max_tokens = FT_DEFAULT_MAX_TOKENS};
+}
+
+void
+ft_sampling_free(ft_sampling *sampling)
+{
+	for (size_t i = 0; i < sampling->n_stops; i++)
+		ft_text_free(&sampling->stops[i]);
+	free(sampling->stops);
+	sampling->stops = NULL;
+	sampling->n_stops = 0;
+}
+
+const char *
+ft_finish_name(ft_finish finish)
+{
+	switch (finish)
+	{
+		case FT_FINISH_STOP:
+			return "stop";
+		case FT_FINISH_LENGTH:
+			return "length";
+		case FT_FINISH_NONE:
+			break;
+	}
+	return NULL;
+}
+
+void
+ft_generation_start(ft_generation *generation, const ft_tokenizer *tokenizer,
+					const ft_config *config, const ft_sampling *sampling, int limit)
+{
+	*generation = (ft_generation){
+		.tokenizer = tokenizer,
+		.config = config,
+		.sampling = sampling,
+		.limit = limit,
+	};
+}
+
+void
+ft_generation_free(ft_generation *generation)
+{
+	ft_ids_free(&generation->ids);
+	ft_text_free(&generation->text);
+}
+
+ft_sample
+ft_generation_draw(const ft_generation *generation)
+{
+	const ft_sampling *s = generation->sampling;
+
+	return (ft_sample){
+		.temperature = s->temperature,
+		.top_p = s->top_p,
+		.min_p = s->min_p,
+		.top_k = s->top_k,
+		.uniform = ft_random_uniform(s->seed, FT_STREAM_SAMPLE, generation->ids.length),
+	};
+}
+
+static bool
+is_end_token(const ft_generation *generation, int32_t id)
+{
+	if (generation->sampling->ignore_eos)
+		return false;
+	for (int i = 0; i < generation->config->n_eos; i++)
+		if (generation->config->eos[i] == id)
+			return true;
+	return false;
+}
+
+/* Cut the text before the earliest stop string; only its end, from `known` bytes on, is new. */
+static bool
+cut_at_stop(ft_generation *generation, size_t known)
+{
+	ft_text *text = &generation->text;
+	size_t cut = SIZE_MAX;
+
+	for (size_t i = 0; i < generation->sampling->n_stops; i++)
+	{
+		const ft_text *stop = &generation->sampling->stops[i];
+		size_t from = known >= stop->length ? known - stop->length + 1 : 0;
+		const char *found;
+
+		if (from >= text->length)
+			continue;
+		found = memmem(text->data + from, text->length - from, stop->data, stop->length);
+		if (found && (size_t) (found - text->data) < cut)
+			cut = (size_t) (found - text->data);
+	}
+	if (cut == SIZE_MAX)
+		return false;
+	text->length = cut;
+	text->data[cut] = '\0';
+	return true;
+}
+
+ft_status
+ft_generation_push(ft_generation *generation, int32_t id)
+{
+	size_t known = generation->text.length;
+
+	FT_TRY(ft_ids_push(&generation->ids, id));
+	if (is_end_token(generation, id))
+	{
+		generation->finish = FT_FINISH_STOP;
+		return FT_OK;
+	}
+	FT_TRY(ft_tokenizer_decode(generation->tokenizer, &id, 1, true, &generation->text));
+	if (cut_at_stop(generation, known))
+		generation->finish = FT_FINISH_STOP;
+	else if (generation->ids.length >= (size_t) generation->limit)
+		generation->finish = FT_FINISH_LENGTH;
+	return FT_OK;
+}
+
+/*
+ * Length of the valid UTF-8 character at bytes[0, n), or 0 and in *bad how many
+ * bytes to replace: the longest prefix of a valid character, as Unicode (3.9,
+ * "U+FFFD Substitution of Maximal Subparts") recommends.
+ */
+static size_t
+utf8_character(const unsigned char *bytes, size_t n, size_t *bad)
+{
+	unsigned char first = bytes[0];
+	unsigned char low = 0x80, high = 0xBF; /* of the second byte */
+	size_t length;
+
+	*bad = 1;
+	if (first < 0x80)
+		return first != 0;
+	else if (first >= 0xC2 && first <= 0xDF)
+		length = 2;
+	else if (first >= 0xE0 && first <= 0xEF)
+		length = 3;
+	else if (first >= 0xF0 && first <= 0xF4)
+		length = 4;
+	else
+		return 0;
+	if (first == 0xE0)
+		low = 0xA0;
+	else if (first == 0xED)
+		high = 0x9F;
+	else if (first == 0xF0)
+		low = 0x90;
+	else if (first == 0xF4)
+		high = 0x8F;
+	for (size_t i = 1; i < length; i++)
+	{
+		if (i >= n || bytes[i] < low || bytes[i] > high)
+			return 0;
+		*bad = i + 1;
+		low = 0x80;
+		high = 0xBF;
+	}
+	return length;
+}
+
+ft_status
+ft_generation_text(const ft_generation *generation, ft_text *text)
+{
+	const char *bytes = generation->text.data;
+	size_t n = generation->text.length;
+
+	n -= ft_utf8_incomplete(bytes, n);
+	for (size_t i = 0; i < n;)
+	{
+		size_t bad;
+		size_t good = 0;
+
+		/* as long a run of good characters as there is, at once */
+		while (i + good < n)
+		{
+			size_t length =
+				utf8_character((const unsigned char *) bytes + i + good, n - i - good, &bad);
+
+			if (length == 0)
+				break;
+			good += length;
+		}
+		FT_TRY(ft_text_append(text, bytes + i, good));
+		i += good;
+		if (i < n)
+		{
+			FT_TRY(ft_text_append(text, "\xEF\xBF\xBD", 3));
+			i += bad;
+		}
+	}
+	return ft_text_append(text, "", 0);
+}

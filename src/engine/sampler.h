@@ -1,0 +1,72 @@
+/*
+ * sampler.h: one request's way from logits to text.
+ *
+ * The draw itself is an operation (ops->sample); here are the random numbers
+ * that go into it, and what ends an answer: an end token, a stop string, the
+ * token limit.
+ */
+#ifndef FT_SAMPLER_H
+#define FT_SAMPLER_H
+
+#include "model_file.h"
+#include "ops.h"
+#include "tokenizer.h"
+
+#define FT_DEFAULT_MAX_TOKENS 4096
+
+/* What a request asks for.  Stop strings are owned. */
+typedef struct ft_sampling
+{
+	float temperature; /* 0: greedy */
+	float top_p;
+	float min_p;
+	int32_t top_k;
+	uint64_t seed;
+	int max_tokens; /* at least 1 */
+	bool ignore_eos;
+	ft_text *stops; /* [n_stops], none empty */
+	size_t n_stops;
+} ft_sampling;
+
+void ft_sampling_default(ft_sampling *sampling);
+void ft_sampling_free(ft_sampling *sampling);
+
+typedef enum ft_finish
+{
+	FT_FINISH_NONE,  /* goes on */
+	FT_FINISH_STOP,  /* end token or stop string */
+	FT_FINISH_LENGTH /* limit reached */
+} ft_finish;
+
+/* "stop", "length"; NULL while it goes on. */
+const char *ft_finish_name(ft_finish finish);
+
+/* An answer in the making. */
+typedef struct ft_generation
+{
+	const ft_tokenizer *tokenizer;
+	const ft_config *config;
+	const ft_sampling *sampling;
+	int limit;    /* tokens */
+	ft_ids ids;   /* drawn so far, the end token included */
+	ft_text text; /* cut before a stop string; may end inside a character until finished */
+	ft_finish finish;
+} ft_generation;
+
+/* The pointers must outlive the generation.  limit: tokens at most, at least 1. */
+void ft_generation_start(ft_generation *generation, const ft_tokenizer *tokenizer,
+						 const ft_config *config, const ft_sampling *sampling, int limit);
+void ft_generation_free(ft_generation *generation);
+
+/* Parameters of the next draw.  Its random number depends on the seed and the number of tokens
+ * drawn so far alone. */
+ft_sample ft_generation_draw(const ft_generation *generation);
+
+/* Take the token drawn; sets finish. */
+ft_status ft_generation_push(ft_generation *generation, int32_t id);
+
+/* The finished text as valid UTF-8: a character that was cut off at the end is dropped, every other
+ * invalid byte sequence and NUL become U+FFFD.  Appended to text. */
+ft_status ft_generation_text(const ft_generation *generation, ft_text *text);
+
+#endif
