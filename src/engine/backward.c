@@ -1,0 +1,118 @@
+/*
+ * backward.c: the backward pass of training.
+ *
+ * Base weights are frozen, so every step is a gradient of inputs; the adapter's
+ * gradient is taken on the way (lora.c).  Nothing reads the gradient of the
+ * first layer's input, so it is not made.
+ */
+#include "transformer.h"
+
+/* dx (f32) = dy·W + LoRA's part; dy in the compute type. */
+static ft_status
+adapted_linear_grad(ft_transformer *t, int layer, ft_lora_group group, ft_mat dx, ft_mat dy,
+					ft_mat x, const ft_weight *weight)
+{
+	ft_mat u = ft_mat_make(t->saved[layer].u[group], t->model->compute, x.rows,
+						   ft_lora_columns(t->lora, group));
+
+	if (dx.data != NULL)
+		FT_TRY(t->ops->linear_grad_input(t->stream, dx, dy, weight, 0.0f));
+	return ft_lora_backward(t->lora, t->stream, layer, group, dx, dy, x, u);
+}
+
+/* dhidden: from the layer's output to `middle`. */
+static ft_status
+ffn_backward(ft_transformer *t, int layer, int64_t rows)
+{
+	const ft_config *c = &t->model->config;
+	const ft_layer *w = &t->model->layers[layer];
+	const ft_saved_layer *s = &t->saved[layer];
+	ft_dtype compute = t->model->compute;
+	ft_mat dhidden = ft_mat_make(t->dhidden, FT_F32, rows, c->hidden);
+	ft_mat gate_up = ft_mat_make(s->gate_up, compute, rows, 2 * (int64_t) c->ffn);
+	ft_mat product = ft_mat_make(t->product, compute, rows, c->ffn);
+	ft_mat dproduct = ft_mat_make(t->dproduct, FT_F32, rows, c->ffn);
+	ft_mat middle = ft_mat_make(s->middle, FT_F32, rows, c->hidden);
+	ft_mat normed = ft_mat_make(t->normed, compute, rows, c->hidden);
+	ft_mat dnormed = ft_mat_make(t->branch, FT_F32, rows, c->hidden);
+	ft_mat none = {0};
+	ft_mat dy;
+
+	FT_TRY(t->ops->swiglu(t->stream, product, gate_up));
+	FT_TRY(ft_transformer_round(t, dhidden, t->narrow, &dy));
+	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_DOWN, dproduct, dy, product, w->down));
+	FT_TRY(ft_transformer_round(t, dproduct, t->narrow, &dy));
+	FT_TRY(t->ops->swiglu_grad(t->stream, gate_up, dy, gate_up));
+	FT_TRY(t->ops->rmsnorm(t->stream, normed, none, NULL, middle, none, w->ffn_norm, c->rms_eps));
+	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_GATE_UP, dnormed, gate_up, normed, w->gate_up));
+	return t->ops->rmsnorm_grad(t->stream, dhidden, NULL, dnormed, middle, w->ffn_norm,
+								s->ffn_rstd);
+}
+
+/* dqkv from the gradient of the attention block's output. */
+static ft_status
+attention_backward(ft_transformer *t, int layer, int64_t rows, ft_mat dqkv)
+{
+	const ft_config *c = &t->model->config;
+	const ft_layer *w = &t->model->layers[layer];
+	const ft_saved_layer *s = &t->saved[layer];
+	ft_dtype compute = t->model->compute;
+	int64_t q_columns = (int64_t) c->heads * c->head_dim;
+	int64_t kv_columns = (int64_t) c->kv_heads * c->head_dim;
+	ft_mat qkv = ft_mat_make(s->qkv, compute, rows, dqkv.cols);
+	ft_mat attended = ft_mat_make(s->attended, compute, rows, q_columns);
+	ft_mat dattended = ft_mat_make(t->branch, FT_F32, rows, q_columns);
+	ft_mat dy;
+
+	FT_TRY(
+		ft_transformer_round(t, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden), t->narrow, &dy));
+	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_OUT, dattended, dy, attended, w->out));
+	FT_TRY(ft_transformer_round(t, dattended, t->narrow, &dy));
+	FT_TRY(t->ops->attention_grad(
+		t->stream, &t->attention, ft_mat_cols(dqkv, 0, q_columns),
+		ft_mat_cols(dqkv, q_columns, kv_columns),
+		ft_mat_cols(dqkv, q_columns + kv_columns, kv_columns), dy, ft_mat_cols(qkv, 0, q_columns),
+		ft_mat_cols(qkv, q_columns, kv_columns),
+		ft_mat_cols(qkv, q_columns + kv_columns, kv_columns), attended, s->lse));
+	return t->ops->rope(t->stream, ft_transformer_qk(c, dqkv), c->head_dim, t->positions,
+						t->model->rope_cos, t->model->rope_sin, true);
+}
+
+/* dhidden: from `middle` to the layer's input. */
+static ft_status
+attention_block_backward(ft_transformer *t, int layer, int64_t rows)
+{
+	const ft_config *c = &t->model->config;
+	const ft_layer *w = &t->model->layers[layer];
+	const ft_saved_layer *s = &t->saved[layer];
+	ft_dtype compute = t->model->compute;
+	ft_mat dqkv =
+		ft_mat_make(t->dqkv, compute, rows, (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim);
+	ft_mat input = ft_mat_make(s->input, FT_F32, rows, c->hidden);
+	ft_mat normed = ft_mat_make(t->normed, compute, rows, c->hidden);
+	ft_mat dnormed = ft_mat_make(t->branch, FT_F32, rows, c->hidden);
+	ft_mat none = {0};
+
+	FT_TRY(attention_backward(t, layer, rows, dqkv));
+	FT_TRY(
+		t->ops->rmsnorm(t->stream, normed, none, NULL, input, none, w->attention_norm, c->rms_eps));
+	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_QKV, layer == 0 ? none : dnormed, dqkv, normed,
+							   w->qkv));
+	if (layer == 0)
+		return FT_OK;
+	return t->ops->rmsnorm_grad(t->stream, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden), NULL,
+								dnormed, input, w->attention_norm, s->attention_rstd);
+}
+
+ft_status
+ft_transformer_backward(ft_transformer *t, const ft_microbatch *batch)
+{
+	for (int i = t->model->config.layers - 1; i >= 0; i--)
+	{
+		if (t->tick != NULL)
+			FT_TRY(t->tick(t->tick_context));
+		FT_TRY(ffn_backward(t, i, batch->tokens));
+		FT_TRY(attention_block_backward(t, i, batch->tokens));
+	}
+	return FT_OK;
+}

@@ -1,0 +1,335 @@
+/*
+ * transformer.c: memory and forward pass of training.
+ */
+#include "transformer.h"
+
+#include "buffer.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define LOSS_CHUNK 256 /* rows of logits: enough for a product at full speed */
+
+static int64_t
+qkv_columns(const ft_config *c)
+{
+	return (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim;
+}
+
+/* --- memory
+ * --------------------------------------------------------------------------------------- */
+
+static ft_status
+want_batch(ft_transformer *t)
+{
+	int64_t n = t->capacity;
+
+	FT_TRY(ft_arena_want(&t->arena, &t->ids, n, FT_I32));
+	FT_TRY(ft_arena_want(&t->arena, &t->positions, n, FT_I32));
+	FT_TRY(ft_arena_want(&t->arena, &t->starts, n + 1, FT_I32));
+	FT_TRY(ft_arena_want(&t->arena, &t->rows, n, FT_I32));
+	FT_TRY(ft_arena_want(&t->arena, &t->targets, n, FT_I32));
+	FT_TRY(ft_arena_want(&t->arena, &t->weights, n, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->loss, n, FT_F32));
+	return ft_arena_want(&t->arena, &t->correct, n, FT_F32);
+}
+
+static ft_status
+want_saved(ft_transformer *t)
+{
+	const ft_config *c = &t->model->config;
+	ft_dtype compute = t->model->compute;
+	int64_t n = t->capacity;
+
+	for (int i = 0; i < c->layers; i++)
+	{
+		ft_saved_layer *s = &t->saved[i];
+
+		FT_TRY(ft_arena_want(&t->arena, &s->input, n * c->hidden, FT_F32));
+		FT_TRY(ft_arena_want(&t->arena, &s->middle, n * c->hidden, FT_F32));
+		FT_TRY(ft_arena_want(&t->arena, &s->attention_rstd, n, FT_F32));
+		FT_TRY(ft_arena_want(&t->arena, &s->ffn_rstd, n, FT_F32));
+		FT_TRY(ft_arena_want(&t->arena, &s->qkv, n * qkv_columns(c), compute));
+		FT_TRY(ft_arena_want(&t->arena, &s->attended, n * c->heads * c->head_dim, compute));
+		FT_TRY(ft_arena_want(&t->arena, &s->lse, n * c->heads, FT_F32));
+		FT_TRY(ft_arena_want(&t->arena, &s->gate_up, n * 2 * c->ffn, compute));
+		for (int g = 0; g < FT_GROUP_COUNT; g++)
+			FT_TRY(ft_arena_want(&t->arena, &s->u[g],
+								 n * ft_lora_columns(t->lora, (ft_lora_group) g), compute));
+	}
+	return ft_arena_want(&t->arena, &t->final, n * c->hidden, FT_F32);
+}
+
+static ft_status
+want_scratch(ft_transformer *t)
+{
+	const ft_config *c = &t->model->config;
+	ft_dtype compute = t->model->compute;
+	int64_t n = t->capacity;
+	int64_t head_columns = (int64_t) c->heads * c->head_dim;
+	int64_t branch = head_columns > c->hidden ? head_columns : c->hidden;
+	int64_t widest = qkv_columns(c) > 2 * c->ffn ? qkv_columns(c) : 2 * c->ffn;
+
+	FT_TRY(ft_arena_want(&t->arena, &t->normed, n * c->hidden, compute));
+	FT_TRY(ft_arena_want(&t->arena, &t->product, n * c->ffn, compute));
+	FT_TRY(ft_arena_want(&t->arena, &t->branch, n * branch, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->dhidden, n * c->hidden, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->dproduct, n * c->ffn, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->dqkv, n * qkv_columns(c), compute));
+	if (compute != FT_F32)
+	{
+		FT_TRY(ft_arena_want(&t->arena, &t->wide, n * widest, FT_F32));
+		FT_TRY(ft_arena_want(&t->arena, &t->narrow, n * widest, compute));
+		FT_TRY(ft_arena_want(&t->arena, &t->logits_narrow, t->loss_chunk * c->vocab, compute));
+	}
+	FT_TRY(ft_arena_want(&t->arena, &t->logits, t->loss_chunk * c->vocab, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->chunk_hidden, t->loss_chunk * c->hidden, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->chunk_normed, t->loss_chunk * c->hidden, compute));
+	FT_TRY(ft_arena_want(&t->arena, &t->chunk_dnormed, t->loss_chunk * c->hidden, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->chunk_dhidden, t->loss_chunk * c->hidden, FT_F32));
+	return ft_arena_want(&t->arena, &t->chunk_rstd, t->loss_chunk, FT_F32);
+}
+
+/* Everything but the allocation. */
+static ft_status
+plan(const ft_model *model, const ft_adapter *adapter, int64_t capacity, ft_transformer **result)
+{
+	ft_transformer *t;
+
+	*result = NULL;
+	FT_TRY(ft_alloc((void **) &t, 1, sizeof *t));
+	*result = t;
+	t->model = model;
+	t->ops = model->ops;
+	t->capacity = capacity;
+	t->loss_chunk = capacity < LOSS_CHUNK ? capacity : LOSS_CHUNK;
+	FT_TRY(ft_alloc((void **) &t->saved, (size_t) model->config.layers, sizeof t->saved[0]));
+	FT_TRY(ft_lora_create(model, adapter, capacity, &t->arena, &t->lora));
+	FT_TRY(want_batch(t));
+	FT_TRY(want_saved(t));
+	return want_scratch(t);
+}
+
+ft_status
+ft_transformer_bytes(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
+					 int64_t *bytes)
+{
+	ft_transformer *t;
+	ft_status status = plan(model, adapter, capacity, &t);
+
+	if (status == FT_OK)
+		*bytes = t->arena.bytes;
+	ft_transformer_free(t);
+	return status;
+}
+
+ft_status
+ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
+					  ft_transformer **result)
+{
+	ft_transformer *t;
+	ft_status status = plan(model, adapter, capacity, &t);
+
+	*result = NULL;
+	if (status == FT_OK)
+		status = ft_arena_allocate(&t->arena, model->ops, model->device);
+	if (status == FT_OK)
+		status = ft_alloc((void **) &t->host_loss, (size_t) capacity * 2, sizeof(float));
+	if (status == FT_OK)
+		status = model->ops->stream_create(model->device, &t->stream);
+	if (status == FT_OK)
+		status = ft_transformer_adapter_changed(t);
+	if (status != FT_OK)
+	{
+		ft_transformer_free(t);
+		return status;
+	}
+	*result = t;
+	return FT_OK;
+}
+
+void
+ft_transformer_free(ft_transformer *t)
+{
+	if (t == NULL)
+		return;
+	if (t->stream != NULL)
+		t->ops->stream_destroy(t->stream);
+	ft_arena_free(&t->arena);
+	ft_lora_free(t->lora);
+	free(t->host_loss);
+	free(t->saved);
+	free(t);
+}
+
+ft_status
+ft_transformer_adapter_changed(ft_transformer *t)
+{
+	return ft_lora_prepare(t->lora, t->stream);
+}
+
+/* --- the batch
+ * ------------------------------------------------------------------------------------ */
+
+ft_status
+ft_transformer_load(ft_transformer *t, const ft_microbatch *batch)
+{
+	const ft_config *c = &t->model->config;
+	size_t n = (size_t) batch->tokens;
+	size_t trained = (size_t) batch->trained;
+
+	if (batch->tokens > t->capacity)
+		return ft_fail(FT_INTERNAL, "batch of %lld tokens is over the planned %lld",
+					   (long long) batch->tokens, (long long) t->capacity);
+	if (batch->max_length > t->model->rope_positions)
+		return ft_fail(FT_INTERNAL, "document of %d tokens is over the planned %d",
+					   batch->max_length, t->model->rope_positions);
+	FT_TRY(t->ops->copy_to_device(t->stream, t->ids, batch->ids, n * 4));
+	FT_TRY(t->ops->copy_to_device(t->stream, t->positions, batch->positions, n * 4));
+	FT_TRY(t->ops->copy_to_device(t->stream, t->starts, batch->starts,
+								  ((size_t) batch->n_documents + 1) * 4));
+	FT_TRY(t->ops->copy_to_device(t->stream, t->rows, batch->rows, trained * 4));
+	FT_TRY(t->ops->copy_to_device(t->stream, t->targets, batch->targets, trained * 4));
+	FT_TRY(t->ops->copy_to_device(t->stream, t->weights, batch->weights, trained * 4));
+	t->attention = (ft_attention){.heads = c->heads,
+								  .kv_heads = c->kv_heads,
+								  .head_dim = c->head_dim,
+								  .window = c->window,
+								  .scale = 1.0f / sqrtf((float) c->head_dim),
+								  .n_sequences = batch->n_documents,
+								  .max_length = batch->max_length,
+								  .starts = t->starts,
+								  .starts_host = batch->starts};
+	return FT_OK;
+}
+
+ft_status
+ft_transformer_round(ft_transformer *t, ft_mat m, void *narrow, ft_mat *rounded)
+{
+	*rounded = m;
+	if (t->model->compute == FT_F32)
+		return FT_OK;
+	*rounded = ft_mat_make(narrow, t->model->compute, m.rows, m.cols);
+	return t->ops->convert(t->stream, *rounded, m);
+}
+
+/* --- forward
+ * -------------------------------------------------------------------------------------- */
+
+/* y = x·Wᵀ with LoRA, in the compute type: LoRA is added in f32 before rounding. */
+static ft_status
+adapted_linear(ft_transformer *t, int layer, ft_lora_group group, ft_mat y, ft_mat x,
+			   const ft_weight *weight)
+{
+	ft_mat u = ft_mat_make(t->saved[layer].u[group], t->model->compute, x.rows,
+						   ft_lora_columns(t->lora, group));
+	ft_mat sum = y;
+
+	if (y.dtype != FT_F32)
+		sum = ft_mat_make(t->wide, FT_F32, y.rows, y.cols);
+	FT_TRY(t->ops->linear(t->stream, sum, x, weight, 0.0f, false));
+	FT_TRY(ft_lora_forward(t->lora, t->stream, layer, group, sum, x, u));
+	if (sum.data != y.data)
+		FT_TRY(t->ops->convert(t->stream, y, sum));
+	return FT_OK;
+}
+
+/* branch = o(attention(qkv(norm(input)))) */
+static ft_status
+attention_block(ft_transformer *t, int layer, int64_t rows, ft_mat normed)
+{
+	const ft_config *c = &t->model->config;
+	const ft_layer *w = &t->model->layers[layer];
+	ft_saved_layer *s = &t->saved[layer];
+	ft_dtype compute = t->model->compute;
+	int64_t q_columns = (int64_t) c->heads * c->head_dim;
+	int64_t kv_columns = (int64_t) c->kv_heads * c->head_dim;
+	ft_mat qkv = ft_mat_make(s->qkv, compute, rows, qkv_columns(c));
+	ft_mat attended = ft_mat_make(s->attended, compute, rows, q_columns);
+
+	FT_TRY(adapted_linear(t, layer, FT_GROUP_QKV, qkv, normed, w->qkv));
+	FT_TRY(t->ops->rope(t->stream, ft_transformer_qk(c, qkv), c->head_dim, t->positions,
+						t->model->rope_cos, t->model->rope_sin, false));
+	FT_TRY(t->ops->attention(t->stream, &t->attention, attended, s->lse,
+							 ft_mat_cols(qkv, 0, q_columns),
+							 ft_mat_cols(qkv, q_columns, kv_columns),
+							 ft_mat_cols(qkv, q_columns + kv_columns, kv_columns)));
+	return adapted_linear(t, layer, FT_GROUP_OUT, ft_mat_make(t->branch, FT_F32, rows, c->hidden),
+						  attended, w->out);
+}
+
+/* branch = down(swiglu(gate_up(norm(middle)))) */
+static ft_status
+ffn_block(ft_transformer *t, int layer, int64_t rows, ft_mat normed)
+{
+	const ft_config *c = &t->model->config;
+	const ft_layer *w = &t->model->layers[layer];
+	ft_dtype compute = t->model->compute;
+	ft_mat gate_up = ft_mat_make(t->saved[layer].gate_up, compute, rows, 2 * (int64_t) c->ffn);
+	ft_mat product = ft_mat_make(t->product, compute, rows, c->ffn);
+
+	FT_TRY(adapted_linear(t, layer, FT_GROUP_GATE_UP, gate_up, normed, w->gate_up));
+	FT_TRY(t->ops->swiglu(t->stream, product, gate_up));
+	return adapted_linear(t, layer, FT_GROUP_DOWN, ft_mat_make(t->branch, FT_F32, rows, c->hidden),
+						  product, w->down);
+}
+
+ft_status
+ft_transformer_forward(ft_transformer *t, const ft_microbatch *batch)
+{
+	const ft_config *c = &t->model->config;
+	int64_t rows = batch->tokens;
+	ft_mat normed = ft_mat_make(t->normed, t->model->compute, rows, c->hidden);
+	ft_mat branch = ft_mat_make(t->branch, FT_F32, rows, c->hidden);
+	ft_mat previous = ft_mat_make(t->saved[0].input, FT_F32, rows, c->hidden);
+	ft_mat none = {0};
+
+	FT_TRY(t->ops->embed(t->stream, previous, t->model->embedding, t->ids));
+	for (int i = 0; i < c->layers; i++)
+	{
+		const ft_layer *w = &t->model->layers[i];
+		ft_saved_layer *s = &t->saved[i];
+		ft_mat input = ft_mat_make(s->input, FT_F32, rows, c->hidden);
+		ft_mat middle = ft_mat_make(s->middle, FT_F32, rows, c->hidden);
+
+		if (t->tick != NULL)
+			FT_TRY(t->tick(t->tick_context));
+		FT_TRY(t->ops->rmsnorm(t->stream, normed, input, s->attention_rstd, previous,
+							   i == 0 ? none : branch, w->attention_norm, c->rms_eps));
+		FT_TRY(attention_block(t, i, rows, normed));
+		FT_TRY(t->ops->rmsnorm(t->stream, normed, middle, s->ffn_rstd, input, branch, w->ffn_norm,
+							   c->rms_eps));
+		FT_TRY(ffn_block(t, i, rows, normed));
+		previous = middle;
+	}
+
+	/* the final norm is made at the loss rows only (loss.c); here just the sum */
+	FT_TRY(t->ops->copy(t->stream, t->final, previous.data, (size_t) (rows * c->hidden) * 4));
+	return t->ops->add(t->stream, ft_mat_make(t->final, FT_F32, rows, c->hidden), branch, 1.0f);
+}
+
+/* --- passes
+ * --------------------------------------------------------------------------------------- */
+
+ft_status
+ft_transformer_evaluate(ft_transformer *t, const ft_microbatch *batch, ft_loss_sums *sums)
+{
+	if (batch->trained == 0)
+		return FT_OK;
+	FT_TRY(ft_transformer_load(t, batch));
+	FT_TRY(ft_transformer_forward(t, batch));
+	return ft_transformer_loss(t, batch, 0.0, sums);
+}
+
+ft_status
+ft_transformer_train(ft_transformer *t, const ft_microbatch *batch, double grad_scale,
+					 ft_loss_sums *sums)
+{
+	/* nothing is learned from a batch without a trained token */
+	if (batch->trained == 0)
+		return FT_OK;
+	FT_TRY(ft_transformer_load(t, batch));
+	FT_TRY(ft_transformer_forward(t, batch));
+	FT_TRY(ft_transformer_loss(t, batch, grad_scale, sums));
+	return ft_transformer_backward(t, batch);
+}

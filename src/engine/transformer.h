@@ -1,0 +1,145 @@
+/*
+ * transformer.h: training's forward and backward pass of a decoder over a
+ * packed batch.
+ *
+ * Documents stand one after the other, without padding; attention is
+ * block-diagonal and positions begin anew in each.  What backward needs is
+ * kept per layer, except what a cheap row operation makes again: the normalised
+ * inputs and the SwiGLU product.
+ *
+ * The residual stream, norms, softmax and loss are f32.  Activations that enter
+ * a product are in the model's compute type.
+ */
+#ifndef FT_TRANSFORMER_H
+#define FT_TRANSFORMER_H
+
+#include "lora.h"
+
+/* A packed batch on the host.  Row t is trained to predict the token after it; loss rows are those
+ * rows. */
+typedef struct ft_microbatch
+{
+	int64_t tokens;     /* T */
+	int32_t *ids;       /* [T] */
+	int32_t *positions; /* [T] from 0 in each document */
+	int n_documents;
+	int32_t *starts;  /* [n_documents + 1] */
+	int max_length;   /* of the longest document */
+	int64_t trained;  /* loss rows */
+	int32_t *rows;    /* [trained] ascending */
+	int32_t *targets; /* [trained] */
+	float *weights;   /* [trained] */
+} ft_microbatch;
+
+/* Sums over the loss rows of one or more batches. */
+typedef struct ft_loss_sums
+{
+	double loss;    /* Σ weight · loss */
+	double weight;  /* Σ weight */
+	double correct; /* Σ weight where the arg-max is the target */
+	int64_t trained;
+} ft_loss_sums;
+
+/* What a layer keeps for backward. */
+typedef struct ft_saved_layer
+{
+	float *input;            /* [T, C] residual stream at the layer's start */
+	float *middle;           /* [T, C] after attention */
+	float *attention_rstd;   /* [T] */
+	float *ffn_rstd;         /* [T] */
+	void *qkv;               /* [T, (H + 2G)·D], rotated */
+	void *attended;          /* [T, H·D] */
+	float *lse;              /* [T, H] */
+	void *gate_up;           /* [T, 2F] */
+	void *u[FT_GROUP_COUNT]; /* [T, n·R] LoRA's x·Aᵀ */
+} ft_saved_layer;
+
+/* Called between layers; anything but FT_OK ends the pass with that status. */
+typedef ft_status (*ft_tick)(void *context);
+
+typedef struct ft_transformer
+{
+	const ft_model *model;
+	const ft_ops *ops;
+	ft_stream *stream;
+	ft_lora *lora;
+	int64_t capacity;   /* most tokens of a batch */
+	int64_t loss_chunk; /* rows whose logits exist at a time */
+	ft_tick tick;       /* may be NULL */
+	void *tick_context;
+	ft_arena arena;
+
+	/* the batch, on the device */
+	int32_t *ids;
+	int32_t *positions;
+	int32_t *starts;
+	int32_t *rows;
+	int32_t *targets;
+	float *weights;
+	float *loss;    /* [trained] */
+	float *correct; /* [trained] */
+	ft_attention attention;
+	float *host_loss; /* host [2 · capacity] */
+
+	ft_saved_layer *saved;
+	float *final; /* [T, C] residual stream after the last layer */
+
+	/* scratch */
+	void *normed;    /* [T, C] compute */
+	void *product;   /* [T, F] compute: SwiGLU's result */
+	float *branch;   /* [T, C] output of o or down; gradient of a normed input or of `attended` */
+	float *wide;     /* [T, widest] linear outputs before they are rounded to the compute type */
+	void *narrow;    /* [T, widest] compute: a gradient rounded for a product */
+	float *dhidden;  /* [T, C] gradient of the residual stream */
+	float *dproduct; /* [T, F] */
+	void *dqkv;      /* [T, (H + 2G)·D] compute */
+	float *logits;   /* [chunk, V] */
+	void *logits_narrow;  /* [chunk, V] compute */
+	float *chunk_hidden;  /* [chunk, C] */
+	void *chunk_normed;   /* [chunk, C] compute */
+	float *chunk_dnormed; /* [chunk, C] */
+	float *chunk_dhidden; /* [chunk, C] */
+	float *chunk_rstd;    /* [chunk] */
+} ft_transformer;
+
+/* Device bytes that a transformer for batches of that many tokens takes. */
+ft_status ft_transformer_bytes(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
+							   int64_t *bytes);
+/* Model and adapter must outlive it. */
+ft_status ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
+								ft_transformer **transformer);
+void ft_transformer_free(ft_transformer *transformer);
+
+/* Read the adapter's values anew: before the first pass and after each update. */
+ft_status ft_transformer_adapter_changed(ft_transformer *transformer);
+
+/* Forward, and the loss rows' sums added to *sums. */
+ft_status ft_transformer_evaluate(ft_transformer *transformer, const ft_microbatch *batch,
+								  ft_loss_sums *sums);
+/* The same, and the adapter's gradient of grad_scale · Σ weight · loss added to lora->gradient. */
+ft_status ft_transformer_train(ft_transformer *transformer, const ft_microbatch *batch,
+							   double grad_scale, ft_loss_sums *sums);
+
+/* --- parts, in the order in which the two above call them ---------------------------------------
+ */
+
+ft_status ft_transformer_load(ft_transformer *transformer, const ft_microbatch *batch);
+/* transformer.c: fills saved and final. */
+ft_status ft_transformer_forward(ft_transformer *transformer, const ft_microbatch *batch);
+/* loss.c: with grad_scale ≠ 0 also dhidden. */
+ft_status ft_transformer_loss(ft_transformer *transformer, const ft_microbatch *batch,
+							  double grad_scale, ft_loss_sums *sums);
+/* backward.c: from dhidden to lora->gradient; overwrites what was saved. */
+ft_status ft_transformer_backward(ft_transformer *transformer, const ft_microbatch *batch);
+
+/* `m` (f32) in the compute type: itself, or rounded into `narrow`. */
+ft_status
+ft_transformer_round(ft_transformer *transformer, ft_mat m, void *narrow, ft_mat *rounded);
+/* The rotated halves of a qkv matrix: q and k stand side by side. */
+static inline ft_mat
+ft_transformer_qk(const ft_config *c, ft_mat qkv)
+{
+	return ft_mat_cols(qkv, 0, (int64_t) (c->heads + c->kv_heads) * c->head_dim);
+}
+
+#endif
