@@ -1,0 +1,102 @@
+/*
+ * registry.h: the bases and adapters that are loaded, by their callers' ids.
+ *
+ * An entry lives while it is registered or while a request uses it: unloading
+ * or replacing one takes the name away at once and the memory when its last
+ * user has ended.  Loading is slow and belongs into a thread of its own;
+ * everything else is quick.  Thread-safe, but for loads: one thread does them
+ * all, so that two loads of one id load once.
+ */
+#ifndef FT_REGISTRY_H
+#define FT_REGISTRY_H
+
+#include "chat_template.h"
+#include "decode.h"
+#include "digest.h"
+
+typedef struct ft_registry ft_registry;
+
+/* What a path named when it was read: another size or time means other contents. */
+typedef struct ft_file_identity
+{
+	uint64_t device;
+	uint64_t inode;
+	int64_t size;
+	int64_t mtime; /* nanoseconds */
+} ft_file_identity;
+
+typedef struct ft_base
+{
+	char *id;
+	char *path;
+	char *template_name;   /* as asked for, NULL: the file's own */
+	int context_requested; /* 0: the model's own */
+	ft_file_identity identity;
+	char digest[FT_DIGEST_HEX];
+	int64_t parameters;
+	int64_t file_bytes;
+	int64_t created; /* unix seconds */
+	ft_model *model;
+	ft_tokenizer *tokenizer;
+	const ft_chat_template *chat_template;
+	ft_kv_cache *cache;   /* the scheduler's */
+	ft_decoder *decoder;  /* the scheduler's */
+	int context;          /* tokens of prompt and answer together */
+	int bos;              /* begins a prompt that is no chat; -1: nothing does */
+	size_t longest_token; /* bytes: n bytes of text are at least n / longest_token tokens */
+	int refs;             /* private */
+} ft_base;
+
+typedef struct ft_lora_entry
+{
+	char *id;
+	char *path;
+	ft_base *base; /* holds a reference */
+	ft_adapter *adapter;
+	ft_file_identity identity;
+	int64_t created;
+	int refs; /* private */
+} ft_lora_entry;
+
+/* A model that a request uses: a base, and perhaps an adapter over it. */
+typedef struct ft_model_ref
+{
+	ft_base *base;
+	ft_lora_entry *lora; /* NULL: the base itself */
+} ft_model_ref;
+
+typedef struct ft_registry_config
+{
+	const ft_ops *ops;
+	ft_device *device;
+	int64_t cache_bytes; /* of a base's key/value cache, 0: a default by the device's memory */
+	int max_rows;        /* of a batch */
+	int max_sequences;   /* of a batch */
+} ft_registry_config;
+
+ft_status ft_registry_create(const ft_registry_config *config, ft_registry **registry);
+/* No reference may be left. */
+void ft_registry_free(ft_registry *registry);
+
+/* FT_NOT_FOUND when no such model is loaded.  A found one is given back with ft_registry_put. */
+ft_status ft_registry_get(ft_registry *registry, const char *id, ft_model_ref *ref);
+void ft_registry_put(ft_registry *registry, ft_model_ref *ref);
+
+/* Load a base; one of that id, path, options and unchanged file that is there already is found
+ * instead. Another one of that id is replaced, and its adapters are unloaded.  template_name NULL
+ * and context_length 0: the file's own.  The reference is the caller's. */
+ft_status ft_registry_load_base(ft_registry *registry, const char *id, const char *path,
+								const char *template_name, int context_length, ft_model_ref *ref);
+
+/* Load an adapter over a loaded base: FT_NOT_FOUND when that is not there, FT_MISMATCH when its
+ * digest is not base_digest (NULL: not checked). */
+ft_status ft_registry_load_lora(ft_registry *registry, const char *id, const char *path,
+								const char *base_id, const char *base_digest);
+ft_status ft_registry_unload_lora(ft_registry *registry, const char *id);
+
+/* Call back with every model: lora is NULL for a base.  The registry is locked meanwhile. */
+typedef ft_status (*ft_registry_visitor)(void *context, const ft_base *base,
+										 const ft_lora_entry *lora);
+ft_status ft_registry_visit(ft_registry *registry, ft_registry_visitor visitor, void *context);
+
+#endif
