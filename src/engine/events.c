@@ -1,0 +1,192 @@
+/*
+ * events.c: JSON events, heartbeats and the watch over the parent.
+ */
+#include "events.h"
+
+#include "buffer.h"
+#include "files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define HEARTBEAT_SECONDS 3.0 /* of silence; readers are promised one every 5 s */
+#define WATCH_MILLISECONDS 500
+
+struct ft_events
+{
+	int fd;
+	int control_fd;
+	int wake[2]; /* written to end the thread */
+	pthread_t thread;
+	pthread_mutex_t lock; /* of what follows, and of writing */
+	double last_sent;
+	bool broken; /* nobody reads */
+	atomic_ulong progress;
+	_Atomic double long_call_until;
+};
+
+double
+ft_monotonic_seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double) now.tv_sec + (double) now.tv_nsec * 1e-9;
+}
+
+/* The lock is held. */
+static void
+write_line(ft_events *events, const char *line, size_t n)
+{
+	if (!events->broken && ft_write_all(events->fd, line, n, "standard output") != FT_OK)
+		events->broken = true;
+	events->last_sent = ft_monotonic_seconds();
+}
+
+static void
+maybe_heartbeat(ft_events *events, unsigned long *seen)
+{
+	static const char line[] = "{\"event\":\"heartbeat\"}\n";
+	unsigned long progress = atomic_load(&events->progress);
+	double now = ft_monotonic_seconds();
+
+	pthread_mutex_lock(&events->lock);
+	if (now - events->last_sent >= HEARTBEAT_SECONDS &&
+		(progress != *seen || now < atomic_load(&events->long_call_until)))
+	{
+		write_line(events, line, sizeof line - 1);
+		*seen = progress;
+	}
+	pthread_mutex_unlock(&events->lock);
+}
+
+static void *
+watch(void *argument)
+{
+	ft_events *events = argument;
+	unsigned long seen = 0;
+	struct pollfd fds[2] = {{.fd = events->wake[0], .events = POLLIN},
+							{.fd = events->control_fd, .events = POLLIN}};
+
+	for (;;)
+	{
+		char byte[64];
+
+		if (poll(fds, 2, WATCH_MILLISECONDS) < 0 && errno != EINTR)
+			return NULL;
+		if (fds[0].revents != 0)
+			return NULL;
+		/* the parent is gone: whatever this run does is nobody's any more */
+		if (fds[1].revents != 0 && read(events->control_fd, byte, sizeof byte) == 0)
+			_exit(1);
+		maybe_heartbeat(events, &seen);
+	}
+}
+
+ft_status
+ft_events_open(int fd, int control_fd, ft_events **result)
+{
+	ft_events *events;
+	int error;
+
+	FT_TRY(ft_alloc((void **) &events, 1, sizeof *events));
+	events->fd = fd;
+	events->control_fd = control_fd;
+	events->last_sent = ft_monotonic_seconds();
+	pthread_mutex_init(&events->lock, NULL);
+	if (pipe2(events->wake, O_CLOEXEC) < 0)
+	{
+		free(events);
+		return ft_fail_errno("could not create a pipe");
+	}
+	error = pthread_create(&events->thread, NULL, watch, events);
+	if (error != 0)
+	{
+		close(events->wake[0]);
+		close(events->wake[1]);
+		free(events);
+		errno = error;
+		return ft_fail_errno("could not start a thread");
+	}
+	*result = events;
+	return FT_OK;
+}
+
+void
+ft_events_close(ft_events *events)
+{
+	if (events == NULL)
+		return;
+	/* end-of-file wakes the thread as well as a byte would, and cannot fail */
+	close(events->wake[1]);
+	pthread_join(events->thread, NULL);
+	close(events->wake[0]);
+	pthread_mutex_destroy(&events->lock);
+	free(events);
+}
+
+ft_status
+ft_events_send(ft_events *events, const char *name, json_t *fields)
+{
+	json_t *event = json_pack("{s:s}", "event", name);
+	bool broken;
+	char *line;
+
+	if (fields != NULL)
+		json_object_update(event, fields);
+	json_decref(fields);
+	line = json_dumps(event, JSON_COMPACT | JSON_REAL_PRECISION(9));
+	json_decref(event);
+	if (line == NULL)
+		return ft_fail(FT_INTERNAL, "event \"%s\" cannot be written as JSON", name);
+	pthread_mutex_lock(&events->lock);
+	/* one write a line: a reader of a pipe never sees parts of two */
+	{
+		size_t n = strlen(line);
+
+		line[n] = '\n'; /* in place of the NUL */
+		write_line(events, line, n + 1);
+	}
+	broken = events->broken;
+	pthread_mutex_unlock(&events->lock);
+	free(line);
+	ft_events_progress(events);
+	return broken ? ft_fail(FT_CANCELLED, "nobody reads the events any more") : FT_OK;
+}
+
+void
+ft_events_failed(ft_events *events, ft_status code)
+{
+	json_t *fields =
+		json_pack("{s:s, s:s}", "code", ft_status_name(code), "message", ft_error_message());
+
+	/* a message that is no UTF-8 (a path) must not keep the code from being told */
+	if (fields == NULL)
+		fields = json_pack("{s:s, s:s}", "code", ft_status_name(code), "message",
+						   "the message is not valid UTF-8");
+	if (ft_error_hint()[0] != '\0')
+		json_object_set_new(fields, "hint", json_string(ft_error_hint()));
+	ft_events_send(events, "failed", fields);
+}
+
+void
+ft_events_progress(ft_events *events)
+{
+	if (events == NULL)
+		return;
+	atomic_fetch_add(&events->progress, 1);
+	atomic_store(&events->long_call_until, 0.0);
+}
+
+void
+ft_events_long_call(ft_events *events, double seconds)
+{
+	atomic_store(&events->long_call_until, ft_monotonic_seconds() + seconds);
+}

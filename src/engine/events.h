@@ -1,0 +1,39 @@
+/*
+ * events.h: what a training run tells its parent, one JSON object a line on
+ * standard output (README.md), and the watch over parent and progress.
+ *
+ * Heartbeats mean progress, not merely life: the watching thread sends one only
+ * when the run has moved since the last, or is inside a call that was announced
+ * to be long.  So a run that hangs falls silent.
+ */
+#ifndef FT_EVENTS_H
+#define FT_EVENTS_H
+
+#include "status.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+
+typedef struct ft_events ft_events;
+
+/* Events go to `fd`.  With control_fd ≥ 0 the process ends at once (exit code 1) when that reads
+ * end-of-file.  Starts the watching thread. */
+ft_status ft_events_open(int fd, int control_fd, ft_events **events);
+/* Ends the thread.  Does not close the descriptors. */
+void ft_events_close(ft_events *events);
+
+/* Send {"event": name, …fields}; takes over the reference to fields (may be NULL).  FT_CANCELLED
+ * when nobody reads any more. */
+ft_status ft_events_send(ft_events *events, const char *name, json_t *fields);
+/* "failed", with the words of this thread's last failure. */
+void ft_events_failed(ft_events *events, ft_status code);
+
+/* The run has moved on; cheap, called between layers and rows. */
+void ft_events_progress(ft_events *events);
+/* Until the next progress, up to so many seconds of silence are no hang. */
+void ft_events_long_call(ft_events *events, double seconds);
+
+/* Seconds on a clock that never jumps. */
+double ft_monotonic_seconds(void);
+
+#endif
