@@ -7,6 +7,8 @@
 #ifndef PG_FINETUNE_H
 #define PG_FINETUNE_H
 
+#include "portability/instr_time.h"
+
 /* Names fixed by the install script (the extension is not relocatable) */
 #define PGFT_LIBRARY "pg_finetune"
 #define PGFT_WRAPPER "pg_finetune"
@@ -18,6 +20,16 @@
 #define PGFT_SERVER_WORKER_NAME "pg_finetune server"
 #define PGFT_JOB_WORKER_NAME "pg_finetune job"
 #define PGFT_READER_NAME "pg_finetune reader"
+
+/* A clock that nobody sets, in milliseconds */
+static inline int64
+pgft_monotonic_ms(void)
+{
+	instr_time now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MILLISEC(now);
+}
 
 /*
  * Raise 55000, saying what to set, unless the library was loaded by

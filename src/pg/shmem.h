@@ -11,7 +11,7 @@
 #define PGFT_SHMEM_H
 
 #include "datatype/timestamp.h"
-#include "storage/lwlock.h"
+#include "storage/condition_variable.h"
 #include "utils/uuid.h"
 
 /* Upper limit of pg_finetune.max_running_jobs */
@@ -21,7 +21,8 @@ typedef enum PgftSlotState
 {
 	PGFT_SLOT_FREE,
 	PGFT_SLOT_STARTING, /* reserved by the launcher, worker not there yet */
-	PGFT_SLOT_ACTIVE    /* a worker has it; job_set once it has claimed a job */
+	PGFT_SLOT_ACTIVE,   /* a worker has it; job_set once it has claimed a job */
+	PGFT_SLOT_ENDED     /* the worker has gone, the launcher has not seen it yet */
 } PgftSlotState;
 
 /* What a job worker found, for the launcher to act on */
@@ -130,17 +131,15 @@ extern int pgft_take_requests(Oid *databases);
 
 /*
  * Reserve a free slot for a worker in this database.  Returns the slot's
- * number, or -1 when `limit` are taken or the database has one; *main_arg is
- * then the worker's argument.
+ * number, or -1 when `limit` are taken or when a worker there has not claimed a
+ * job yet; sets *main_arg to the worker's argument.
  */
 extern int pgft_slot_reserve(Oid database, int limit, Datum *main_arg);
 
 /* Give a reservation back whose worker never came. */
 extern void pgft_slot_unreserve(int slot, Datum main_arg);
 
-/*
- * Slots whose workers have ended since the last call: calls `done` for each.
- */
+/* Calls `done` for each slot whose worker has ended, and frees the slot. */
 typedef void (*PgftSlotDone)(Oid database, PgftLookResult result);
 extern void pgft_slots_ended(PgftSlotDone done);
 
@@ -151,20 +150,17 @@ typedef struct PgftServerState
 	uint64 generation; /* counts the engines started; 0: none yet */
 	pid_t engine_pid;  /* 0 while there is none */
 	bool ready;        /* it answers on its socket */
-	bool wanted;       /* somebody is (or will be) trying to keep one running */
 } PgftServerState;
 
 extern void pgft_server_state(PgftServerState *state);
 
 /* By the server worker; wakes those who wait. */
 extern void pgft_server_set(uint64 generation, pid_t engine_pid, bool ready);
-extern void pgft_server_set_wanted(bool wanted);
 
 /* The generation for the next engine. */
 extern uint64 pgft_server_next_generation(void);
 
 /* Condition variable that is broadcast at each change of the server's state. */
-struct ConditionVariable;
-extern struct ConditionVariable *pgft_server_changed(void);
+extern ConditionVariable *pgft_server_changed(void);
 
 #endif

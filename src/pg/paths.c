@@ -1,0 +1,206 @@
+/*
+ * paths.c: where things are on disk.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "paths.h"
+#include "settings.h"
+#include "storage/fd.h"
+
+char *
+pgft_work_path(const char *fmt, ...)
+{
+	StringInfoData buf;
+	va_list args;
+	int needed;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "%s/", pgft_work_directory);
+	for (;;)
+	{
+		va_start(args, fmt);
+		needed = appendStringInfoVA(&buf, fmt, args);
+		va_end(args);
+		if (needed == 0)
+			return buf.data;
+		enlargeStringInfo(&buf, needed);
+	}
+}
+
+char *
+pgft_absolute_path(const char *path)
+{
+	if (is_absolute_path(path))
+		return pstrdup(path);
+	return psprintf("%s/%s", DataDir, path);
+}
+
+void
+pgft_make_directory(const char *path)
+{
+	if (mkdir(path, S_IRWXU) < 0 && errno != EEXIST)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not create directory \"%s\": %m", path)));
+}
+
+void
+pgft_make_work_directory(void)
+{
+	pgft_make_directory(pgft_work_directory);
+	pgft_make_directory(pgft_work_path("jobs"));
+	pgft_make_directory(pgft_work_path("cache"));
+}
+
+char *
+pgft_socket_path(void)
+{
+	char *path = pgft_work_path("engine.sock");
+
+	if (strlen(path) >= sizeof(((struct sockaddr_un *) NULL)->sun_path))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("the path of the engine's socket is too long"),
+						errhint("Choose a shorter pg_finetune.work_directory.")));
+	return path;
+}
+
+const char *
+pgft_engine_program(void)
+{
+	if (pgft_engine_path[0] != '\0')
+		return pgft_engine_path;
+	return psprintf("%s/pg_finetune_engine", pkglib_path);
+}
+
+const char *
+pgft_check_model_file(const char *file)
+{
+	const char *component = file;
+
+	if (file[0] == '\0')
+		return "must not be empty";
+	if (is_absolute_path(file))
+		return "must be relative to pg_finetune.model_directory";
+	for (;;)
+	{
+		size_t length = strcspn(component, "/");
+
+		if (length == 0)
+			return "must not have an empty component";
+		if (length == 2 && strncmp(component, "..", 2) == 0)
+			return "must not contain \"..\"";
+		if (component[length] == '\0')
+			return NULL;
+		component += length + 1;
+	}
+}
+
+/* realpath as palloc'd text; NULL with errno set. */
+static char *
+real_path(const char *path)
+{
+	char *found = realpath(path, NULL);
+	char *result;
+
+	if (found == NULL)
+		return NULL;
+	result = pstrdup(found);
+	free(found);
+	return result;
+}
+
+char *
+pgft_model_path(const char *file)
+{
+	const char *wrong = pgft_check_model_file(file);
+	char *directory;
+	char *path;
+	size_t length;
+
+	if (wrong != NULL)
+		ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+						errmsg("model file \"%s\" %s", file, wrong)));
+	if (pgft_model_directory[0] == '\0')
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("pg_finetune.model_directory is not set"),
+						errhint("Set it to the directory that holds the files of base models.")));
+
+	/* The server's log may name the directory, a user's message may not */
+	directory = real_path(pgft_model_directory);
+	if (directory == NULL)
+		ereport(ERROR, (errcode_for_file_access(),
+						errmsg("could not open the directory of model files: %m"),
+						errhint("Check pg_finetune.model_directory.")));
+	path = real_path(psprintf("%s/%s", directory, file));
+	if (path == NULL)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not find model file \"%s\": %m", file),
+				 errhint("It is looked for in pg_finetune.model_directory.")));
+	length = strlen(directory);
+	if (strncmp(path, directory, length) != 0 ||
+		(path[length] != '/' && strcmp(directory, "/") != 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("model file \"%s\" is outside of pg_finetune.model_directory", file)));
+	return path;
+}
+
+/* Write all of it, whatever the system takes at a time. */
+static bool
+write_all(int fd, const char *data, Size length)
+{
+	while (length > 0)
+	{
+		ssize_t written = write(fd, data, length);
+
+		if (written < 0 && errno == EINTR)
+			continue;
+		if (written <= 0)
+		{
+			if (written == 0)
+				errno = ENOSPC;
+			return false;
+		}
+		data += written;
+		length -= written;
+	}
+	return true;
+}
+
+void
+pgft_write_file(const char *path, const char *data, Size length)
+{
+	int fd = OpenTransientFile(path, O_WRONLY | O_CREAT | O_TRUNC | PG_BINARY);
+
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not create file \"%s\": %m", path)));
+	if (!write_all(fd, data, length) || pg_fsync(fd) != 0)
+	{
+		int save_errno = errno;
+
+		CloseTransientFile(fd);
+		unlink(path);
+		errno = save_errno;
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not write file \"%s\": %m", path)));
+	}
+	if (CloseTransientFile(fd) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not close file \"%s\": %m", path)));
+}
+
+void
+pgft_remove_tree(const char *path)
+{
+	struct stat st;
+
+	if (lstat(path, &st) == 0)
+		rmtree(path, true);
+}
