@@ -44,6 +44,8 @@ typedef struct ft_base
 	int context;          /* tokens of prompt and answer together */
 	int bos;              /* begins a prompt that is no chat; -1: nothing does */
 	size_t longest_token; /* bytes: n bytes of text are at least n / longest_token tokens */
+	uint64_t full;        /* the scheduler's: round in which no more were let in */
+	uint64_t stepped;     /* the scheduler's: round of the last step */
 	int refs;             /* private */
 } ft_base;
 

@@ -1,0 +1,613 @@
+/*
+ * scheduler.c: which sequences run in the next step, and what follows from it.
+ *
+ * A request goes queue → waiting → running → done.  The queue is shared with
+ * other threads, under the mutex; waiting and running belong to the
+ * scheduler's thread.  The running list is in order of admission, so its last
+ * one over a base is the youngest, which is the one to give way.
+ */
+#include "scheduler.h"
+
+#include "process.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Prompt rows beside decoding sequences, at most: more would hold up their next token. */
+#define PREFILL_ROWS_SHARED 128
+
+struct ft_scheduler
+{
+	ft_registry_config config;
+	int max_requests;
+	pthread_t thread;
+	bool started;
+
+	pthread_mutex_t mutex; /* over the queue, the count, stop and stats */
+	pthread_cond_t wake;
+	ft_request *queue_first;
+	ft_request **queue_end;
+	int n_requests; /* accepted and not done */
+	bool stop;
+	ft_scheduler_stats stats;
+
+	/* the scheduler's thread's own */
+	ft_request *waiting_first;
+	ft_request **waiting_end;
+	ft_request **running;
+	size_t n_running;
+	uint64_t round; /* of admission and steps, marks the bases seen in it */
+	ft_scheduler_stats now;
+
+	/* one step */
+	ft_request **batch; /* [max_sequences] */
+	int n_batch;
+	ft_decode_item *items;
+	ft_sample *samples;
+	int32_t *drawn;
+};
+
+/* --- requests -------------------------------------------------------------------------------- */
+
+ft_status
+ft_request_create(ft_request **request)
+{
+	FT_TRY(ft_alloc((void **) request, 1, sizeof **request));
+	ft_sampling_default(&(*request)->sampling);
+	return FT_OK;
+}
+
+void
+ft_request_free(ft_request *request)
+{
+	if (!request)
+		return;
+	ft_ids_free(&request->prompt);
+	ft_ids_free(&request->tokens);
+	ft_sampling_free(&request->sampling);
+	ft_generation_free(&request->generation);
+	free(request->blocks);
+	free(request);
+}
+
+/* Keep the words of the failure recorded last. */
+static void
+record_failure(ft_request *request, ft_status status)
+{
+	request->status = status;
+	snprintf(request->message, sizeof request->message, "%s", ft_error_message());
+	snprintf(request->hint, sizeof request->hint, "%s", ft_error_hint());
+}
+
+static void
+give_blocks_back(ft_request *request)
+{
+	if (request->n_blocks > 0)
+		ft_kv_give_back(request->model.base->cache, request->blocks, request->n_blocks);
+	request->n_blocks = 0;
+	request->computed = 0;
+}
+
+/* Hand a request, no longer in any list, back to its caller. */
+static void
+finish(ft_scheduler *s, ft_request *request)
+{
+	give_blocks_back(request);
+	pthread_mutex_lock(&s->mutex);
+	s->n_requests--;
+	pthread_mutex_unlock(&s->mutex);
+	request->done(request);
+}
+
+static void
+finish_cancelled(ft_scheduler *s, ft_request *request)
+{
+	record_failure(request, ft_fail(FT_CANCELLED, "request was cancelled"));
+	finish(s, request);
+}
+
+ft_status
+ft_scheduler_submit(ft_scheduler *s, ft_request *request)
+{
+	const ft_base *base = request->model.base;
+	size_t prompt = request->prompt.length;
+	int limit = request->sampling.max_tokens;
+	ft_status status = FT_OK;
+
+	if (prompt == 0)
+		return ft_fail(FT_INVALID, "the prompt has no tokens");
+	if (prompt >= (size_t) base->context)
+		return ft_fail(FT_INVALID, "the prompt has %zu tokens, the context of the model is %d",
+					   prompt, base->context);
+	if (limit > base->context - (int) prompt)
+		limit = base->context - (int) prompt;
+	ft_generation_start(&request->generation, base->tokenizer, &base->model->config,
+						&request->sampling, limit);
+	FT_TRY(ft_ids_append(&request->tokens, request->prompt.data, prompt));
+	FT_TRY(ft_alloc((void **) &request->blocks, (size_t) ft_kv_blocks_for((int64_t) prompt + limit),
+					sizeof(int32_t)));
+	request->next = NULL;
+
+	pthread_mutex_lock(&s->mutex);
+	if (s->stop)
+		status = ft_fail(FT_CANCELLED, "the engine is shutting down");
+	else if (s->n_requests >= s->max_requests)
+		status = ft_hint(ft_fail(FT_BUSY, "%d requests are waiting or running, the limit is %d",
+								 s->n_requests, s->max_requests),
+						 "Try again later.");
+	else
+	{
+		s->n_requests++;
+		*s->queue_end = request;
+		s->queue_end = &request->next;
+		pthread_cond_signal(&s->wake);
+	}
+	pthread_mutex_unlock(&s->mutex);
+	return status;
+}
+
+void
+ft_request_cancel(ft_request *request)
+{
+	atomic_store(&request->cancelled, true);
+}
+
+/* --- admission ------------------------------------------------------------------------------- */
+
+/* Take over what was submitted; without work, wait for some.  False when it is time to end. */
+static bool
+collect(ft_scheduler *s)
+{
+	bool go_on;
+
+	pthread_mutex_lock(&s->mutex);
+	while (!s->stop && !s->queue_first && !s->waiting_first && s->n_running == 0)
+		pthread_cond_wait(&s->wake, &s->mutex);
+	if (s->queue_first)
+	{
+		*s->waiting_end = s->queue_first;
+		s->waiting_end = s->queue_end;
+		s->queue_first = NULL;
+		s->queue_end = &s->queue_first;
+	}
+	go_on = !s->stop;
+	pthread_mutex_unlock(&s->mutex);
+	return go_on;
+}
+
+static void
+remove_running(ft_scheduler *s, size_t index)
+{
+	s->n_running--;
+	memmove(&s->running[index], &s->running[index + 1],
+			(s->n_running - index) * sizeof s->running[0]);
+}
+
+static void
+end_running(ft_scheduler *s, ft_request *request)
+{
+	for (size_t i = 0; i < s->n_running; i++)
+		if (s->running[i] == request)
+		{
+			remove_running(s, i);
+			break;
+		}
+	finish(s, request);
+}
+
+/* Drop those whose client has gone (or everybody). */
+static void
+drop_cancelled(ft_scheduler *s, bool everybody)
+{
+	for (size_t i = s->n_running; i-- > 0;)
+	{
+		ft_request *request = s->running[i];
+
+		if (everybody || atomic_load(&request->cancelled))
+		{
+			remove_running(s, i);
+			finish_cancelled(s, request);
+		}
+	}
+	for (ft_request **at = &s->waiting_first; *at;)
+	{
+		ft_request *request = *at;
+
+		if (!everybody && !atomic_load(&request->cancelled))
+		{
+			at = &request->next;
+			continue;
+		}
+		*at = request->next;
+		if (!*at)
+			s->waiting_end = at;
+		finish_cancelled(s, request);
+	}
+}
+
+static int
+running_over(const ft_scheduler *s, const ft_base *base)
+{
+	int n = 0;
+
+	for (size_t i = 0; i < s->n_running; i++)
+		n += s->running[i]->model.base == base;
+	return n;
+}
+
+/* Enough blocks for the first n tokens. */
+static bool
+reserve(ft_request *request, size_t n)
+{
+	int wanted = ft_kv_blocks_for((int64_t) n) - request->n_blocks;
+
+	if (wanted <= 0)
+		return true;
+	if (!ft_kv_take(request->model.base->cache, wanted, request->blocks + request->n_blocks))
+		return false;
+	request->n_blocks += wanted;
+	return true;
+}
+
+/*
+ * Let waiting requests in, in their order, as long as their base has a place
+ * and blocks for all of their tokens so far.  Nobody overtakes a request over
+ * the same base, or a long prompt would wait for ever.
+ */
+static void
+admit(ft_scheduler *s)
+{
+	s->round++;
+	for (ft_request **at = &s->waiting_first; *at;)
+	{
+		ft_request *request = *at;
+		ft_base *base = request->model.base;
+
+		if (base->full == s->round || running_over(s, base) >= s->config.max_sequences ||
+			!reserve(request, request->tokens.length + 1))
+		{
+			base->full = s->round;
+			at = &request->next;
+			continue;
+		}
+		*at = request->next;
+		if (!*at)
+			s->waiting_end = at;
+		request->next = NULL;
+		s->running[s->n_running++] = request;
+	}
+}
+
+/* Send the youngest over the base back to the head of the queue; false when `keep` is the only one.
+ */
+static bool
+preempt_youngest(ft_scheduler *s, const ft_request *keep, ft_request **victim)
+{
+	for (size_t i = s->n_running; i-- > 0;)
+	{
+		ft_request *request = s->running[i];
+
+		if (request->model.base != keep->model.base)
+			continue;
+		if (request == keep && running_over(s, keep->model.base) == 1)
+			return false;
+		remove_running(s, i);
+		give_blocks_back(request);
+		if (!s->waiting_first)
+			s->waiting_end = &request->next;
+		request->next = s->waiting_first;
+		s->waiting_first = request;
+		s->now.preemptions++;
+		*victim = request;
+		return true;
+	}
+	return false;
+}
+
+/* --- one step -------------------------------------------------------------------------------- */
+
+static size_t
+rows_left(const ft_request *request)
+{
+	return request->tokens.length - request->computed;
+}
+
+static void
+add_to_batch(ft_scheduler *s, ft_request *request, size_t rows)
+{
+	s->batch[s->n_batch] = request;
+	s->items[s->n_batch++] = (ft_decode_item){
+		.tokens = request->tokens.data + request->computed,
+		.rows = (int) rows,
+		.context = (int) request->computed,
+		.blocks = request->blocks,
+		.adapter = request->model.lora ? request->model.lora->adapter : NULL,
+		.wants_logits = rows == rows_left(request),
+	};
+}
+
+/* Make sure that all that decode over the base have a block for their next token.  Oldest first:
+ * they are the last to give way. */
+static void
+extend_blocks(ft_scheduler *s, const ft_base *base)
+{
+	for (size_t i = 0; i < s->n_running; i++)
+	{
+		ft_request *request = s->running[i];
+
+		if (request->model.base != base)
+			continue;
+		while (!reserve(request, request->tokens.length))
+		{
+			ft_request *victim = NULL;
+
+			if (!preempt_youngest(s, request, &victim))
+			{
+				record_failure(request, ft_fail(FT_INTERNAL, "a cache of %d blocks is too small",
+												base->cache->n_blocks));
+				end_running(s, request);
+				return;
+			}
+			if (victim == request)
+				return; /* it was the youngest: all before it have theirs */
+		}
+	}
+}
+
+/* Choose the rows of the next step over a base: a row of everyone who decodes, then prompts. */
+static void
+choose_batch(ft_scheduler *s, const ft_base *base)
+{
+	int room = s->config.max_rows;
+
+	s->n_batch = 0;
+	for (size_t i = 0; i < s->n_running; i++)
+	{
+		ft_request *request = s->running[i];
+
+		if (request->model.base == base && rows_left(request) == 1)
+		{
+			add_to_batch(s, request, 1);
+			room--;
+		}
+	}
+	if (s->n_batch > 0 && room > PREFILL_ROWS_SHARED)
+		room = PREFILL_ROWS_SHARED;
+	for (size_t i = 0; i < s->n_running && room > 0; i++)
+	{
+		ft_request *request = s->running[i];
+		size_t rows = rows_left(request);
+
+		if (request->model.base != base || rows == 1)
+			continue;
+		if (rows > (size_t) room)
+			rows = (size_t) room;
+		add_to_batch(s, request, rows);
+		room -= (int) rows;
+	}
+}
+
+/* Bring items of one adapter together, in the order of their first ones. */
+static void
+group_by_adapter(ft_scheduler *s)
+{
+	int done = 0;
+
+	while (done < s->n_batch)
+	{
+		const ft_adapter *adapter = s->items[done].adapter;
+
+		for (int i = done; i < s->n_batch; i++)
+		{
+			ft_decode_item item = s->items[i];
+			ft_request *request = s->batch[i];
+
+			if (item.adapter != adapter)
+				continue;
+			memmove(&s->items[done + 1], &s->items[done], (size_t) (i - done) * sizeof s->items[0]);
+			memmove(&s->batch[done + 1], &s->batch[done], (size_t) (i - done) * sizeof s->batch[0]);
+			s->items[done] = item;
+			s->batch[done++] = request;
+		}
+	}
+}
+
+/* Run the batch and draw a token for each sequence that has all of its tokens in the cache now. */
+static ft_status
+compute(ft_scheduler *s, const ft_base *base)
+{
+	int wanted = 0;
+
+	FT_TRY(ft_decoder_run(base->decoder, base->cache, s->items, s->n_batch));
+	for (int i = 0; i < s->n_batch; i++)
+	{
+		if (s->items[i].wants_logits)
+			s->samples[wanted++] = ft_generation_draw(&s->batch[i]->generation);
+	}
+	if (wanted == 0)
+		return FT_OK;
+	return ft_decoder_sample(base->decoder, s->samples, s->drawn);
+}
+
+/* What the step means for each of the batch. */
+static void
+account(ft_scheduler *s, ft_status status)
+{
+	int drawn = 0;
+
+	if (status != FT_OK)
+		ft_log("error", "a step of %d sequences failed: %s", s->n_batch, ft_error_message());
+	for (int i = 0; i < s->n_batch; i++)
+	{
+		ft_request *request = s->batch[i];
+		ft_status own = status;
+
+		if (own == FT_OK)
+		{
+			request->computed += (size_t) s->items[i].rows;
+			s->now.rows += (uint64_t) s->items[i].rows;
+			if (!s->items[i].wants_logits)
+				continue;
+			s->now.tokens++;
+			own = ft_generation_push(&request->generation, s->drawn[drawn]);
+			if (own == FT_OK)
+				own = ft_ids_push(&request->tokens, s->drawn[drawn]);
+			drawn++;
+		}
+		if (own != FT_OK)
+			record_failure(request, own);
+		if (own != FT_OK || request->generation.finish != FT_FINISH_NONE)
+			end_running(s, request);
+	}
+}
+
+static void
+step(ft_scheduler *s, ft_base *base)
+{
+	extend_blocks(s, base);
+	choose_batch(s, base);
+	if (s->n_batch == 0)
+		return;
+	group_by_adapter(s);
+	account(s, compute(s, base));
+	s->now.steps++;
+}
+
+/* A step over every base that has running sequences. */
+static void
+step_all(ft_scheduler *s)
+{
+	s->round++;
+	for (size_t i = 0; i < s->n_running;)
+	{
+		ft_base *base = s->running[i]->model.base;
+
+		if (base->stepped == s->round)
+		{
+			i++;
+			continue;
+		}
+		base->stepped = s->round;
+		step(s, base); /* may end sequences: look again from the first */
+		i = 0;
+	}
+}
+
+static void
+publish_stats(ft_scheduler *s)
+{
+	int waiting = 0;
+
+	for (const ft_request *r = s->waiting_first; r; r = r->next)
+		waiting++;
+	pthread_mutex_lock(&s->mutex);
+	s->stats = s->now;
+	s->stats.running = (int) s->n_running;
+	s->stats.waiting = waiting;
+	pthread_mutex_unlock(&s->mutex);
+}
+
+static void *
+scheduler_main(void *arg)
+{
+	ft_scheduler *s = arg;
+
+	while (collect(s))
+	{
+		drop_cancelled(s, false);
+		admit(s);
+		publish_stats(s);
+		step_all(s);
+		publish_stats(s);
+	}
+	drop_cancelled(s, true);
+	publish_stats(s);
+	return NULL;
+}
+
+/* --- life ------------------------------------------------------------------------------------- */
+
+ft_status
+ft_scheduler_create(const ft_registry_config *config, int max_requests, ft_scheduler **scheduler)
+{
+	size_t sequences = (size_t) config->max_sequences;
+	sigset_t all, before;
+	ft_scheduler *s;
+	ft_status status;
+
+	FT_TRY(ft_alloc((void **) &s, 1, sizeof *s));
+	s->config = *config;
+	s->max_requests = max_requests;
+	s->queue_end = &s->queue_first;
+	s->waiting_end = &s->waiting_first;
+	pthread_mutex_init(&s->mutex, NULL);
+	pthread_cond_init(&s->wake, NULL);
+	status = ft_alloc((void **) &s->running, (size_t) max_requests, sizeof *s->running);
+	if (status == FT_OK)
+		status = ft_alloc((void **) &s->batch, sequences, sizeof *s->batch);
+	if (status == FT_OK)
+		status = ft_alloc((void **) &s->items, sequences, sizeof *s->items);
+	if (status == FT_OK)
+		status = ft_alloc((void **) &s->samples, sequences, sizeof *s->samples);
+	if (status == FT_OK)
+		status = ft_alloc((void **) &s->drawn, sequences, sizeof *s->drawn);
+	if (status == FT_OK)
+	{
+		/* signals are the main thread's */
+		sigfillset(&all);
+		pthread_sigmask(SIG_BLOCK, &all, &before);
+		errno = pthread_create(&s->thread, NULL, scheduler_main, s);
+		pthread_sigmask(SIG_SETMASK, &before, NULL);
+		s->started = errno == 0;
+		if (!s->started)
+			status = ft_fail_errno("could not start the scheduler's thread");
+	}
+	if (status != FT_OK)
+	{
+		ft_scheduler_free(s);
+		return status;
+	}
+	*scheduler = s;
+	return FT_OK;
+}
+
+void
+ft_scheduler_stop(ft_scheduler *s)
+{
+	if (!s->started)
+		return;
+	pthread_mutex_lock(&s->mutex);
+	s->stop = true;
+	pthread_cond_signal(&s->wake);
+	pthread_mutex_unlock(&s->mutex);
+	pthread_join(s->thread, NULL);
+	s->started = false;
+}
+
+void
+ft_scheduler_free(ft_scheduler *s)
+{
+	if (!s)
+		return;
+	ft_scheduler_stop(s);
+	pthread_cond_destroy(&s->wake);
+	pthread_mutex_destroy(&s->mutex);
+	free(s->running);
+	free(s->batch);
+	free(s->items);
+	free(s->samples);
+	free(s->drawn);
+	free(s);
+}
+
+void
+ft_scheduler_get_stats(ft_scheduler *s, ft_scheduler_stats *stats)
+{
+	pthread_mutex_lock(&s->mutex);
+	*stats = s->stats;
+	pthread_mutex_unlock(&s->mutex);
+}
