@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""What PEFT reaches on the demo's rows with the demo's options.
+
+    bench/export_demo_data.sh DIR
+    python bench/peft_demo.py --data DIR --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf
+
+Needs torch, transformers, peft and gguf.  The base is the same file, dequantised to f32; rows are
+rendered by the file's own chat template, the loss is taken at the completion and its end token only,
+and an optimizer step's loss is the mean over its trained tokens.  Accuracy is exact match under greedy
+decoding.  The last line is the result; --out adds it to a file.
+"""
+
+import argparse
+import collections
+import json
+import math
+import os
+import re
+import time
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder with train.jsonl and validation.jsonl")
+    parser.add_argument("--gguf", required=True)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=1024, help="tokens of an optimizer step")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--alpha", type=float, default=32)
+    parser.add_argument("--warmup-ratio", type=float, default=0.03)
+    parser.add_argument("--min-lr-ratio", type=float, default=0.0)
+    parser.add_argument("--weight-decay", type=float, default=0.0)
+    parser.add_argument("--max-grad-norm", type=float, default=1.0)
+    parser.add_argument("--max-tokens", type=int, default=24, help="of an answer")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--max-steps", type=int, help="stop early, to try the script")
+    parser.add_argument("--out", help="file that the result is appended to")
+    return parser.parse_args()
+
+
+def read_rows(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def naive_bayes(train, validation):
+    """Accuracy of multinomial naive Bayes with Laplace smoothing over the words of the prompt."""
+
+    def words(text):
+        return re.findall("[a-z0-9]+", text.lower())
+
+    classes = collections.Counter(row["completion"] for row in train)
+    counts = collections.defaultdict(collections.Counter)
+    for row in train:
+        counts[row["completion"]].update(words(row["prompt"]))
+    size = len(set().union(*counts.values()))
+
+    def score(name, text):
+        total = sum(counts[name].values()) + size
+        return math.log(classes[name]) + sum(
+            math.log((counts[name][word] + 1) / total) for word in words(text))
+
+    right = 0
+    for row in validation:
+        guess = max(sorted(classes), key=lambda name: score(name, row["prompt"]))
+        right += guess == row["completion"]
+    return right / len(validation)
+
+
+def encode(tokenizer, row):
+    """Ids of a row and the position where its completion begins."""
+    head = prompt_ids(tokenizer, row)
+    tail = tokenizer(row["completion"], add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    return head + tail, len(head)
+
+
+def prompt_ids(tokenizer, row):
+    text = tokenizer.apply_chat_template([{"role": "user", "content": row["prompt"]}], tokenize=False,
+                                         add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def batches(rows, budget):
+    """Rows in their order, as many to a batch as fit into the budget of tokens."""
+    batch, used = [], 0
+    for row in rows:
+        if batch and used + len(row[0]) > budget:
+            yield batch
+            batch, used = [], 0
+        batch.append(row)
+        used += len(row[0])
+    if batch:
+        yield batch
+
+
+def pad(sequences, value, left=False):
+    longest = max(map(len, sequences))
+    return torch.tensor([[value] * (longest - len(s)) + s if left else s + [value] * (longest - len(s))
+                         for s in sequences])
+
+
+def loss_sum(model, batch, pad_id):
+    """Sum of the losses at the trained tokens of a batch, and their number.
+
+    The head runs at those positions only: its logits over the whole batch would cost more than the rest.
+    """
+    ids = pad([row[0] for row in batch], pad_id)
+    mask = pad([[1] * len(row[0]) for row in batch], 0)
+    labels = pad([[-100] * row[1] + row[0][row[1]:] for row in batch], -100)[:, 1:]
+    llama = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = llama.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    chosen = labels != -100
+    logits = llama.lm_head(hidden[chosen])
+    return torch.nn.functional.cross_entropy(logits.float(), labels[chosen], reduction="sum"), int(chosen.sum())
+
+
+@torch.no_grad()
+def validation_loss(model, rows, budget, pad_id):
+    model.eval()
+    total, count = 0.0, 0
+    for batch in batches(rows, budget):
+        value, n = loss_sum(model, batch, pad_id)
+        total, count = total + value.item(), count + n
+    model.train()
+    return total / count
+
+
+@torch.no_grad()
+def answers(model, tokenizer, rows, max_tokens):
+    model.eval()
+    result = []
+    for start in range(0, len(rows), 16):
+        prompts = [prompt_ids(tokenizer, row) for row in rows[start:start + 16]]
+        ids = pad(prompts, tokenizer.eos_token_id, left=True)
+        mask = pad([[1] * len(p) for p in prompts], 0, left=True)
+        made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False,
+                              pad_token_id=tokenizer.eos_token_id)
+        result += tokenizer.batch_decode(made[:, ids.shape[1]:], skip_special_tokens=True)
+    return result
+
+
+def accuracy(given, rows):
+    return sum(a.strip(" \n") == row["completion"] for a, row in zip(given, rows)) / len(rows)
+
+
+def train(model, rows, validation, args, pad_id):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.999), eps=1e-8,
+                                  weight_decay=args.weight_decay)
+    generator = torch.Generator().manual_seed(args.seed)
+    plan = []
+    for _ in range(args.epochs):
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        plan.append(list(batches([rows[i] for i in order], args.batch_size)))
+    total = sum(map(len, plan))
+    warmup = math.ceil(args.warmup_ratio * total)
+
+    def rate(step):
+        if step < warmup:
+            return (step + 1) / warmup
+        share = (step - warmup) / max(1, total - warmup)
+        return args.min_lr_ratio + (1 - args.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+
+    step, tokens, started = 0, 0, time.monotonic()
+    for epoch, steps in enumerate(plan):
+        for batch in steps:
+            for group in optimizer.param_groups:
+                group["lr"] = args.learning_rate * rate(step)
+            value, count = loss_sum(model, batch, pad_id)
+            loss = value / count
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            tokens += sum(len(row[0]) for row in batch)
+            print(f"step {step}/{total} loss {loss.item():.4f} norm {norm:.3f} "
+                  f"{tokens / (time.monotonic() - started):.0f} tokens/s", flush=True)
+            if step == args.max_steps:
+                return step, tokens / (time.monotonic() - started)
+        print(f"epoch {epoch + 1} validation_loss {validation_loss(model, validation, args.batch_size, pad_id):.4f}",
+              flush=True)
+    return step, tokens / (time.monotonic() - started)
+
+
+def main():
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    train_rows = read_rows(os.path.join(args.data, "train.jsonl"))
+    validation_rows = read_rows(os.path.join(args.data, "validation.jsonl"))
+    print(f"naive Bayes {naive_bayes(train_rows, validation_rows):.2f}", flush=True)
+
+    folder, name = os.path.split(args.gguf)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(r=args.rank, lora_alpha=args.alpha, lora_dropout=0.0,
+                                             target_modules="all-linear", task_type="CAUSAL_LM"))
+    rows = [encode(tokenizer, row) for row in train_rows]
+    validation = [encode(tokenizer, row) for row in validation_rows]
+    print(f"{sum(len(r[0]) for r in rows)} tokens an epoch, {sum(len(r[0]) - r[1] for r in rows)} of them trained",
+          flush=True)
+
+    steps, speed = train(model, rows, validation, args, tokenizer.eos_token_id)
+    final = validation_loss(model, validation, args.batch_size, tokenizer.eos_token_id)
+    given = answers(model, tokenizer, validation_rows, args.max_tokens)
+    majority = collections.Counter(row["completion"] for row in train_rows).most_common(1)[0][0]
+    line = "\t".join(map(str, (
+        "peft", f"epochs={args.epochs} lr={args.learning_rate:g} batch={args.batch_size} r={args.rank} "
+        f"alpha={args.alpha:g} seed={args.seed} steps={steps}", f"validation_loss={final:.4f}",
+        f"majority={sum(r['completion'] == majority for r in validation_rows) / len(validation_rows):.2f}",
+        f"naive_bayes={naive_bayes(train_rows, validation_rows):.2f}",
+        f"tuned={accuracy(given, validation_rows):.2f}", f"tokens_per_second={speed:.0f}")))
+    print(line)
+    if args.out:
+        with open(args.out, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
