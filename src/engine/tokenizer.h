@@ -63,6 +63,14 @@ int32_t ft_tokenizer_find(const ft_tokenizer *tokenizer, const char *token);
 size_t ft_tokenizer_size(const ft_tokenizer *tokenizer);
 bool ft_tokenizer_is_special(const ft_tokenizer *tokenizer, int32_t id);
 
+/* What the file names, -1 where it names none; adds_bos: a text that no template frames begins with bos. */
+int32_t ft_tokenizer_bos(const ft_tokenizer *tokenizer);
+int32_t ft_tokenizer_eos(const ft_tokenizer *tokenizer);
+bool ft_tokenizer_adds_bos(const ft_tokenizer *tokenizer);
+
+/* FT_UNSUPPORTED, by name and with a hint, when ft_tokenizer_create would refuse the vocabulary's kind. */
+ft_status ft_tokenizer_check_kind(const char *model, const char *pre);
+
 /* How many bytes at the end of text[0, n) begin a UTF-8 character that is not complete (0 to 3): a stream
  * holds them back. */
 size_t ft_utf8_incomplete(const char *text, size_t n);

@@ -1,0 +1,249 @@
+/*
+ * tokenizer_bpe.c: merging by rank.
+ *
+ * Symbols form a doubly linked list; a heap holds the merges that were possible
+ * when they were seen, and one that its neighbours have overtaken is dropped
+ * when it comes up.  So a piece of a million bytes costs no more a byte than a
+ * short one, but for the logarithm.
+ *
+ * Merges are looked up by bisection among those of their left token: nothing is
+ * hashed, so no vocabulary can make lookups slow.
+ */
+#include "tokenizer_bpe.h"
+
+#include <stdlib.h>
+
+typedef struct ft_bpe_symbol
+{
+	int32_t token; /* -1: merged into the symbol before it */
+	int32_t previous;
+	int32_t next;
+} ft_bpe_symbol;
+
+typedef struct ft_bpe_candidate
+{
+	int32_t rank;
+	int32_t at; /* the left symbol */
+	int32_t merged;
+} ft_bpe_candidate;
+
+/* --- the table of merges ------------------------------------------------------------------- */
+
+static int
+compare_merges(const void *a, const void *b)
+{
+	const ft_merge *x = a;
+	const ft_merge *y = b;
+
+	if (x->left != y->left)
+		return x->left < y->left ? -1 : 1;
+	if (x->right != y->right)
+		return x->right < y->right ? -1 : 1;
+	return (x->rank > y->rank) - (x->rank < y->rank);
+}
+
+ft_status
+ft_bpe_init(ft_bpe *bpe, size_t n_tokens, ft_merge *merges, size_t n_merges)
+{
+	void *memory;
+	size_t kept = 0;
+
+	bpe->merges = merges;
+	bpe->n_tokens = n_tokens;
+	if (n_merges > 0)
+		qsort(merges, n_merges, sizeof(ft_merge), compare_merges);
+	for (size_t i = 0; i < n_merges; i++)
+	{
+		if (kept > 0 && merges[kept - 1].left == merges[i].left &&
+			merges[kept - 1].right == merges[i].right)
+			kept--;
+		merges[kept++] = merges[i];
+	}
+	bpe->n_merges = kept;
+
+	FT_TRY(ft_alloc(&memory, n_tokens + 1, sizeof(uint32_t)));
+	bpe->first = memory;
+	for (size_t token = 0, i = 0; token <= n_tokens; token++)
+	{
+		while (i < kept && (size_t) merges[i].left < token)
+			i++;
+		bpe->first[token] = (uint32_t) i;
+	}
+	return FT_OK;
+}
+
+void
+ft_bpe_free(ft_bpe *bpe)
+{
+	free(bpe->merges);
+	free(bpe->first);
+	bpe->merges = NULL;
+	bpe->first = NULL;
+}
+
+static const ft_merge *
+find_merge(const ft_bpe *bpe, int32_t left, int32_t right)
+{
+	uint32_t low = bpe->first[left];
+	uint32_t high = bpe->first[left + 1];
+
+	while (low < high)
+	{
+		uint32_t middle = low + (high - low) / 2;
+		const ft_merge *m = &bpe->merges[middle];
+
+		if (m->right == right)
+			return m;
+		if (m->right > right)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	return NULL;
+}
+
+/* --- the heap ------------------------------------------------------------------------------ */
+
+/* Lowest rank first, leftmost among equals. */
+static bool
+before(const ft_bpe_candidate *a, const ft_bpe_candidate *b)
+{
+	return a->rank < b->rank || (a->rank == b->rank && a->at < b->at);
+}
+
+static ft_status
+push(ft_bpe_work *work, ft_bpe_candidate candidate)
+{
+	void *memory = work->heap;
+	size_t i = work->heap_size;
+
+	FT_TRY(ft_grow(&memory, &work->heap_capacity, i + 1, sizeof(ft_bpe_candidate)));
+	work->heap = memory;
+	work->heap_size++;
+	while (i > 0 && before(&candidate, &work->heap[(i - 1) / 2]))
+	{
+		work->heap[i] = work->heap[(i - 1) / 2];
+		i = (i - 1) / 2;
+	}
+	work->heap[i] = candidate;
+	return FT_OK;
+}
+
+static ft_bpe_candidate
+pop(ft_bpe_work *work)
+{
+	ft_bpe_candidate top = work->heap[0];
+	ft_bpe_candidate last = work->heap[--work->heap_size];
+	size_t n = work->heap_size;
+	size_t i = 0;
+
+	for (;;)
+	{
+		size_t child = 2 * i + 1;
+
+		if (child >= n)
+			break;
+		if (child + 1 < n && before(&work->heap[child + 1], &work->heap[child]))
+			child++;
+		if (!before(&work->heap[child], &last))
+			break;
+		work->heap[i] = work->heap[child];
+		i = child;
+	}
+	work->heap[i] = last;
+	return top;
+}
+
+/* --- one piece ----------------------------------------------------------------------------- */
+
+/* Remember the merge of the symbol at `left` with the one after it, if there is one. */
+static ft_status
+consider(const ft_bpe *bpe, ft_bpe_work *work, int32_t left)
+{
+	const ft_bpe_symbol *s;
+	const ft_merge *m;
+
+	if (left < 0 || work->symbols[left].next < 0)
+		return FT_OK;
+	s = &work->symbols[left];
+	m = find_merge(bpe, s->token, work->symbols[s->next].token);
+	if (m == NULL)
+		return FT_OK;
+	return push(work, (ft_bpe_candidate){m->rank, left, m->merged});
+}
+
+static ft_status
+list_symbols(const ft_bpe *bpe, ft_bpe_work *work, const char *piece, size_t n, int32_t *count)
+{
+	void *memory = work->symbols;
+	int32_t c = 0;
+
+	if (n > INT32_MAX - 1)
+		return ft_fail(FT_INVALID, "a word of %zu bytes is too long to tokenise", n);
+	FT_TRY(ft_grow(&memory, &work->symbols_capacity, n, sizeof(ft_bpe_symbol)));
+	work->symbols = memory;
+	for (size_t i = 0; i < n; i++)
+	{
+		int32_t token = bpe->bytes[(unsigned char) piece[i]];
+
+		if (token < 0)
+			continue;
+		work->symbols[c] = (ft_bpe_symbol){token, c - 1, c + 1};
+		c++;
+	}
+	if (c > 0)
+		work->symbols[c - 1].next = -1;
+	*count = c;
+	return FT_OK;
+}
+
+static ft_status
+merge_symbols(const ft_bpe *bpe, ft_bpe_work *work)
+{
+	while (work->heap_size > 0)
+	{
+		ft_bpe_candidate c = pop(work);
+		ft_bpe_symbol *left = &work->symbols[c.at];
+		ft_bpe_symbol *right;
+		const ft_merge *m;
+
+		if (left->token < 0 || left->next < 0)
+			continue;
+		right = &work->symbols[left->next];
+		/* the pair may have changed since; what it would become decides, not what it was */
+		m = find_merge(bpe, left->token, right->token);
+		if (m == NULL || m->merged != c.merged)
+			continue;
+		left->token = c.merged;
+		right->token = -1;
+		left->next = right->next;
+		if (left->next >= 0)
+			work->symbols[left->next].previous = c.at;
+		FT_TRY(consider(bpe, work, left->previous));
+		FT_TRY(consider(bpe, work, c.at));
+	}
+	return FT_OK;
+}
+
+ft_status
+ft_bpe_encode(const ft_bpe *bpe, ft_bpe_work *work, const char *piece, size_t n, ft_ids *ids)
+{
+	int32_t count;
+
+	FT_TRY(list_symbols(bpe, work, piece, n, &count));
+	work->heap_size = 0;
+	for (int32_t i = 0; i + 1 < count; i++)
+		FT_TRY(consider(bpe, work, i));
+	FT_TRY(merge_symbols(bpe, work));
+	for (int32_t i = count > 0 ? 0 : -1; i >= 0; i = work->symbols[i].next)
+		FT_TRY(ft_ids_push(ids, work->symbols[i].token));
+	return FT_OK;
+}
+
+void
+ft_bpe_work_free(ft_bpe_work *work)
+{
+	free(work->symbols);
+	free(work->heap);
+	*work = (ft_bpe_work){0};
+}

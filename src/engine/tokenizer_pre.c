@@ -1,0 +1,184 @@
+/*
+ * tokenizer_pre.c: pre-tokenisers, run by PCRE2.
+ *
+ * The patterns cut exactly where the reference's do, but are written for one pass by PCRE2:
+ * repetitions that nothing can follow are possessive, so that no input makes the matcher go back
+ * over a long run, and white space is spelt out, because \s differs between engines (U+180E).
+ */
+#define PCRE2_CODE_UNIT_WIDTH 8
+
+#include "tokenizer_pre.h"
+
+#include "buffer.h"
+
+#include <pcre2.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SPACE                                                                                    \
+	"\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{" \
+	"3000}"
+
+/* GPT-2's: contractions, then words, numbers and other characters with a space before them, then
+ * white space, whose last character is left to the word that follows. */
+#define GPT2                                                                  \
+	"'(?:[stmd]|re|ve|ll)| ?\\p{L}++| ?\\p{N}++| ?[^" SPACE "\\p{L}\\p{N}]++" \
+	"|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
+
+/* Digits(individual_digits), then GPT-2's inside of what lies between: a digit ends the text there,
+ * so white space before it stays whole. */
+#define SMOLLM                                                            \
+	"'(?:[stmd]|re|ve|ll)|\\p{N}| ?\\p{L}++| ?[^" SPACE "\\p{L}\\p{N}]++" \
+	"|[" SPACE "]+(?![^" SPACE "\\p{N}])|[" SPACE "]+"
+
+/* Llama 3's and its relatives', which differ in how many digits stand together. */
+#define LLAMA3(digits)                                                                  \
+	"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}++|" digits "| ?[^" SPACE \
+	"\\p{L}\\p{N}]++[\\r\\n]*+|[" SPACE "]*[\\r\\n]++|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
+
+typedef struct pre_kind
+{
+	const char *name;
+	const char *pattern;
+	bool ignore_merges;
+} pre_kind;
+
+static const pre_kind kinds[] = {
+	{"default", GPT2, false},           {"gpt-2", GPT2, false},
+	{"smollm", SMOLLM, false},          {"llama-bpe", LLAMA3("\\p{N}{1,3}+"), true},
+	{"qwen2", LLAMA3("\\p{N}"), false},
+};
+
+struct ft_pre
+{
+	const pre_kind *kind;
+	pcre2_code *code;
+	pcre2_match_context *context;
+};
+
+struct ft_pre_scan
+{
+	const ft_pre *pre;
+	pcre2_match_data *match;
+};
+
+static const pre_kind *
+find_kind(const char *name)
+{
+	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+	{
+		if (strcmp(kinds[i].name, name) == 0)
+			return &kinds[i];
+	}
+	return NULL;
+}
+
+bool
+ft_pre_known(const char *name)
+{
+	return find_kind(name) != NULL;
+}
+
+bool
+ft_pre_ignores_merges(const ft_pre *pre)
+{
+	return pre->kind->ignore_merges;
+}
+
+static ft_status
+compile(ft_pre *pre)
+{
+	int error;
+	size_t at;
+
+	pre->code = pcre2_compile((PCRE2_SPTR) pre->kind->pattern, PCRE2_ZERO_TERMINATED,
+							  PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED, &error, &at, NULL);
+	if (pre->code == NULL)
+		return ft_fail(FT_INTERNAL, "pre-tokeniser \"%s\": PCRE2 error %d at %zu", pre->kind->name,
+					   error, at);
+	/* where JIT is not to be had (no executable memory), matching is interpreted */
+	(void) pcre2_jit_compile(pre->code, PCRE2_JIT_COMPLETE);
+	pre->context = pcre2_match_context_create(NULL);
+	if (pre->context == NULL)
+		return ft_fail(FT_NO_MEMORY, "out of memory: a match context wanted");
+	/* nothing backtracks without bound, so a long run of white space must not hit a limit */
+	pcre2_set_match_limit(pre->context, UINT32_MAX);
+	return FT_OK;
+}
+
+ft_status
+ft_pre_create(const char *name, ft_pre **pre)
+{
+	const pre_kind *kind = find_kind(name);
+	void *memory;
+	ft_status status;
+
+	if (kind == NULL)
+		return ft_fail(FT_UNSUPPORTED, "pre-tokeniser \"%s\" is not supported", name);
+	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_pre)));
+	*pre = memory;
+	(*pre)->kind = kind;
+	status = compile(*pre);
+	if (status != FT_OK)
+	{
+		ft_pre_free(*pre);
+		*pre = NULL;
+	}
+	return status;
+}
+
+void
+ft_pre_free(ft_pre *pre)
+{
+	if (pre == NULL)
+		return;
+	pcre2_match_context_free(pre->context);
+	pcre2_code_free(pre->code);
+	free(pre);
+}
+
+ft_status
+ft_pre_scan_create(const ft_pre *pre, ft_pre_scan **scan)
+{
+	void *memory;
+
+	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_pre_scan)));
+	*scan = memory;
+	(*scan)->pre = pre;
+	(*scan)->match = pcre2_match_data_create(1, NULL);
+	if ((*scan)->match == NULL)
+	{
+		free(memory);
+		return ft_fail(FT_NO_MEMORY, "out of memory: match data wanted");
+	}
+	return FT_OK;
+}
+
+void
+ft_pre_scan_free(ft_pre_scan *scan)
+{
+	if (scan == NULL)
+		return;
+	pcre2_match_data_free(scan->match);
+	free(scan);
+}
+
+ft_status
+ft_pre_next(ft_pre_scan *scan, const char *text, size_t n, size_t at, size_t *length)
+{
+	const ft_pre *pre = scan->pre;
+	/* the caller has checked the encoding; PCRE2 would do so for all of the text at every piece */
+	int rc = pcre2_match(pre->code, (PCRE2_SPTR) text, n, at, PCRE2_NO_UTF_CHECK, scan->match,
+						 pre->context);
+	const PCRE2_SIZE *span;
+
+	if (rc < 0)
+		return ft_fail(rc == PCRE2_ERROR_NOMEMORY ? FT_NO_MEMORY : FT_INTERNAL,
+					   "pre-tokeniser \"%s\": PCRE2 error %d at byte %zu", pre->kind->name, rc, at);
+	span = pcre2_get_ovector_pointer(scan->match);
+	if (span[0] != at || span[1] <= at || span[1] > n)
+		return ft_fail(FT_INTERNAL, "pre-tokeniser \"%s\" found nothing at byte %zu",
+					   pre->kind->name, at);
+	*length = span[1] - at;
+	return FT_OK;
+}
