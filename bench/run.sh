@@ -1,0 +1,27 @@
+#!/bin/bash
+# run.sh: run every benchmark and write bench/results/latest.tsv.
+#
+# Each program build/bench/bench_* prints "metric<TAB>value<TAB>unit", with the
+# name of a metric of the same run as a fourth field where there is one to
+# compare with.  bench_peak runs first and measures the machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+results=bench/results/latest.tsv
+measured=$(mktemp)
+trap 'rm -f "$measured"' EXIT
+
+for program in build/bench/bench_peak $(find build/bench -type f -perm -u+x -name 'bench_*' ! -name bench_peak | sort); do
+	echo "# ${program##*/}" >&2
+	"$program" | tee -a "$measured" >&2
+done
+
+mkdir -p "${results%/*}"
+awk -F '\t' -v OFS='\t' '
+	BEGIN { print "metric", "value", "unit", "reference", "ratio" }
+	NR == FNR { value[$1] = $2; next }
+	NF >= 3 {
+		known = NF >= 4 && $4 in value && value[$4] > 0
+		print $1, $2, $3, known ? value[$4] : "", known ? sprintf("%.3f", $2 / value[$4]) : ""
+	}' "$measured" "$measured" >"$results.new"
+mv "$results.new" "$results"
+column -t -s "$(printf '\t')" "$results" 2>/dev/null || cat "$results"
