@@ -1,0 +1,38 @@
+/*
+ * row.h: one line of JSONL to the tokens of a document.
+ */
+#ifndef FT_ROW_H
+#define FT_ROW_H
+
+#include "chat_template.h"
+#include "model_file.h"
+
+typedef struct ft_row_encoder
+{
+	const ft_config *config;
+	const ft_vocabulary *vocabulary;
+	const ft_tokenizer *tokenizer;
+	const ft_chat_template *chat_template;
+	int max_length;
+	bool train_on_inputs;
+	ft_ids ids; /* of the last row; weights alongside */
+	ft_weights weights;
+	ft_ids piece; /* scratch */
+	ft_text text; /* scratch */
+} ft_row_encoder;
+
+typedef enum ft_row_kind
+{
+	FT_ROW_USED,
+	FT_ROW_NULL,     /* a column is null */
+	FT_ROW_UNTRAINED /* no token of it is trained */
+} ft_row_kind;
+
+/* Encode a line into encoder->ids and ->weights.  FT_INVALID says what is wrong, without the line's
+ * text. *truncated: it had to be cut to max_length. */
+ft_status ft_row_encode(ft_row_encoder *encoder, const char *line, size_t n, ft_row_kind *kind,
+						bool *truncated);
+/* Frees what the encoder has grown. */
+void ft_row_encoder_clear(ft_row_encoder *encoder);
+
+#endif
