@@ -76,3 +76,13 @@ pgft_execute(const char *query, int nargs, Oid *types, Datum *values, const char
 	if (result != expected)
 		elog(ERROR, "SPI_execute_with_args returned %d, not %d", result, expected);
 }
+
+uint64
+pgft_select(const char *query, int nargs, Oid *types, Datum *values)
+{
+	int result = SPI_execute_with_args(query, nargs, types, values, NULL, false, 0);
+
+	if (result != SPI_OK_SELECT)
+		elog(ERROR, "SPI_execute_with_args returned %d, not %d", result, SPI_OK_SELECT);
+	return SPI_processed;
+}

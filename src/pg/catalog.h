@@ -41,4 +41,10 @@ extern Oid pgft_relation_oid(const char *name);
 extern void pgft_execute(const char *query, int nargs, Oid *types, Datum *values, const char *nulls,
 						 int expected);
 
+/*
+ * A SELECT that sees what this transaction has written, and may lock rows;
+ * pgft_execute's see what the running query sees.  Returns the number of rows.
+ */
+extern uint64 pgft_select(const char *query, int nargs, Oid *types, Datum *values);
+
 #endif

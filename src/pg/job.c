@@ -1,0 +1,379 @@
+/*
+ * job.c: what sessions do with jobs: create, show, describe, cancel, delete.
+ *
+ * All of it happens in the session's own transaction, with the rights of the
+ * tables' owner once the caller's right to the job is checked.  Workers learn
+ * of it when that transaction commits, through shared memory: a NOTIFY would
+ * keep the transaction from being prepared.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog.h"
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_type.h"
+#include "commands/async.h"
+#include "foreign/foreign.h"
+#include "job.h"
+#include "miscadmin.h"
+#include "options.h"
+#include "paths.h"
+#include "pg_finetune.h"
+#include "shmem.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/resowner.h"
+
+#define JOB_PREFIX "ft_"
+
+#define UNFINISHED "phase IN ('pending', 'queued', 'running', 'uploading')"
+
+/* What SHOW lists of a job d (a row of finetune.job_detail). */
+#define SHOW_OBJECT                                                                              \
+	"jsonb_build_object('id', d.job_id, 'status', d.status, 'phase', d.phase, 'model', d.model," \
+	" 'base_model', d.base_model, 'created_on', d.created_at, 'progress', d.progress)"
+
+/* What DESCRIBE adds. */
+#define DESCRIBE_OBJECT                                                                          \
+	SHOW_OBJECT                                                                                  \
+	" || jsonb_build_object('finished_on', d.finished_at, 'owner', pg_get_userbyid(d.owner),"    \
+	" 'training_data', d.training_query, 'validation_data', d.validation_query,"                 \
+	" 'options', d.options, 'rows', d.rows, 'trained_tokens', d.trained_tokens,"                 \
+	" 'training_result', CASE WHEN d.training_loss IS NOT NULL OR d.validation_loss IS NOT NULL" \
+	" THEN jsonb_build_object('training_loss', d.training_loss,"                                 \
+	" 'validation_loss', d.validation_loss,"                                                     \
+	" 'validation_token_accuracy', d.validation_token_accuracy) END,"                            \
+	" 'tokens_per_second', d.tokens_per_second, 'estimated_finish', d.estimated_finish,"         \
+	" 'queue_position', d.queue_position, 'attempts', d.attempts, 'device', d.device,"           \
+	" 'data_hash', d.data_hash)"                                                                 \
+	" || CASE WHEN d.error IS NOT NULL THEN jsonb_build_object('error', d.error) ELSE '{}' END"
+
+char *
+pgft_job_name(const pg_uuid_t *id)
+{
+	char *uuid = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
+
+	return psprintf(JOB_PREFIX "%s", uuid);
+}
+
+void
+pgft_job_parse_name(const char *name, pg_uuid_t *id)
+{
+	static const char hex[] = "0123456789abcdefABCDEF";
+	const char *uuid = name + strlen(JOB_PREFIX);
+	bool good = strncmp(name, JOB_PREFIX, strlen(JOB_PREFIX)) == 0 && strlen(uuid) == 36;
+
+	for (int i = 0; good && i < 36; i++)
+	{
+		bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+
+		good = dash ? uuid[i] == '-' : strchr(hex, uuid[i]) != NULL;
+	}
+	if (!good)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"%s\" is not the id of a job", name),
+						errhint("finetune('CREATE', ...) returns it; finetune('SHOW') lists the "
+								"jobs there are.")));
+	*id = *DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(uuid)));
+}
+
+char *
+pgft_job_directory(const pg_uuid_t *id)
+{
+	char *uuid = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
+
+	return pgft_work_path("jobs/%s", uuid);
+}
+
+void
+pgft_job_notify(const pg_uuid_t *id)
+{
+	Async_Notify(PGFT_CHANNEL, pgft_job_name(id));
+}
+
+void
+pgft_job_add_event(const pg_uuid_t *id, const char *level, const char *type, const char *message,
+				   Jsonb *data)
+{
+	Oid types[] = {UUIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID};
+	Datum values[] = {UUIDPGetDatum(id), CStringGetTextDatum(level), CStringGetTextDatum(type),
+					  CStringGetTextDatum(message), PointerGetDatum(data)};
+
+	pgft_execute("INSERT INTO finetune.event (job_id, number, level, type, message, data)"
+				 " SELECT $1, coalesce(max(number), 0) + 1, $2, $3, $4, $5"
+				 " FROM finetune.event WHERE job_id = $1",
+				 5, types, values, data ? "     " : "    n", SPI_OK_INSERT);
+}
+
+void
+pgft_job_create(const PgftJobRequest *request)
+{
+	Oid types[] = {UUIDOID, UUIDOID, TEXTOID, UUIDOID,  TEXTOID, OIDOID,
+				   TEXTOID, TEXTOID, TEXTOID, JSONBOID, INT4OID};
+	Datum values[11];
+	char nulls[] = "           ";
+	PgftCatalog catalog;
+
+	/* The caller's user and search_path, before they are changed for SPI */
+	values[5] = ObjectIdGetDatum(GetUserId());
+	values[6] = CStringGetTextDatum(GetConfigOption("search_path", false, false));
+
+	pgft_catalog_enter(&catalog, false);
+	values[0] = UUIDPGetDatum(&request->id);
+	values[1] = UUIDPGetDatum(&request->model_id);
+	values[2] = CStringGetTextDatum(request->model_name);
+	values[3] = UUIDPGetDatum(&request->base->id);
+	values[4] = CStringGetTextDatum(request->base->name);
+	values[7] = CStringGetTextDatum(request->training_query);
+	if (request->validation_query)
+		values[8] = CStringGetTextDatum(request->validation_query);
+	else
+		nulls[8] = 'n';
+	values[9] = PointerGetDatum(request->options);
+	values[10] = Int32GetDatum(pgft_options_priority(request->options));
+	pgft_execute("INSERT INTO finetune.job (id, model_id, model_name, base_id, base_name, owner,"
+				 " search_path, training_query, validation_query, options, priority)"
+				 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+				 11, types, values, nulls, SPI_OK_INSERT);
+	pgft_job_add_event(&request->id, "info", "created", "job created", NULL);
+	pgft_catalog_leave(&catalog);
+
+	pgft_look_for_jobs_at_commit();
+}
+
+/* The one value of the result of the last query, in the caller's memory context. */
+static Jsonb *
+take_jsonb(void)
+{
+	bool isnull;
+	Datum datum = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+
+	Assert(!isnull);
+	return DatumGetJsonbP(SPI_datumTransfer(PointerGetDatum(DatumGetJsonbP(datum)), false, -1));
+}
+
+Jsonb *
+pgft_job_show(void)
+{
+	Oid types[] = {OIDOID};
+	Datum values[] = {ObjectIdGetDatum(GetUserId())};
+	PgftCatalog catalog;
+	Jsonb *jobs;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_select("SELECT coalesce(jsonb_agg(" SHOW_OBJECT " ORDER BY d.created_at DESC, d.id),"
+				" '[]') FROM finetune.job_detail d WHERE pg_has_role($1, d.owner, 'USAGE')",
+				1, types, values);
+	jobs = take_jsonb();
+	pgft_catalog_leave(&catalog);
+	return jobs;
+}
+
+/* The object of one job, within SPI. */
+static Jsonb *
+select_description(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+
+	pgft_select("SELECT " DESCRIBE_OBJECT " FROM finetune.job_detail d WHERE d.id = $1", 1, types,
+				values);
+	return take_jsonb();
+}
+
+/* May the caller see and end this job?  An error if not. */
+static void
+check_right(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+	PgftCatalog catalog;
+	Oid owner = InvalidOid;
+	bool found;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_select("SELECT owner FROM finetune.job_detail WHERE id = $1", 1, types, values);
+	found = SPI_processed > 0;
+	if (found)
+	{
+		bool isnull;
+
+		owner = DatumGetObjectId(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	}
+	pgft_catalog_leave(&catalog);
+
+	if (!found)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("job \"%s\" does not exist", pgft_job_name(id))));
+	if (!has_privs_of_role(GetUserId(), owner))
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied for job \"%s\"", pgft_job_name(id))));
+}
+
+Jsonb *
+pgft_job_describe(const pg_uuid_t *id)
+{
+	PgftCatalog catalog;
+	Jsonb *job;
+
+	check_right(id);
+	pgft_catalog_enter(&catalog, false);
+	job = select_description(id);
+	pgft_catalog_leave(&catalog);
+	return job;
+}
+
+/*
+ * Lock a model as DROP SERVER would: the server first, then the row, and the
+ * job's row after them.  Everybody who ends a job keeps this order.  Returns
+ * the server, InvalidOid when it is gone.
+ */
+static Oid
+lock_model(const pg_uuid_t *job)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(job)};
+	Oid server = InvalidOid;
+	bool isnull;
+
+	pgft_select("SELECT s.oid FROM finetune.job j JOIN finetune.model m ON m.id = j.model_id"
+				" JOIN pg_foreign_server s ON s.srvname::text = m.name WHERE j.id = $1",
+				1, types, values);
+	if (SPI_processed > 0)
+	{
+		server = DatumGetObjectId(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		LockDatabaseObject(ForeignServerRelationId, server, 0, AccessExclusiveLock);
+		if (GetForeignServerExtended(server, FSV_MISSING_OK) == NULL)
+			server = InvalidOid;
+	}
+	pgft_select("SELECT FROM finetune.model WHERE id ="
+				" (SELECT model_id FROM finetune.job WHERE id = $1) FOR UPDATE",
+				1, types, values);
+	return server;
+}
+
+/*
+ * Drop the cancelled job's model, unless something depends on it.  The job
+ * directory, and the model if it had to stay, are left to a worker.
+ */
+static void
+drop_model(const pg_uuid_t *job, Oid server)
+{
+	ObjectAddress address;
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(job)};
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	ObjectAddressSet(address, ForeignServerRelationId, server);
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		pgft_execute("DELETE FROM finetune.model WHERE id ="
+					 " (SELECT model_id FROM finetune.job WHERE id = $1)",
+					 1, types, values, NULL, SPI_OK_DELETE);
+		performDeletion(&address, DROP_RESTRICT, 0);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (edata->sqlerrcode != ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST &&
+			edata->sqlerrcode != ERRCODE_FOREIGN_KEY_VIOLATION)
+			ReThrowError(edata);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+}
+
+Jsonb *
+pgft_job_cancel(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+	PgftCatalog catalog;
+	Jsonb *job;
+	Oid server;
+
+	check_right(id);
+	pgft_catalog_enter(&catalog, false);
+	server = lock_model(id);
+	pgft_execute("UPDATE finetune.job SET phase = 'cancelled', finished_at = clock_timestamp()"
+				 " WHERE id = $1 AND " UNFINISHED,
+				 1, types, values, NULL, SPI_OK_UPDATE);
+	if (SPI_processed > 0)
+	{
+		pgft_job_add_event(id, "info", "cancelled", "job cancelled", NULL);
+		job = select_description(id);
+		if (OidIsValid(server))
+			drop_model(id, server);
+		pgft_cancel_job_at_commit(id);
+		pgft_look_for_jobs_at_commit();
+	}
+	else
+		job = select_description(id);
+	pgft_catalog_leave(&catalog);
+	return job;
+}
+
+Jsonb *
+pgft_job_delete(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+	PgftCatalog catalog;
+	Jsonb *job;
+
+	check_right(id);
+	pgft_catalog_enter(&catalog, false);
+	pgft_select("SELECT FROM finetune.job WHERE id = $1 FOR UPDATE", 1, types, values);
+	job = select_description(id);
+	pgft_execute("DELETE FROM finetune.job WHERE id = $1 AND NOT (" UNFINISHED ")", 1, types,
+				 values, NULL, SPI_OK_DELETE);
+	if (SPI_processed == 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("job \"%s\" has not ended", pgft_job_name(id)),
+						errhint("Cancel it first: finetune('CANCEL', '%s').", pgft_job_name(id))));
+	/* its worker has done so, or died before it could; nobody needs it, whatever becomes of us */
+	pgft_remove_tree(pgft_job_directory(id));
+	pgft_catalog_leave(&catalog);
+	return job;
+}
+
+void
+pgft_job_model_dropped(const pg_uuid_t *model)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(model)};
+	PgftCatalog catalog;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("UPDATE finetune.job SET phase = 'cancelled', finished_at = clock_timestamp()"
+				 " WHERE model_id = $1 AND " UNFINISHED " RETURNING id",
+				 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+	if (SPI_processed > 0)
+	{
+		bool isnull;
+		pg_uuid_t id =
+			*DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+
+		pgft_job_add_event(&id, "info", "cancelled", "job cancelled: its model was dropped", NULL);
+		pgft_cancel_job_at_commit(&id);
+		pgft_look_for_jobs_at_commit();
+	}
+	pgft_catalog_leave(&catalog);
+}

@@ -1,0 +1,156 @@
+/*
+ * job.h: rows of finetune.job.
+ *
+ * The row is the queue, the state and the history of a job.  Sessions create,
+ * show, cancel and delete; a worker claims a job and moves it on.  Every write
+ * of a worker names its attempt, and changes nothing once the job is
+ * somebody else's or has ended.
+ */
+#ifndef PGFT_JOB_H
+#define PGFT_JOB_H
+
+#include "catalog.h"
+#include "model.h"
+#include "utils/jsonb.h"
+#include "utils/uuid.h"
+
+/* Attempts without a new checkpoint after which a job has failed. */
+#define PGFT_JOB_MAX_ATTEMPTS 3
+
+/* What a session asks for. */
+typedef struct PgftJobRequest
+{
+	pg_uuid_t id;
+	pg_uuid_t model_id;
+	const char *model_name;
+	const PgftModel *base;
+	const char *training_query;
+	const char *validation_query; /* NULL: none */
+	Jsonb *options;               /* resolved */
+} PgftJobRequest;
+
+/* A job as its worker and its reader know it. */
+typedef struct PgftJob
+{
+	pg_uuid_t id;
+	char *name; /* "ft_" and the id, as users know it */
+	pg_uuid_t model_id;
+	pg_uuid_t base_id;
+	Oid owner; /* of the model now */
+	char *search_path;
+	char *training_query;
+	char *validation_query; /* NULL: none */
+	Jsonb *options;
+	char *phase; /* as it was found */
+	int attempt;
+	int fruitless;     /* attempts since the last checkpoint, this one included */
+	char *base_digest; /* of the base's file at the first attempt, NULL before it */
+} PgftJob;
+
+/* "ft_<uuid>" (palloc'd). */
+extern char *pgft_job_name(const pg_uuid_t *id);
+
+/* The reverse; 22023 when the text is no job id. */
+extern void pgft_job_parse_name(const char *name, pg_uuid_t *id);
+
+/* ---- Sessions; the rights are those of the current user ---- */
+
+/* Insert the row; the launcher hears of it when the transaction commits. */
+extern void pgft_job_create(const PgftJobRequest *request);
+
+/* The caller's jobs, newest first, as an array. */
+extern Jsonb *pgft_job_show(void);
+
+/*
+ * One job.  42704 when there is none of this id; 42501 when it is neither the
+ * caller's nor that of a role the caller is a member of.  The same for the
+ * others.
+ */
+extern Jsonb *pgft_job_describe(const pg_uuid_t *id);
+
+/* Cancel a job that has not ended, and drop its model; returns what describe does. */
+extern Jsonb *pgft_job_cancel(const pg_uuid_t *id);
+
+/* Delete the history of a job that has ended (55000 else); returns what describe did. */
+extern Jsonb *pgft_job_delete(const pg_uuid_t *id);
+
+/*
+ * A model is being dropped: its unfinished job is cancelled with it.  For the
+ * event trigger, after the row of finetune.model is gone.
+ */
+extern void pgft_job_model_dropped(const pg_uuid_t *model);
+
+/* ---- Workers; each call is a transaction of its own ---- */
+
+/*
+ * Begin and end a transaction on the extension's tables.  finish also reports
+ * to the statistics.
+ */
+extern void pgft_job_begin(PgftCatalog *catalog);
+extern void pgft_job_finish(PgftCatalog *catalog);
+
+/*
+ * Claim the next job of this database, by priority and age, that nobody works
+ * on, and count the attempt.  The claim lasts as long as this process.  The
+ * job is allocated in `context`.  NULL when there is none.
+ */
+extern PgftJob *pgft_job_claim(MemoryContext context);
+
+/* Read a job that somebody else has claimed (the reader does so); NULL when it is gone. */
+extern PgftJob *pgft_job_read(const pg_uuid_t *id, MemoryContext context);
+
+/*
+ * The functions from here on return false when the job has ended or is
+ * another's; nothing is changed then.
+ */
+
+/* Count another attempt by the same worker. */
+extern bool pgft_job_next_attempt(PgftJob *job);
+
+/* Take the current attempt back: it ended through no fault of the job. */
+extern bool pgft_job_release_attempt(PgftJob *job, const char *message);
+
+/* Move on to another phase, with an event of the same name. */
+extern bool pgft_job_set_phase(PgftJob *job, const char *phase, const char *message);
+
+/* End it by an error. */
+extern bool pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint);
+
+/* Store the adapter, make the model ready, and end the job: all in one transaction. */
+extern bool pgft_job_complete(PgftJob *job, const char *adapter_directory);
+
+/* Note something without changing the job. */
+extern void pgft_job_note(PgftJob *job, const char *level, const char *type, const char *message);
+
+/*
+ * After a job's end: drop a model that never got weights (unless something
+ * depends on it), and remove the job directory.  pgft_job_clean_all does so
+ * for all whose worker could not.
+ */
+extern void pgft_job_clean(const pg_uuid_t *id);
+extern void pgft_job_clean_all(void);
+
+/* ---- Inside a transaction begun by pgft_job_begin ---- */
+
+/* Is the job still this attempt's?  Locks its row. */
+extern bool pgft_job_is_mine(const PgftJob *job);
+
+/*
+ * UPDATE finetune.job SET <set>, if it is still this attempt's; $3 and on, at
+ * most PGFT_JOB_UPDATE_ARGS, are the caller's.
+ */
+#define PGFT_JOB_UPDATE_ARGS 10
+extern bool pgft_job_update(const PgftJob *job, const char *set, int nargs, const Oid *types,
+							const Datum *values, const char *nulls);
+
+/* Add a row to the job's events; data may be NULL. */
+extern void pgft_job_add_event(const pg_uuid_t *id, const char *level, const char *type,
+							   const char *message, Jsonb *data);
+
+/* Tell listeners, when the transaction commits, that the job has changed. */
+extern void pgft_job_notify(const pg_uuid_t *id);
+
+/* The job's directory (palloc'd; not created). */
+extern char *pgft_job_directory(const pg_uuid_t *id);
+
+#endif
