@@ -1,0 +1,376 @@
+/*
+ * options.c: the options of a training run: reading, checking, and values for
+ * those that nobody set.
+ */
+#include "job_file.h"
+
+#include <math.h>
+#include <string.h>
+
+#define ALL_TARGETS ((1u << FT_TARGET_COUNT) - 1)
+#define MAX_EPOCHS 50
+
+/* --- reading
+ * -------------------------------------------------------------------------------------- */
+
+/* Options that this engine knows but cannot do; any value but null, false or "auto" is refused. */
+static const char *const unsupported[] = {"from_model", "prompt_template",
+										  "early_stopping_patience", "dpo_beta"};
+
+/* Options that are the caller's own business. */
+static const char *const callers[] = {"priority", "storage", "n_checkpoints"};
+
+static const char *const scheduler_names[] = {
+	[FT_COSINE] = "cosine", [FT_LINEAR] = "linear", [FT_CONSTANT] = "constant"};
+
+static bool
+is_unset(const json_t *value)
+{
+	return value == NULL || json_is_null(value) ||
+		   (json_is_string(value) && strcmp(json_string_value(value), "auto") == 0);
+}
+
+static ft_status
+read_integer(const char *key, const json_t *value, int64_t low, int64_t high, int64_t *to)
+{
+	if (is_unset(value))
+		return FT_OK;
+	if (!json_is_integer(value) || json_integer_value(value) < low ||
+		json_integer_value(value) > high)
+		return ft_fail(FT_INVALID, "option \"%s\" is no integer from %lld to %lld", key,
+					   (long long) low, (long long) high);
+	*to = json_integer_value(value);
+	return FT_OK;
+}
+
+static ft_status
+read_int(const char *key, const json_t *value, int low, int high, int *to)
+{
+	int64_t wide = *to;
+
+	FT_TRY(read_integer(key, value, low, high, &wide));
+	*to = (int) wide;
+	return FT_OK;
+}
+
+static ft_status
+read_real(const char *key, const json_t *value, double low, double high, double *to)
+{
+	double number = json_number_value(value);
+
+	if (is_unset(value))
+		return FT_OK;
+	if (!json_is_number(value) || !(number >= low && number <= high))
+		return ft_fail(FT_INVALID, "option \"%s\" is no number from %g to %g", key, low, high);
+	*to = number;
+	return FT_OK;
+}
+
+static ft_status
+read_flag(const char *key, const json_t *value, bool *to)
+{
+	if (is_unset(value))
+		return FT_OK;
+	if (!json_is_boolean(value))
+		return ft_fail(FT_INVALID, "option \"%s\" is neither true nor false", key);
+	*to = json_is_true(value);
+	return FT_OK;
+}
+
+static ft_status
+read_method(const json_t *value)
+{
+	if (is_unset(value))
+		return FT_OK;
+	if (!json_is_string(value))
+		return ft_fail(FT_INVALID, "option \"method\" is no string");
+	if (strcmp(json_string_value(value), "lora") != 0)
+		return ft_hint(
+			ft_fail(FT_UNSUPPORTED, "method \"%.40s\" is not supported", json_string_value(value)),
+			"The supported method is lora.");
+	return FT_OK;
+}
+
+static ft_status
+read_scheduler(const json_t *value, ft_scheduler *to)
+{
+	if (is_unset(value))
+		return FT_OK;
+	for (int i = FT_COSINE; i <= FT_CONSTANT; i++)
+	{
+		if (json_is_string(value) && strcmp(json_string_value(value), scheduler_names[i]) == 0)
+		{
+			*to = (ft_scheduler) i;
+			return FT_OK;
+		}
+	}
+	return ft_fail(FT_INVALID, "option \"lr_scheduler\" is none of cosine, linear, constant");
+}
+
+static ft_status
+read_target_modules(const json_t *value, unsigned *to)
+{
+	unsigned targets = 0;
+	size_t i;
+	json_t *item;
+
+	if (is_unset(value))
+		return FT_OK;
+	if (json_is_string(value) && strcmp(json_string_value(value), "all-linear") == 0)
+	{
+		*to = ALL_TARGETS;
+		return FT_OK;
+	}
+	if (!json_is_array(value) || json_array_size(value) == 0)
+		return ft_fail(FT_INVALID,
+					   "option \"lora_target_modules\" is neither \"all-linear\" nor a list");
+	json_array_foreach ((json_t *) value, i, item)
+	{
+		int t = 0;
+
+		while (t < FT_TARGET_COUNT &&
+			   !(json_is_string(item) &&
+				 strcmp(json_string_value(item), ft_target_name((ft_target) t)) == 0))
+			t++;
+		if (t == FT_TARGET_COUNT)
+			return ft_hint(ft_fail(FT_INVALID,
+								   "option \"lora_target_modules\" names an unknown module at %zu",
+								   i + 1),
+						   "The modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj "
+						   "and down_proj.");
+		targets |= 1u << t;
+	}
+	*to = targets;
+	return FT_OK;
+}
+
+static bool
+in_list(const char *key, const char *const *list, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+	{
+		if (strcmp(key, list[i]) == 0)
+			return true;
+	}
+	return false;
+}
+
+static ft_status
+read_seed(const json_t *value, uint64_t *seed)
+{
+	int64_t number = (int64_t) *seed;
+
+	FT_TRY(read_integer("seed", value, 0, INT64_MAX, &number));
+	*seed = (uint64_t) number;
+	return FT_OK;
+}
+
+static ft_status
+read_dropout(const json_t *value)
+{
+	double dropout = 0;
+
+	FT_TRY(read_real("lora_dropout", value, 0, 1, &dropout));
+	if (dropout != 0)
+		return ft_fail(FT_UNSUPPORTED, "lora_dropout %g is not supported, only 0", dropout);
+	return FT_OK;
+}
+
+static ft_status
+read_option(const char *key, const json_t *value, ft_options *o)
+{
+#define IS(name) (strcmp(key, name) == 0)
+	if (IS("max_epochs"))
+		return read_int(key, value, 1, MAX_EPOCHS, &o->max_epochs);
+	if (IS("max_steps"))
+		return read_integer(key, value, 0, INT32_MAX, &o->max_steps);
+	if (IS("method"))
+		return read_method(value);
+	if (IS("lora_r"))
+		return read_int(key, value, 1, 1024, &o->lora_r);
+	if (IS("lora_alpha"))
+		return read_real(key, value, 1e-6, 1e6, &o->lora_alpha);
+	if (IS("lora_dropout"))
+		return read_dropout(value);
+	if (IS("lora_target_modules"))
+		return read_target_modules(value, &o->lora_target_modules);
+	if (IS("use_rslora"))
+		return read_flag(key, value, &o->use_rslora);
+	if (IS("learning_rate"))
+		return read_real(key, value, 0, 1, &o->learning_rate);
+	if (IS("lr_scheduler"))
+		return read_scheduler(value, &o->lr_scheduler);
+	if (IS("min_lr_ratio"))
+		return read_real(key, value, 0, 1, &o->min_lr_ratio);
+	if (IS("warmup_ratio"))
+		return read_real(key, value, 0, 1, &o->warmup_ratio);
+	if (IS("weight_decay"))
+		return read_real(key, value, 0, 10, &o->weight_decay);
+	if (IS("max_grad_norm"))
+		return read_real(key, value, 0, 1e9, &o->max_grad_norm);
+	if (IS("batch_size"))
+		return read_integer(key, value, 1, INT32_MAX, &o->batch_size);
+	if (IS("gradient_accumulation_steps"))
+		return read_int(key, value, 1, 4096, &o->gradient_accumulation_steps);
+	if (IS("max_seq_length"))
+		return read_int(key, value, 16, 1 << 20, &o->max_seq_length);
+	if (IS("packing"))
+		return read_flag(key, value, &o->packing);
+	if (IS("train_on_inputs"))
+		return read_flag(key, value, &o->train_on_inputs);
+	if (IS("n_evals"))
+		return read_int(key, value, 0, 10000, &o->n_evals);
+	if (IS("validation_fraction"))
+		return read_real(key, value, 0, 0.9, &o->validation_fraction);
+	if (IS("seed"))
+		return read_seed(value, &o->seed);
+#undef IS
+	if (in_list(key, callers, sizeof callers / sizeof callers[0]))
+		return FT_OK;
+	if (!in_list(key, unsupported, sizeof unsupported / sizeof unsupported[0]))
+		return ft_fail(FT_INVALID, "unknown option \"%.60s\"", key);
+	if (!is_unset(value) && !json_is_false(value))
+		return ft_fail(FT_UNSUPPORTED, "option \"%s\" is not supported", key);
+	return FT_OK;
+}
+
+ft_status
+ft_options_read(const json_t *object, ft_options *options)
+{
+	const char *key;
+	json_t *value;
+
+	*options = (ft_options){.lora_alpha = NAN,
+							.lora_target_modules = ALL_TARGETS,
+							.learning_rate = NAN,
+							.warmup_ratio = 0.03,
+							.max_grad_norm = 1.0,
+							.packing = true,
+							.validation_fraction = 0.1,
+							.seed = 42};
+	if (object == NULL || json_is_null(object))
+		return FT_OK;
+	if (!json_is_object(object))
+		return ft_fail(FT_INVALID, "\"options\" is no object");
+	json_object_foreach ((json_t *) object, key, value)
+	{
+		FT_TRY(read_option(key, value, options));
+	}
+	return FT_OK;
+}
+
+/* --- values for what is unset
+ * --------------------------------------------------------------------- */
+
+int
+ft_options_max_length(const ft_options *options, const ft_config *config, int context_length)
+{
+	int context = config->max_positions;
+
+	if (context_length > 0 && context_length < context)
+		context = context_length;
+	if (options->max_seq_length > 0)
+		return options->max_seq_length < context ? options->max_seq_length : context;
+	return context < 2048 ? context : 2048;
+}
+
+static int64_t
+clamp(int64_t value, int64_t low, int64_t high)
+{
+	return value < low ? low : value > high ? high : value;
+}
+
+/* About 32 steps an epoch, between what gives a small table enough steps and what fills a device.
+ */
+static int64_t
+auto_batch_size(const ft_data_size *data)
+{
+	int64_t batch = 512;
+
+	while (batch < 16384 && batch * 2 <= data->tokens / 32)
+		batch *= 2;
+	return batch;
+}
+
+/* Small tables are seen more often: enough epochs for about 250 steps, at most 8. */
+static int
+auto_epochs(const ft_options *options, const ft_data_size *data)
+{
+	int64_t steps = clamp(data->tokens / options->batch_size, 1, data->documents);
+
+	return (int) clamp((250 + steps - 1) / steps, 1, 8);
+}
+
+/* Adapters of wide models take smaller steps. */
+static double
+auto_learning_rate(const ft_config *config)
+{
+	return config->hidden < 1024 ? 1e-3 : config->hidden < 3072 ? 5e-4 : 2e-4;
+}
+
+void
+ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
+				   const ft_data_size *data)
+{
+	o->max_seq_length = ft_options_max_length(o, config, context_length);
+	if (o->lora_r == 0)
+		o->lora_r = 16;
+	if (isnan(o->lora_alpha))
+		o->lora_alpha = 2.0 * o->lora_r;
+	if (isnan(o->learning_rate))
+		o->learning_rate = auto_learning_rate(config);
+	if (o->batch_size == 0)
+		o->batch_size = auto_batch_size(data);
+	if (o->max_epochs == 0 && o->max_steps > 0)
+		o->max_epochs = MAX_EPOCHS;
+	else if (o->max_epochs == 0)
+		o->max_epochs = auto_epochs(o, data);
+}
+
+/* --- as JSON
+ * -------------------------------------------------------------------------------------- */
+
+static json_t *
+target_names(unsigned targets)
+{
+	json_t *list = json_array();
+
+	for (int t = 0; t < FT_TARGET_COUNT; t++)
+	{
+		if (targets & (1u << t))
+			json_array_append_new(list, json_string(ft_target_name((ft_target) t)));
+	}
+	return list;
+}
+
+json_t *
+ft_options_json(const ft_options *o)
+{
+	json_t *json = json_object();
+
+	json_object_set_new(json, "method", json_string("lora"));
+	json_object_set_new(json, "max_epochs", json_integer(o->max_epochs));
+	json_object_set_new(json, "max_steps", json_integer(o->max_steps));
+	json_object_set_new(json, "lora_r", json_integer(o->lora_r));
+	json_object_set_new(json, "lora_alpha", json_real(o->lora_alpha));
+	json_object_set_new(json, "lora_dropout", json_real(0.0));
+	json_object_set_new(json, "lora_target_modules", target_names(o->lora_target_modules));
+	json_object_set_new(json, "use_rslora", json_boolean(o->use_rslora));
+	json_object_set_new(json, "learning_rate", json_real(o->learning_rate));
+	json_object_set_new(json, "lr_scheduler", json_string(scheduler_names[o->lr_scheduler]));
+	json_object_set_new(json, "min_lr_ratio", json_real(o->min_lr_ratio));
+	json_object_set_new(json, "warmup_ratio", json_real(o->warmup_ratio));
+	json_object_set_new(json, "weight_decay", json_real(o->weight_decay));
+	json_object_set_new(json, "max_grad_norm", json_real(o->max_grad_norm));
+	json_object_set_new(json, "batch_size", json_integer(o->batch_size));
+	if (o->gradient_accumulation_steps > 0)
+		json_object_set_new(json, "gradient_accumulation_steps",
+							json_integer(o->gradient_accumulation_steps));
+	json_object_set_new(json, "max_seq_length", json_integer(o->max_seq_length));
+	json_object_set_new(json, "packing", json_boolean(o->packing));
+	json_object_set_new(json, "train_on_inputs", json_boolean(o->train_on_inputs));
+	json_object_set_new(json, "n_evals", json_integer(o->n_evals));
+	json_object_set_new(json, "validation_fraction", json_real(o->validation_fraction));
+	json_object_set_new(json, "seed", json_integer((json_int_t) o->seed));
+	return json;
+}
