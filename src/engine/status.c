@@ -8,6 +8,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#undef ft_fail
+#undef ft_fail_errno
+#undef ft_hint
+#undef ft_context
+
 #define MESSAGE_SIZE 1024
 
 static _Thread_local struct

@@ -18,19 +18,19 @@
 typedef enum ft_status
 {
 	FT_OK = 0,
-	FT_INVALID,		/* bad argument, option or request */
-	FT_NOT_FOUND,	/* no such file, model, tensor */
-	FT_IO,			/* the operating system refused a read or write */
-	FT_NO_SPACE,	/* disk full */
-	FT_NO_MEMORY,	/* host or device memory exhausted, or over its limit */
-	FT_CORRUPT,		/* a file contradicts itself or is truncated */
+	FT_INVALID,     /* bad argument, option or request */
+	FT_NOT_FOUND,   /* no such file, model, tensor */
+	FT_IO,          /* the operating system refused a read or write */
+	FT_NO_SPACE,    /* disk full */
+	FT_NO_MEMORY,   /* host or device memory exhausted, or over its limit */
+	FT_CORRUPT,     /* a file contradicts itself or is truncated */
 	FT_UNSUPPORTED, /* well-formed, but not something we can do */
-	FT_MISMATCH,	/* two things that must agree do not (digest, shape) */
-	FT_NON_FINITE,	/* loss or gradient norm is not finite */
-	FT_DEVICE,		/* no such device, driver missing, device lost */
-	FT_BUSY,		/* queue full, try again later */
-	FT_CANCELLED,	/* asked to stop */
-	FT_INTERNAL,	/* a bug of ours */
+	FT_MISMATCH,    /* two things that must agree do not (digest, shape) */
+	FT_NON_FINITE,  /* loss or gradient norm is not finite */
+	FT_DEVICE,      /* no such device, driver missing, device lost */
+	FT_BUSY,        /* queue full, try again later */
+	FT_CANCELLED,   /* asked to stop */
+	FT_INTERNAL,    /* a bug of ours */
 	FT_STATUS_COUNT
 } ft_status;
 
@@ -39,7 +39,8 @@ typedef enum ft_status
  * "internal"; "ok" for FT_OK. */
 const char *ft_status_name(ft_status code);
 
-/* Record a failure for this thread and return its code, for `return ft_fail(…)`.  Clears the hint. */
+/* Record a failure for this thread and return its code, for `return ft_fail(…)`.  Clears the hint.
+ */
 ft_status ft_fail(ft_status code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* As ft_fail with ": <strerror(errno)>" added; ENOSPC and EDQUOT become FT_NO_SPACE, ENOENT
@@ -52,16 +53,31 @@ ft_status ft_hint(ft_status code, const char *fmt, ...) __attribute__((format(pr
 /* Prefix the failure recorded last with context ("file.gguf: " …) and return its code. */
 ft_status ft_context(ft_status code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* These four never return FT_OK.  Compilers are told, or they would warn of every variable that
+ * only a success sets. */
+static inline ft_status
+ft_failure_(ft_status code)
+{
+	if (code == FT_OK)
+		__builtin_unreachable();
+	return code;
+}
+
+#define ft_fail(...) ft_failure_(ft_fail(__VA_ARGS__))
+#define ft_fail_errno(...) ft_failure_(ft_fail_errno(__VA_ARGS__))
+#define ft_hint(...) ft_failure_(ft_hint(__VA_ARGS__))
+#define ft_context(...) ft_failure_(ft_context(__VA_ARGS__))
+
 /* Words of this thread's last failure; "" when there is none.  Valid until its next failure. */
 const char *ft_error_message(void);
 const char *ft_error_hint(void);
 
-#define FT_TRY(expr)                                                                               \
-	do                                                                                             \
-	{                                                                                              \
-		ft_status ft_try_status_ = (expr);                                                         \
-		if (ft_try_status_ != FT_OK)                                                               \
-			return ft_try_status_;                                                                 \
+#define FT_TRY(expr)                       \
+	do                                     \
+	{                                      \
+		ft_status ft_try_status_ = (expr); \
+		if (ft_try_status_ != FT_OK)       \
+			return ft_try_status_;         \
 	} while (0)
 
 #endif
