@@ -92,7 +92,8 @@ typedef struct ft_paged_batch
 	const int32_t *blocks;
 } ft_paged_batch;
 
-/* One layer's cache: [blocks][G][16][D] each, f32 or bf16. */
+/* One layer's cache: [blocks][G][16 · D] each, f32 or bf16.  The order of a head's 16 · D values inside
+ * a block is the backend's own; whole blocks may be copied. */
 typedef struct ft_kv_layer
 {
 	void *k;

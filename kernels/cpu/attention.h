@@ -1,0 +1,43 @@
+/*
+ * attention.h: what training's attention and its gradient share.
+ *
+ * One task works on the query heads of one key/value head, for one sequence.
+ * Scores are products with panels of 16 keys, results products with panels of
+ * 16 dimensions (kernels.h), so both run in the blocked kernel of the matrix
+ * products.
+ */
+#ifndef FT_CPU_ATTENTION_H
+#define FT_CPU_ATTENTION_H
+
+#include "cpu.h"
+
+/* Query rows whose scores are held at a time. */
+#define FT_QUERY_BLOCK 32
+
+ft_status ft_attention_check(const char *operation, const ft_attention *a, ft_mat q, ft_mat k,
+							 ft_mat v, ft_mat out);
+
+/* y[rows][cols] = m[row .., column ..] as f32. */
+void ft_attention_rows(const ft_kernels *kernels, float *y, ft_mat m, int64_t row, int64_t column,
+					   int64_t rows, int64_t cols);
+/* panel[key / 16][d][key % 16] = m[row + key, column + d]; zero beyond `rows`. */
+void ft_attention_pack_keys(float *panel, ft_mat m, int64_t row, int64_t column, int64_t rows,
+							int64_t d);
+/* panel[d / 16][row][d % 16] = m[row + .., column + d]; zero beyond d. */
+void ft_attention_pack_dims(float *panel, ft_mat m, int64_t row, int64_t column, int64_t rows,
+							int64_t d);
+
+/* Keys [first, last] that the query at position `at` of its sequence sees. */
+static inline int64_t
+ft_attention_first_key(const ft_attention *a, int64_t at)
+{
+	return a->window > 0 && at >= a->window ? at - a->window + 1 : 0;
+}
+
+static inline int64_t
+ft_round_up(int64_t n, int64_t to)
+{
+	return (n + to - 1) / to * to;
+}
+
+#endif

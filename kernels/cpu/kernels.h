@@ -1,0 +1,74 @@
+/*
+ * kernels.h: the inner loops, one set of them for each instruction set.
+ *
+ * Kernels run on one thread, never fail and know nothing of views: the
+ * operations (linear.c, norm.c, …) check, split and call them.  "bf16" flags
+ * tell the type of the pointer before them: f32 or bf16.
+ */
+#ifndef FT_CPU_KERNELS_H
+#define FT_CPU_KERNELS_H
+
+#include "ops.h"
+
+/* Values of a column group: packed weights and panels stand in groups of 16 columns of the result.
+ */
+#define FT_GROUP 16
+
+/* The k-range that is unpacked at a time: 8 KiB of f32 for a group. */
+#define FT_PANEL_K 128
+
+typedef struct ft_kernels
+{
+	const char *name;
+	int max_groups; /* that one call of gemm should be given when it has few rows */
+
+	/* acc[i · lda + 16 g + j] += Σ_k x[i · xm + k · xk] · panel[g · pg + k · pk + j], for i < m,
+	 * g < groups, j < 16; k ascending, each term one multiply-add, whatever m and groups are. */
+	void (*gemm)(float *acc, int64_t lda, const float *x, int64_t xm, int64_t xk,
+				 const float *panel, int64_t pk, int64_t pg, int64_t m, int groups, int64_t k);
+
+	/* panel[k][16] = columns [first, first + k) of one packed group of 16 rows, first and k whole
+	 * blocks (pack.h); entries for stored types only. */
+	void (*unpack[FT_DTYPE_COUNT])(float *panel, const uint8_t *group, int64_t first, int64_t k);
+
+	void (*to_f32)(float *y, const uint16_t *x, int64_t n);
+	void (*to_bf16)(uint16_t *y, const float *x, int64_t n);
+	void (*axpy)(float *y, const float *x, float alpha, int64_t n); /* y += alpha x */
+	double (*sum_squares)(const float *x, int64_t n);
+	/* out[j] = x · rows[j], for j < n; each summed in the same order. */
+	void (*dots)(float *out, const float *x, const float *rows, int64_t ld, int64_t n, int64_t k);
+
+	/* One row.  h may be NULL (not stored) or x; branch may be NULL. */
+	float (*rmsnorm)(void *y, bool y_bf16, float *h, const float *x, const void *branch,
+					 bool branch_bf16, const float *weight, float eps, int64_t n);
+	/* One row; dweight may be NULL. */
+	void (*rmsnorm_grad)(float *dx, float *dweight, const void *dy, bool dy_bf16, const float *x,
+						 const float *weight, float rstd, int64_t n);
+	void (*rope)(void *x, bool bf16, const float *cos, const float *sin, float sign, int64_t half);
+	void (*swiglu)(void *y, bool y_bf16, const void *gate, const void *up, bool bf16, int64_t n);
+	void (*swiglu_grad)(void *dgate, void *dup, bool d_bf16, const void *dy, bool dy_bf16,
+						const void *gate, const void *up, bool bf16, int64_t n);
+
+	/* x = exp(scale · x - shift) for n values; returns their sum. */
+	float (*exp_row)(float *x, float scale, float shift, int64_t n);
+	float (*max_row)(const float *x, int64_t n);
+	/* dp = p · (dp - delta) · scale. */
+	void (*softmax_grad)(float *dp, const float *p, float delta, float scale, int64_t n);
+	/* Lowest index of the largest value. */
+	int64_t (*argmax)(const float *x, int64_t n);
+	/* Σ exp(x - max) with a wide sum. */
+	double (*sum_exp)(const float *x, float max, int64_t n);
+	/* x = exp(x - max) · factor. */
+	void (*exp_scale)(float *x, float max, float factor, int64_t n);
+
+	void (*adamw)(float *param, float *m, float *v, const float *grad, int64_t n,
+				  const ft_adamw *settings);
+} ft_kernels;
+
+extern const ft_kernels ft_kernels_portable;
+#if defined(__x86_64__)
+extern const ft_kernels ft_kernels_avx2;
+extern const ft_kernels ft_kernels_avx512;
+#endif
+
+#endif

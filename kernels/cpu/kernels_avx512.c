@@ -1,0 +1,13 @@
+/*
+ * kernels_avx512.c: the kernels for AVX-512 F, BW, DQ and VL.
+ */
+#include "kernels.h"
+
+#include "gemm_kernel.h"
+#include "rows_kernel.h"
+#include "softmax_kernel.h"
+#include "unpack_kernel.h"
+
+#define KERNELS_NAME ft_kernels_avx512
+#define KERNELS_LABEL "avx512"
+#include "kernels_table.h"

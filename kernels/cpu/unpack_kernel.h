@@ -1,0 +1,203 @@
+/*
+ * unpack_kernel.h: packed groups (pack.h) to panels of f32.
+ *
+ * The value is exact: q · d fits 24 bits for every type here, so q · d + m is
+ * rounded once, with or without a fused multiply-add.
+ */
+#include "simd.h"
+
+#include "pack.h"
+
+INLINE vf
+v_from_f16(const uint16_t *p)
+{
+#if VW == 16
+	return (vf) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p));
+#elif VW == 8
+	return (vf) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p));
+#else
+	float lane[VW];
+
+	for (int i = 0; i < VW; i++)
+		lane[i] = ft_f16_to_f32(p[i]);
+	return v_load(lane);
+#endif
+}
+
+INLINE vf
+v_from_i8(const int8_t *p)
+{
+	float lane[VW];
+
+	for (int i = 0; i < VW; i++)
+		lane[i] = p[i];
+	return v_load(lane);
+}
+
+INLINE vf
+v_to_float(vu v)
+{
+#if VW == 16
+	return (vf) _mm512_cvtepi32_ps((__m512i) v);
+#elif VW == 8
+	return (vf) _mm256_cvtepi32_ps((__m256i) v);
+#else
+	return __builtin_convertvector((vi) v, vf);
+#endif
+}
+
+/* Float of the low four bits of every word. */
+INLINE vf
+v_nibble(vu v)
+{
+#if VW == 16
+	const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+
+	return (vf) _mm512_permutexvar_ps((__m512i) v, table);
+#else
+	return v_to_float(v & 15);
+#endif
+}
+
+INLINE vu
+v_words(const uint8_t *p)
+{
+	return *(const vu_unaligned *) p;
+}
+
+/* 32 columns of nibbles: value = (q + base) · d + m; high bits and minimum by constant flags. */
+INLINE void
+unpack_nibbles(float *panel, const uint8_t *block, const bool minimum, const bool high,
+			   const float base)
+{
+	const uint8_t *bits = block + (minimum ? 64 : 32);
+	const uint8_t *words = bits + (high ? 64 : 0);
+
+	for (int r = 0; r < FT_GROUP; r += VW)
+	{
+		vf d = v_from_f16((const uint16_t *) block + r);
+		vf m = minimum ? v_from_f16((const uint16_t *) (block + 32) + r) : d * v_set1(base);
+		vu h = high ? v_words(bits + r * 4) : (vu){0};
+
+#pragma GCC unroll 4
+		for (int j = 0; j < 4; j++)
+		{
+			vu w = v_words(words + j * 64 + r * 4);
+
+#pragma GCC unroll 8
+			for (int i = 0; i < 8; i++)
+			{
+				vf q;
+
+				if (high)
+					q = v_to_float(((w >> (4 * i)) & 15) | (((h >> (8 * j + i)) & 1) << 4));
+				else
+					q = v_nibble(w >> (4 * i));
+				v_store(panel + (8 * j + i) * FT_GROUP + r, v_fma(q, d, m));
+			}
+		}
+	}
+}
+
+#define UNPACK_NIBBLES(type, dtype, minimum, high, base)                                    \
+	static void unpack_##type(float *panel, const uint8_t *group, int64_t first, int64_t k) \
+	{                                                                                       \
+		int64_t bytes = (minimum ? 64 : 32) + (high ? 64 : 0) + 256;                        \
+                                                                                            \
+		group += first / 32 * bytes;                                                        \
+		for (int64_t t = 0; t < k; t += 32, group += bytes)                                 \
+			unpack_nibbles(panel + t * FT_GROUP, group, minimum, high, base);               \
+	}
+
+UNPACK_NIBBLES(q4_0, FT_Q4_0, false, false, -8)
+UNPACK_NIBBLES(q4_1, FT_Q4_1, true, false, 0)
+UNPACK_NIBBLES(q5_0, FT_Q5_0, false, true, -16)
+UNPACK_NIBBLES(q5_1, FT_Q5_1, true, true, 0)
+
+static void
+unpack_q8_0(float *panel, const uint8_t *group, int64_t first, int64_t k)
+{
+	const int64_t bytes = 32 + 512;
+
+	group += first / 32 * bytes;
+	for (int64_t t = 0; t < k; t += 32, group += bytes)
+		for (int r = 0; r < FT_GROUP; r += VW)
+		{
+			vf d = v_from_f16((const uint16_t *) group + r);
+
+			for (int j = 0; j < 8; j++)
+			{
+				vi w = (vi) v_words(group + 32 + j * 64 + r * 4);
+				float *to = panel + (t + 4 * j) * FT_GROUP + r;
+
+#pragma GCC unroll 4
+				for (int i = 0; i < 4; i++)
+					v_store(to + i * FT_GROUP, v_to_float((vu) ((w << (24 - 8 * i)) >> 24)) * d);
+			}
+		}
+}
+
+static void
+unpack_q6_k(float *panel, const uint8_t *group, int64_t first, int64_t k)
+{
+	const int64_t bytes = 32 + 32 + 128 + 256;
+
+	group += first / 32 * bytes;
+	for (int64_t t = 0; t < k; t += 32, group += bytes)
+		for (int r = 0; r < FT_GROUP; r += VW)
+		{
+			vf d = v_from_f16((const uint16_t *) group + r);
+
+			for (int half = 0; half < 2; half++)
+			{
+				vf scale = d * v_from_i8((const int8_t *) group + 32 + 16 * half + r);
+				vf offset = scale * v_set1(-32);
+				vu h = v_words(group + 64 + half * 64 + r * 4);
+
+#pragma GCC unroll 2
+				for (int j = 0; j < 2; j++)
+				{
+					vu w = v_words(group + 192 + (2 * half + j) * 64 + r * 4);
+					float *to = panel + (t + 16 * half + 8 * j) * FT_GROUP + r;
+
+#pragma GCC unroll 8
+					for (int i = 0; i < 8; i++)
+					{
+						vu q = ((w >> (4 * i)) & 15) | (((h >> (2 * (8 * j + i))) & 3) << 4);
+
+						v_store(to + i * FT_GROUP, v_fma(v_to_float(q), scale, offset));
+					}
+				}
+			}
+		}
+}
+
+static void
+unpack_f32(float *panel, const uint8_t *group, int64_t first, int64_t k)
+{
+	memcpy(panel, (const float *) group + first * FT_GROUP, (size_t) k * FT_GROUP * sizeof(float));
+}
+
+static void
+unpack_f16(float *panel, const uint8_t *group, int64_t first, int64_t k)
+{
+	const uint16_t *from = (const uint16_t *) group + first * FT_GROUP;
+
+	for (int64_t t = 0; t < k * FT_GROUP; t += VW)
+		v_store(panel + t, v_from_f16(from + t));
+}
+
+static void
+unpack_bf16(float *panel, const uint8_t *group, int64_t first, int64_t k)
+{
+	group += first / 2 * 64;
+	for (int64_t t = 0; t < k; t += 2, group += 64)
+		for (int r = 0; r < FT_GROUP; r += VW)
+		{
+			vu pair = v_words(group + r * 4);
+
+			v_store(panel + t * FT_GROUP + r, (vf) (pair << 16));
+			if (t + 1 < k)
+				v_store(panel + (t + 1) * FT_GROUP + r, (vf) (pair & 0xffff0000));
+		}
+}
