@@ -17,13 +17,13 @@ typedef struct ft_adapter
 	int rank;
 	float alpha;
 	bool use_rslora;
-	float scale;	  /* alpha / rank, with rslora alpha / √rank */
+	float scale;      /* alpha / rank, with rslora alpha / √rank */
 	unsigned targets; /* bit per ft_target */
 	int layers;
-	int64_t n;		/* values in all */
-	float *values;	/* device [n] */
-	int64_t *a_at;	/* [layers · FT_TARGET_COUNT] offset of A [rank, in], -1 when not a target */
-	int64_t *b_at;	/* offset of B [out, rank] */
+	int64_t n;     /* values in all */
+	float *values; /* device [n] */
+	int64_t *a_at; /* [layers · FT_TARGET_COUNT] offset of A [rank, in], -1 when not a target */
+	int64_t *b_at; /* offset of B [out, rank] */
 	const ft_ops *ops;
 	ft_device *device;
 } ft_adapter;

@@ -9,7 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Bytes, always followed by a NUL that length does not count.  Zero-initialise; free with ft_text_free. */
+/* Bytes, always followed by a NUL that length does not count.  Zero-initialise; free with
+ * ft_text_free. */
 typedef struct ft_text
 {
 	char *data;
@@ -18,8 +19,7 @@ typedef struct ft_text
 } ft_text;
 
 ft_status ft_text_append(ft_text *text, const char *bytes, size_t n);
-ft_status ft_text_printf(ft_text *text, const char *fmt, ...)
-	__attribute__((format(printf, 2, 3)));
+ft_status ft_text_printf(ft_text *text, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void ft_text_clear(ft_text *text); /* length 0, memory kept */
 void ft_text_free(ft_text *text);
 
@@ -36,7 +36,8 @@ ft_status ft_ids_append(ft_ids *ids, const int32_t *more, size_t n);
 void ft_ids_clear(ft_ids *ids);
 void ft_ids_free(ft_ids *ids);
 
-/* malloc(n · size) and realloc with checked multiplication; FT_NO_MEMORY says how much was wanted. */
+/* malloc(n · size) and realloc with checked multiplication; FT_NO_MEMORY says how much was wanted.
+ */
 ft_status ft_alloc(void **memory, size_t n, size_t size); /* zeroed; n = 0 gives a valid pointer */
 ft_status ft_grow(void **memory, size_t *capacity, size_t wanted, size_t size);
 

@@ -13,12 +13,12 @@
 
 typedef struct ft_layer
 {
-	ft_weight *qkv;		/* [(H + 2G)·D, C]: q, then k, then v */
-	ft_weight *out;		/* [C, H·D] */
-	ft_weight *gate_up; /* [2F, C]: gate, then up */
-	ft_weight *down;	/* [C, F] */
+	ft_weight *qkv;        /* [(H + 2G)·D, C]: q, then k, then v */
+	ft_weight *out;        /* [C, H·D] */
+	ft_weight *gate_up;    /* [2F, C]: gate, then up */
+	ft_weight *down;       /* [C, F] */
 	float *attention_norm; /* [C] */
-	float *ffn_norm;	   /* [C] */
+	float *ffn_norm;       /* [C] */
 } ft_layer;
 
 typedef struct ft_model
@@ -26,19 +26,19 @@ typedef struct ft_model
 	ft_config config;
 	const ft_ops *ops;
 	ft_device *device;
-	ft_dtype compute; /* of activations that enter products */
+	ft_dtype compute;     /* of activations that enter products */
 	ft_weight *embedding; /* [V, C] */
-	ft_weight *head;	  /* [V, C]; the same object as embedding when tied */
-	float *final_norm;	  /* [C] */
+	ft_weight *head;      /* [V, C]; the same object as embedding when tied */
+	float *final_norm;    /* [C] */
 	ft_layer *layers;
 	float *rope_cos; /* [max_positions, D/2] */
 	float *rope_sin;
 	int rope_positions; /* rows of the tables */
-	int64_t bytes;		/* device memory held */
+	int64_t bytes;      /* device memory held */
 } ft_model;
 
-/* Load onto the device for the given use (FT_USE_TRAIN, FT_USE_SERVE); max_positions bounds the RoPE
- * tables and the context (0: the config's own). */
+/* Load onto the device for the given use (FT_USE_TRAIN, FT_USE_SERVE); max_positions bounds the
+ * RoPE tables and the context (0: the config's own). */
 ft_status ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device,
 						unsigned use, int max_positions, ft_model **model);
 void ft_model_free(ft_model *model);

@@ -28,13 +28,13 @@ typedef enum ft_rope_scaling
 typedef struct ft_config
 {
 	char architecture[32]; /* "llama" */
-	int hidden;			   /* C */
-	int ffn;			   /* F */
+	int hidden;            /* C */
+	int ffn;               /* F */
 	int layers;
-	int heads;	  /* H */
+	int heads;    /* H */
 	int kv_heads; /* G */
 	int head_dim; /* D */
-	int vocab;	  /* V: rows of the embedding */
+	int vocab;    /* V: rows of the embedding */
 	int max_positions;
 	int window; /* sliding window, 0 = none */
 	float rms_eps;
@@ -45,8 +45,8 @@ typedef struct ft_config
 	double rope_high_freq;
 	int rope_original_positions;
 	bool tied_embeddings; /* the head is the embedding */
-	int bos;			  /* -1: none */
-	int pad;			  /* -1: none */
+	int bos;              /* -1: none */
+	int pad;              /* -1: none */
 	int n_eos;
 	int eos[FT_MAX_EOS]; /* generation stops at any of them */
 } ft_config;
@@ -57,16 +57,17 @@ typedef struct ft_model_tensor
 	ft_dtype dtype;
 	int64_t rows; /* 1 for a vector */
 	int64_t cols;
-	int file;		  /* index of the file that holds it */
-	uint64_t offset;  /* absolute, in that file */
+	int file;        /* index of the file that holds it */
+	uint64_t offset; /* absolute, in that file */
 	uint64_t bytes;
 	int permuted_heads; /* 0, or the number of heads whose rows GGUF interleaved */
 } ft_model_tensor;
 
 typedef struct ft_model_file ft_model_file;
 
-/* Open a GGUF file (later also a Hugging Face directory), read its header, check all of it.  Errors name
- * the file: FT_NOT_FOUND, FT_CORRUPT (truncated, contradictory), FT_UNSUPPORTED (architecture, type). */
+/* Open a GGUF file (later also a Hugging Face directory), read its header, check all of it.  Errors
+ * name the file: FT_NOT_FOUND, FT_CORRUPT (truncated, contradictory), FT_UNSUPPORTED (architecture,
+ * type). */
 ft_status ft_model_file_open(const char *path, ft_model_file **file);
 void ft_model_file_close(ft_model_file *file);
 
@@ -86,8 +87,8 @@ ft_status ft_model_file_read(const ft_model_file *file, const ft_model_tensor *t
 
 int64_t ft_model_file_parameters(const ft_model_file *file);
 int64_t ft_model_file_bytes(const ft_model_file *file);
-/* SHA-256 of the file's bytes, 64 hex digits and NUL (directory: of its weight and config files in name
- * order).  Reads everything. */
+/* SHA-256 of the file's bytes, 64 hex digits and NUL (directory: of its weight and config files in
+ * name order).  Reads everything. */
 ft_status ft_model_file_digest(const ft_model_file *file, char hex[65]);
 
 #endif

@@ -37,7 +37,8 @@ typedef struct ft_dtype_info
 /* Never NULL; the entry of an unknown dtype has block_values 0. */
 const ft_dtype_info *ft_dtype_get(ft_dtype dtype);
 
-/* Bytes of a row of `cols` values, or -1 when cols is no multiple of the block or the size overflows. */
+/* Bytes of a row of `cols` values, or -1 when cols is no multiple of the block or the size
+ * overflows. */
 int64_t ft_row_bytes(ft_dtype dtype, int64_t cols);
 
 /* A view of a matrix that somebody else owns. */
