@@ -49,7 +49,7 @@ sanitized:
 
 # clang reads the module as well, for its warnings only.
 check-clang:
-	clang -fsyntax-only -std=gnu11 -Werror $(PG_WARNINGS) -Wno-ignored-attributes -isystem '$(shell $(PG_CONFIG) --includedir-server)' \
+	clang -fsyntax-only -std=gnu11 -D_GNU_SOURCE -Werror $(PG_WARNINGS) -Wno-ignored-attributes -isystem '$(shell $(PG_CONFIG) --includedir-server)' \
 		$(PG_CPPFLAGS) $(wildcard src/pg/*.c)
 
 SOURCES = $(wildcard $(foreach dir,src/pg src/engine kernels/cpu kernels/cuda bench test/engine test/fuzz,$(dir)/*.[ch]))
