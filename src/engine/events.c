@@ -1,5 +1,5 @@
 /*
- * events.c: JSON events, heartbeats and the watch over the parent.
+ * events.c: JSON events and heartbeats.
  */
 #include "events.h"
 
@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,6 @@
 struct ft_events
 {
 	int fd;
-	int control_fd;
 	int wake[2]; /* written to end the thread */
 	pthread_t thread;
 	pthread_mutex_t lock; /* of what follows, and of writing */
@@ -72,33 +72,41 @@ watch(void *argument)
 {
 	ft_events *events = argument;
 	unsigned long seen = 0;
-	struct pollfd fds[2] = {{.fd = events->wake[0], .events = POLLIN},
-							{.fd = events->control_fd, .events = POLLIN}};
+	struct pollfd wake = {.fd = events->wake[0], .events = POLLIN};
 
 	for (;;)
 	{
-		char byte[64];
+		int n = poll(&wake, 1, WATCH_MILLISECONDS);
 
-		if (poll(fds, 2, WATCH_MILLISECONDS) < 0 && errno != EINTR)
+		if (n > 0 || (n < 0 && errno != EINTR))
 			return NULL;
-		if (fds[0].revents != 0)
-			return NULL;
-		/* the parent is gone: whatever this run does is nobody's any more */
-		if (fds[1].revents != 0 && read(events->control_fd, byte, sizeof byte) == 0)
-			_exit(1);
 		maybe_heartbeat(events, &seen);
 	}
 }
 
+/* Signals are for the main thread. */
+static int
+start_thread(ft_events *events)
+{
+	sigset_t all;
+	sigset_t before;
+	int error;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &before);
+	error = pthread_create(&events->thread, NULL, watch, events);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return error;
+}
+
 ft_status
-ft_events_open(int fd, int control_fd, ft_events **result)
+ft_events_open(int fd, ft_events **result)
 {
 	ft_events *events;
 	int error;
 
 	FT_TRY(ft_alloc((void **) &events, 1, sizeof *events));
 	events->fd = fd;
-	events->control_fd = control_fd;
 	events->last_sent = ft_monotonic_seconds();
 	pthread_mutex_init(&events->lock, NULL);
 	if (pipe2(events->wake, O_CLOEXEC) < 0)
@@ -106,7 +114,7 @@ ft_events_open(int fd, int control_fd, ft_events **result)
 		free(events);
 		return ft_fail_errno("could not create a pipe");
 	}
-	error = pthread_create(&events->thread, NULL, watch, events);
+	error = start_thread(events);
 	if (error != 0)
 	{
 		close(events->wake[0]);

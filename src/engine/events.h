@@ -1,6 +1,6 @@
 /*
  * events.h: what a training run tells its parent, one JSON object a line on
- * standard output (README.md), and the watch over parent and progress.
+ * standard output (README.md), and the watch over its progress.
  *
  * Heartbeats mean progress, not merely life: the watching thread sends one only
  * when the run has moved since the last, or is inside a call that was announced
@@ -16,10 +16,9 @@
 
 typedef struct ft_events ft_events;
 
-/* Events go to `fd`.  With control_fd ≥ 0 the process ends at once (exit code 1) when that reads
- * end-of-file.  Starts the watching thread. */
-ft_status ft_events_open(int fd, int control_fd, ft_events **events);
-/* Ends the thread.  Does not close the descriptors. */
+/* Events go to `fd`.  Starts the watching thread. */
+ft_status ft_events_open(int fd, ft_events **events);
+/* Ends the thread.  Does not close the descriptor. */
 void ft_events_close(ft_events *events);
 
 /* Send {"event": name, …fields}; takes over the reference to fields (may be NULL).  FT_CANCELLED

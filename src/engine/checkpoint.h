@@ -1,0 +1,56 @@
+/*
+ * checkpoint.h: all that a resume needs, in a directory of its own.
+ *
+ *     checkpoint-<step>/adapter/             the adapter, a PEFT directory
+ *     checkpoint-<step>/optimizer.safetensors  AdamW's moments
+ *     checkpoint-<step>/state.json           counters, sums, digests of the files
+ *
+ * The place in the data, the schedule and every random number follow from the
+ * step and the job (packing.h, random.h), so they need no state of their own.
+ * A directory is written under a temporary name, synced and renamed; the last
+ * two good ones are kept.
+ */
+#ifndef FT_CHECKPOINT_H
+#define FT_CHECKPOINT_H
+
+#include "adapter.h"
+#include "digest.h"
+
+/* Where a run stands after `step` optimizer steps. */
+typedef struct ft_run_state
+{
+	int64_t step;
+	int64_t tokens;         /* through the model in training so far */
+	int64_t trained;        /* of those, with a loss */
+	double loss;            /* Σ weight · loss since the last evaluation */
+	double weight;          /* Σ weight since the last evaluation */
+	double training_loss;   /* of the steps before the last evaluation; NaN: none yet */
+	double validation_loss; /* of the last evaluation; NaN: none yet */
+	double validation_accuracy;
+	double elapsed; /* seconds of training, all attempts */
+} ft_run_state;
+
+/* AdamW's moments on the host, laid out as the adapter's values. */
+typedef struct ft_moments
+{
+	float *m;
+	float *v;
+	int64_t n;
+} ft_moments;
+
+/* Save; `identity` says whose run this is (a digest of base, data and options).  FT_NO_SPACE and
+ * the like leave earlier checkpoints as they were and no temporary files. */
+ft_status ft_checkpoint_save(const char *directory, const char *identity, const ft_run_state *state,
+							 const ft_adapter *adapter, const ft_config *config,
+							 const char *base_name, const ft_moments *moments);
+
+/* The newest checkpoint that is whole; one that is not is passed over with a log line.  Without
+ * any, state->step is 0 and *adapter NULL.  The moments' arrays of n values are the caller's.
+ * FT_MISMATCH when it is another run's. */
+ft_status ft_checkpoint_load(const char *directory, const char *identity, const ft_model *model,
+							 ft_run_state *state, ft_adapter **adapter, ft_moments *moments);
+
+/* Remove what a killed run left half-written (names that end in ".tmp"). */
+ft_status ft_checkpoint_clean(const char *directory);
+
+#endif
