@@ -3,18 +3,21 @@
  *
  * A block holds FT_KV_BLOCK tokens of one sequence, in every layer at the same
  * index.  Memory is taken once; handing out and taking back blocks is host
- * bookkeeping only.  Not thread-safe: the scheduler owns it.
+ * bookkeeping only.  Not thread-safe but for a look at n_free: the scheduler
+ * owns it.
  */
 #ifndef FT_KV_CACHE_H
 #define FT_KV_CACHE_H
 
 #include "model.h"
 
+#include <stdatomic.h>
+
 typedef struct ft_kv_cache
 {
 	ft_kv_layer *layers; /* [config.layers] */
 	int n_blocks;
-	int n_free;
+	atomic_int n_free; /* others may look at it */
 
 	/* private */
 	int32_t *free_blocks; /* a stack, [n_free] */

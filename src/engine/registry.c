@@ -4,10 +4,10 @@
 #include "registry.h"
 
 #include "buffer.h"
+#include "files.h"
 #include "process.h"
 
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -451,15 +451,53 @@ register_lora(ft_registry *r, ft_lora_entry *lora)
 	return status;
 }
 
+/* What identifies an adapter's weights, after the checks that need no reading. */
+static ft_status
+check_lora(const char *path, const ft_base *base, const char *base_digest,
+		   ft_file_identity *identity)
+{
+	char weights[FT_PATH_SIZE];
+
+	if (base_digest && strcmp(base_digest, base->digest) != 0)
+		return ft_fail(FT_MISMATCH, "base model \"%s\" has digest %s, expected %s", base->id,
+					   base->digest, base_digest);
+	FT_TRY(ft_path_join(weights, path, "adapter_model.safetensors"));
+	return identify(weights, identity);
+}
+
+/* Over a base that the caller holds a reference to, which is passed on when the adapter is new. */
+static ft_status
+load_lora_over(ft_registry *r, const char *id, const char *path, ft_base *base,
+			   const char *base_digest, bool *is_new)
+{
+	ft_file_identity identity;
+	ft_lora_entry *lora;
+	bool present;
+	ft_status status;
+
+	*is_new = false;
+	FT_TRY(check_lora(path, base, base_digest, &identity));
+	pthread_mutex_lock(&r->mutex);
+	lora = find_lora(r, id, NULL);
+	present = lora && lora->base == base && strcmp(lora->path, path) == 0 &&
+			  same_file(&lora->identity, &identity);
+	pthread_mutex_unlock(&r->mutex);
+	if (present)
+		return FT_OK;
+	FT_TRY(open_lora(id, path, base, &identity, &lora));
+	status = register_lora(r, lora);
+	if (status != FT_OK)
+		free_lora(lora);
+	*is_new = status == FT_OK;
+	return status;
+}
+
 ft_status
 ft_registry_load_lora(ft_registry *r, const char *id, const char *path, const char *base_id,
 					  const char *base_digest)
 {
-	char weights[4096];
-	ft_file_identity identity;
-	ft_lora_entry *lora;
 	ft_base *base;
-	bool is_base, present;
+	bool is_base, is_new;
 	ft_status status;
 
 	pthread_mutex_lock(&r->mutex);
@@ -471,40 +509,17 @@ ft_registry_load_lora(ft_registry *r, const char *id, const char *path, const ch
 	if (!base)
 		return ft_fail(FT_NOT_FOUND, "base model \"%s\" is not loaded", base_id);
 	if (is_base)
-		status = ft_fail(FT_INVALID, "model \"%s\" is a base", id);
-	else if (base_digest && strcmp(base_digest, base->digest) != 0)
-		status = ft_fail(FT_MISMATCH, "base model \"%s\" has digest %s, expected %s", base_id,
-						 base->digest, base_digest);
-	else if (snprintf(weights, sizeof weights, "%s/adapter_model.safetensors", path) >=
-			 (int) sizeof weights)
-		status = ft_fail(FT_INVALID, "path of %zu bytes is too long", strlen(path));
-	else
-		status = identify(weights, &identity);
-	if (status == FT_OK)
 	{
-		pthread_mutex_lock(&r->mutex);
-		lora = find_lora(r, id, NULL);
-		present = lora && lora->base == base && strcmp(lora->path, path) == 0 &&
-				  same_file(&lora->identity, &identity);
-		pthread_mutex_unlock(&r->mutex);
-		if (present)
-		{
-			release(r, base, NULL);
-			return FT_OK;
-		}
-		status = open_lora(id, path, base, &identity, &lora);
-		if (status == FT_OK)
-		{
-			status = register_lora(r, lora);
-			if (status != FT_OK)
-				free_lora(lora);
-		}
-	}
-	if (status != FT_OK)
 		release(r, base, NULL);
-	else
+		return ft_fail(FT_INVALID, "model \"%s\" is a base", id);
+	}
+	status = load_lora_over(r, id, path, base, base_digest, &is_new);
+	if (is_new)
 		ft_log("log", "adapter \"%s\" loaded from \"%s\" over \"%s\"", id, path, base_id);
-	return status;
+	else
+		release(r, base, NULL);
+	/* "not found" is for the base; a missing file of the adapter must not be taken for it */
+	return status == FT_NOT_FOUND ? FT_INVALID : status;
 }
 
 ft_status

@@ -171,15 +171,11 @@ utf8_character(const unsigned char *bytes, size_t n, size_t *bad)
 }
 
 ft_status
-ft_generation_text(const ft_generation *generation, ft_text *text)
+ft_text_make_valid(const char *bytes, size_t n, ft_text *text)
 {
-	const char *bytes = generation->text.data;
-	size_t n = generation->text.length;
-
-	n -= ft_utf8_incomplete(bytes, n);
 	for (size_t i = 0; i < n;)
 	{
-		size_t bad;
+		size_t bad = 0;
 		size_t good = 0;
 
 		/* as long a run of good characters as there is, at once */
@@ -201,4 +197,13 @@ ft_generation_text(const ft_generation *generation, ft_text *text)
 		}
 	}
 	return ft_text_append(text, "", 0);
+}
+
+ft_status
+ft_generation_text(const ft_generation *generation, ft_text *text)
+{
+	const char *bytes = generation->text.data;
+	size_t n = generation->text.length;
+
+	return ft_text_make_valid(bytes, n - ft_utf8_incomplete(bytes, n), text);
 }

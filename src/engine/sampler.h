@@ -65,8 +65,11 @@ ft_sample ft_generation_draw(const ft_generation *generation);
 /* Take the token drawn; sets finish. */
 ft_status ft_generation_push(ft_generation *generation, int32_t id);
 
-/* The finished text as valid UTF-8: a character that was cut off at the end is dropped, every other
- * invalid byte sequence and NUL become U+FFFD.  Appended to text. */
+/* Append bytes[0, n) as valid UTF-8 without NUL (which no reader of C strings, PostgreSQL among
+ * them, could take): every invalid sequence becomes U+FFFD. */
+ft_status ft_text_make_valid(const char *bytes, size_t n, ft_text *text);
+
+/* Append the finished text, made valid; a character that was cut off at its end is dropped. */
 ft_status ft_generation_text(const ft_generation *generation, ft_text *text);
 
 #endif
