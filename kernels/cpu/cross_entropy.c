@@ -1,5 +1,5 @@
 /*
- * loss.c: cross-entropy of rows of logits, with the gradient formed in place.
+ * cross_entropy.c: cross-entropy of rows of logits, with the gradient formed in place.
  */
 #include "cpu.h"
 

@@ -1,5 +1,5 @@
 /*
- * lora.c: the low-rank update of a batch whose rows have different adapters.
+ * lora_segments.c: the low-rank update of a batch whose rows have different adapters.
  *
  * Row-fixed like linear_serve.c: x · aᵀ is a dot product per rank, summed in
  * the same order for any number of rows, and the product with b a chain of
