@@ -1,0 +1,269 @@
+/*
+ * trainer.c: optimizer steps and evaluations over a dataset.
+ */
+#include "trainer.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define HOST_CAPACITY 2048     /* more rows than this make no product on a CPU faster */
+#define DEVICE_CAPACITY 65536  /* nor on a GPU */
+#define EVALUATION_WINDOW 1024 /* documents divided into batches at a time */
+
+int64_t
+ft_trainer_total_steps(const ft_dataset *dataset, const ft_options *options)
+{
+	int64_t steps =
+		(int64_t) ft_epoch_steps(dataset->train, dataset->n_train, options->batch_size) *
+		options->max_epochs;
+
+	return options->max_steps > 0 && options->max_steps < steps ? options->max_steps : steps;
+}
+
+/* --- memory
+ * --------------------------------------------------------------------------------------- */
+
+/* Tokens of the largest batch that a step can need: its share, and the document over its border. */
+static int64_t
+wanted_capacity(const ft_dataset *dataset, const ft_options *options, int64_t limit)
+{
+	uint32_t steps = ft_epoch_steps(dataset->train, dataset->n_train, options->batch_size);
+	int64_t batches =
+		options->gradient_accumulation_steps > 0 ? options->gradient_accumulation_steps : 1;
+	int64_t wanted = dataset->tokens / steps / batches + dataset->max_length;
+
+	if (!options->packing)
+		wanted = dataset->max_length;
+	if (wanted > limit)
+		wanted = limit;
+	return wanted > dataset->max_length ? wanted : dataset->max_length;
+}
+
+ft_status
+ft_trainer_choose_capacity(const ft_model *model, const ft_adapter *adapter,
+						   const ft_dataset *dataset, const ft_options *options, int64_t *capacity)
+{
+	int64_t moments = adapter->n * 2 * (int64_t) sizeof(float);
+	ft_device_info info;
+	int64_t bytes;
+
+	FT_TRY(model->ops->device_info(model->device, &info));
+	*capacity =
+		wanted_capacity(dataset, options, info.threads > 0 ? HOST_CAPACITY : DEVICE_CAPACITY);
+	for (;;)
+	{
+		FT_TRY(ft_transformer_bytes(model, adapter, *capacity, &bytes));
+		/* an eighth stays free for what others need meanwhile */
+		if (bytes + moments <= info.memory_free - info.memory_free / 8)
+			return FT_OK;
+		if (*capacity <= dataset->max_length)
+			break;
+		*capacity = *capacity / 2 > dataset->max_length ? *capacity / 2 : dataset->max_length;
+	}
+	return ft_hint(
+		ft_fail(FT_NO_MEMORY,
+				"training documents of %d tokens needs %lld MiB, %lld MiB are free on %s",
+				dataset->max_length, (long long) ((bytes + moments) >> 20),
+				(long long) (info.memory_free >> 20), info.name),
+		"Lower max_seq_length, or free memory.");
+}
+
+static ft_status
+create_parts(ft_trainer *t)
+{
+	const ft_model *model = t->model;
+
+	FT_TRY(ft_optimizer_plan(&t->optimizer, t->adapter, t->options->weight_decay,
+							 t->options->max_grad_norm, &t->arena));
+	FT_TRY(ft_arena_allocate(&t->arena, model->ops, model->device));
+	FT_TRY(ft_epoch_create(&t->epoch, t->dataset->n_train, (uint32_t) t->steps_per_epoch));
+	FT_TRY(ft_microbatch_create(t->capacity, &t->batch));
+	t->moments.n = t->adapter->n;
+	FT_TRY(ft_alloc((void **) &t->moments.m, (size_t) t->moments.n, sizeof(float)));
+	FT_TRY(ft_alloc((void **) &t->moments.v, (size_t) t->moments.n, sizeof(float)));
+	return ft_transformer_create(model, t->adapter, t->capacity, &t->transformer);
+}
+
+ft_status
+ft_trainer_create(const ft_model *model, const ft_dataset *dataset, const ft_options *options,
+				  ft_adapter *adapter, int64_t capacity, ft_trainer **result)
+{
+	ft_trainer *t;
+	ft_status status;
+
+	*result = NULL;
+	FT_TRY(ft_alloc((void **) &t, 1, sizeof *t));
+	t->model = model;
+	t->dataset = dataset;
+	t->options = options;
+	t->adapter = adapter;
+	t->capacity = capacity;
+	t->steps_per_epoch = ft_epoch_steps(dataset->train, dataset->n_train, options->batch_size);
+	t->total_steps = ft_trainer_total_steps(dataset, options);
+	t->state =
+		(ft_run_state){.training_loss = NAN, .validation_loss = NAN, .validation_accuracy = NAN};
+	status = create_parts(t);
+	if (status != FT_OK)
+	{
+		t->adapter = NULL; /* stays the caller's */
+		ft_trainer_free(t);
+		return status;
+	}
+	*result = t;
+	return FT_OK;
+}
+
+void
+ft_trainer_free(ft_trainer *t)
+{
+	if (t == NULL)
+		return;
+	ft_transformer_free(t->transformer);
+	ft_arena_free(&t->arena);
+	ft_epoch_free(&t->epoch);
+	ft_microbatch_free(&t->batch);
+	free(t->moments.m);
+	free(t->moments.v);
+	ft_adapter_free(t->adapter);
+	free(t);
+}
+
+void
+ft_trainer_set_tick(ft_trainer *t, ft_tick tick, void *context)
+{
+	t->transformer->tick = tick;
+	t->transformer->tick_context = context;
+}
+
+ft_status
+ft_trainer_resume(ft_trainer *t, const ft_run_state *state)
+{
+	t->state = *state;
+	return ft_optimizer_load(&t->optimizer, t->transformer->stream, &t->moments);
+}
+
+ft_status
+ft_trainer_read_moments(ft_trainer *t)
+{
+	return ft_optimizer_save(&t->optimizer, t->transformer->stream, &t->moments);
+}
+
+/* --- steps
+ * ---------------------------------------------------------------------------------------- */
+
+static ft_status
+train_documents(ft_trainer *t, const uint32_t *chosen, uint32_t n, double grad_scale,
+				ft_loss_sums *sums)
+{
+	uint32_t batches = t->options->packing ? (uint32_t) t->options->gradient_accumulation_steps : n;
+	ft_packing packing;
+	ft_status status;
+
+	FT_TRY(ft_pack(t->dataset->train, chosen, n, t->capacity, batches, &packing));
+	status = ft_lora_zero_gradient(t->transformer->lora, t->transformer->stream);
+	for (uint32_t i = 0; status == FT_OK && i < packing.n_batches; i++)
+	{
+		status = ft_microbatch_fill(&t->batch, t->dataset, t->dataset->train, &packing, i);
+		if (status == FT_OK)
+			status = ft_transformer_train(t->transformer, &t->batch, grad_scale, sums);
+	}
+	ft_packing_free(&packing);
+	return status;
+}
+
+/* The one place where a step's loss is divided: by the weight of all its batches. */
+static double
+step_grad_scale(const ft_trainer *t, const uint32_t *chosen, uint32_t n, ft_step_report *report)
+{
+	double weight = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+	{
+		weight += t->dataset->train[chosen[i]].weight;
+		report->tokens += t->dataset->train[chosen[i]].length;
+	}
+	return weight > 0 ? 1.0 / weight : 0.0;
+}
+
+ft_status
+ft_trainer_step(ft_trainer *t, ft_step_report *report)
+{
+	int64_t step = t->state.step + 1;
+	uint32_t epoch = (uint32_t) ((step - 1) / t->steps_per_epoch);
+	uint32_t place = (uint32_t) ((step - 1) % t->steps_per_epoch);
+	ft_loss_sums sums = {0};
+	const uint32_t *chosen;
+	uint32_t n;
+	double grad_scale;
+
+	*report = (ft_step_report){.learning_rate = ft_learning_rate(t->options, step, t->total_steps)};
+	if (t->epoch.index != epoch)
+		ft_epoch_shuffle(&t->epoch, t->dataset->train, t->options->seed, epoch);
+	chosen = t->epoch.order + t->epoch.first[place];
+	n = t->epoch.first[place + 1] - t->epoch.first[place];
+	grad_scale = step_grad_scale(t, chosen, n, report);
+	FT_TRY(train_documents(t, chosen, n, grad_scale, &sums));
+	report->loss = sums.loss * grad_scale;
+	report->trained = sums.trained;
+	if (!isfinite(report->loss))
+		return ft_fail(FT_NON_FINITE, "loss is %g at step %lld, learning rate %g", report->loss,
+					   (long long) step, report->learning_rate);
+	FT_TRY(ft_optimizer_step(&t->optimizer, t->transformer->stream, t->adapter,
+							 t->transformer->lora->gradient, step, report->learning_rate,
+							 &report->grad_norm));
+	FT_TRY(ft_transformer_adapter_changed(t->transformer));
+	t->state.step = step;
+	t->state.tokens += report->tokens;
+	t->state.trained += report->trained;
+	t->state.loss += sums.loss;
+	t->state.weight += sums.weight;
+	return FT_OK;
+}
+
+/* --- evaluation
+ * ----------------------------------------------------------------------------------- */
+
+static ft_status
+evaluate_window(ft_trainer *t, uint32_t first, uint32_t n, ft_loss_sums *sums)
+{
+	const ft_document *documents = t->dataset->validation;
+	uint32_t chosen[EVALUATION_WINDOW];
+	ft_packing packing;
+	ft_status status = FT_OK;
+
+	for (uint32_t i = 0; i < n; i++)
+		chosen[i] = first + i;
+	FT_TRY(ft_pack(documents, chosen, n, t->capacity, 0, &packing));
+	for (uint32_t i = 0; status == FT_OK && i < packing.n_batches; i++)
+	{
+		status = ft_microbatch_fill(&t->batch, t->dataset, documents, &packing, i);
+		if (status == FT_OK)
+			status = ft_transformer_evaluate(t->transformer, &t->batch, sums);
+	}
+	ft_packing_free(&packing);
+	return status;
+}
+
+ft_status
+ft_trainer_evaluate(ft_trainer *t)
+{
+	uint32_t n = t->dataset->n_validation;
+	ft_loss_sums sums = {0};
+
+	for (uint32_t at = 0; at < n; at += EVALUATION_WINDOW)
+		FT_TRY(
+			evaluate_window(t, at, n - at < EVALUATION_WINDOW ? n - at : EVALUATION_WINDOW, &sums));
+	if (sums.weight > 0)
+	{
+		t->state.validation_loss = sums.loss / sums.weight;
+		t->state.validation_accuracy = sums.correct / sums.weight;
+		if (!isfinite(t->state.validation_loss))
+			return ft_fail(FT_NON_FINITE, "validation loss is %g at step %lld",
+						   t->state.validation_loss, (long long) t->state.step);
+	}
+	if (t->state.weight > 0)
+		t->state.training_loss = t->state.loss / t->state.weight;
+	t->state.loss = 0;
+	t->state.weight = 0;
+	return FT_OK;
+}
