@@ -8,14 +8,10 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog.h"
-#include "catalog/dependency.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
-#include "foreign/foreign.h"
 #include "job.h"
 #include "miscadmin.h"
 #include "options.h"
@@ -26,7 +22,6 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/resowner.h"
 
 #define JOB_PREFIX "ft_"
 
@@ -229,75 +224,26 @@ pgft_job_describe(const pg_uuid_t *id)
 }
 
 /*
- * Lock a model as DROP SERVER would: the server first, then the row, and the
- * job's row after them.  Everybody who ends a job keeps this order.  Returns
- * the server, InvalidOid when it is gone.
- */
-static Oid
-lock_model(const pg_uuid_t *job)
-{
-	Oid types[] = {UUIDOID};
-	Datum values[] = {UUIDPGetDatum(job)};
-	Oid server = InvalidOid;
-	bool isnull;
-
-	pgft_select("SELECT s.oid FROM finetune.job j JOIN finetune.model m ON m.id = j.model_id"
-				" JOIN pg_foreign_server s ON s.srvname::text = m.name WHERE j.id = $1",
-				1, types, values);
-	if (SPI_processed > 0)
-	{
-		server = DatumGetObjectId(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-		LockDatabaseObject(ForeignServerRelationId, server, 0, AccessExclusiveLock);
-		if (GetForeignServerExtended(server, FSV_MISSING_OK) == NULL)
-			server = InvalidOid;
-	}
-	pgft_select("SELECT FROM finetune.model WHERE id ="
-				" (SELECT model_id FROM finetune.job WHERE id = $1) FOR UPDATE",
-				1, types, values);
-	return server;
-}
-
-/*
- * Drop the cancelled job's model, unless something depends on it.  The job
- * directory, and the model if it had to stay, are left to a worker.
+ * Lock a job's model as DROP SERVER would: the server first, then the row, and
+ * the job's row after them.  Everybody who ends a job keeps this order.
  */
 static void
-drop_model(const pg_uuid_t *job, Oid server)
+lock_model(const pg_uuid_t *model)
 {
-	ObjectAddress address;
 	Oid types[] = {UUIDOID};
-	Datum values[] = {UUIDPGetDatum(job)};
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	Datum values[] = {UUIDPGetDatum(model)};
 
-	ObjectAddressSet(address, ForeignServerRelationId, server);
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
+	if (pgft_select("SELECT s.oid FROM finetune.model m"
+					" JOIN pg_foreign_server s ON s.srvname::text = m.name WHERE m.id = $1",
+					1, types, values) > 0)
 	{
-		pgft_execute("DELETE FROM finetune.model WHERE id ="
-					 " (SELECT model_id FROM finetune.job WHERE id = $1)",
-					 1, types, values, NULL, SPI_OK_DELETE);
-		performDeletion(&address, DROP_RESTRICT, 0);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData *edata;
+		bool isnull;
+		Oid server = DatumGetObjectId(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		if (edata->sqlerrcode != ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST &&
-			edata->sqlerrcode != ERRCODE_FOREIGN_KEY_VIOLATION)
-			ReThrowError(edata);
+		LockDatabaseObject(ForeignServerRelationId, server, 0, AccessExclusiveLock);
 	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	pgft_select("SELECT FROM finetune.model WHERE id = $1 FOR UPDATE", 1, types, values);
 }
 
 Jsonb *
@@ -306,26 +252,28 @@ pgft_job_cancel(const pg_uuid_t *id)
 	Oid types[] = {UUIDOID};
 	Datum values[] = {UUIDPGetDatum(id)};
 	PgftCatalog catalog;
+	pg_uuid_t model;
 	Jsonb *job;
-	Oid server;
+	bool isnull;
 
 	check_right(id);
 	pgft_catalog_enter(&catalog, false);
-	server = lock_model(id);
+	pgft_select("SELECT model_id FROM finetune.job WHERE id = $1", 1, types, values);
+	model = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	lock_model(&model);
 	pgft_execute("UPDATE finetune.job SET phase = 'cancelled', finished_at = clock_timestamp()"
 				 " WHERE id = $1 AND " UNFINISHED,
 				 1, types, values, NULL, SPI_OK_UPDATE);
 	if (SPI_processed > 0)
 	{
 		pgft_job_add_event(id, "info", "cancelled", "job cancelled", NULL);
-		job = select_description(id);
-		if (OidIsValid(server))
-			drop_model(id, server);
+		pgft_model_drop_unready(&model);
 		pgft_cancel_job_at_commit(id);
+
+		/* what a worker may have left is for another to clean */
 		pgft_look_for_jobs_at_commit();
 	}
-	else
-		job = select_description(id);
+	job = select_description(id);
 	pgft_catalog_leave(&catalog);
 	return job;
 }

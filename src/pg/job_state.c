@@ -59,6 +59,7 @@ pgft_job_finish(PgftCatalog *catalog)
 	pgstat_report_stat(true);
 }
 
+/* In a transaction, though the lock outlives it. */
 static bool
 lock_job(const pg_uuid_t *id)
 {
@@ -445,8 +446,13 @@ pgft_job_clean_all(void)
 
 	for (uint64 i = 0; i < count; i++)
 	{
+		bool locked;
+
 		/* one that its own worker still holds is that worker's to clean */
-		if (!lock_job(&ids[i]))
+		StartTransactionCommand();
+		locked = lock_job(&ids[i]);
+		CommitTransactionCommand();
+		if (!locked)
 			continue;
 		pgft_job_clean(&ids[i]);
 		unlock_job(&ids[i]);

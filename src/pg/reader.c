@@ -1,0 +1,358 @@
+/*
+ * reader.c: runs the queries of a job as the job's owner, and writes what they
+ * yield as JSON lines.
+ *
+ * A process of its own, never used for two jobs, because what runs here is the
+ * user's: functions of his that a query calls could leave something behind.
+ * As with REFRESH MATERIALIZED VIEW, it becomes the owner in a way that cannot
+ * be undone from SQL, and that works for a role that may not log in.  The
+ * transaction is READ ONLY, both queries see one snapshot, and it is aborted
+ * at the end, so that nothing which the queries have put off can run later
+ * with other rights.
+ *
+ * For the same reason it writes nothing into the catalog: how it went is said
+ * in a file, which the job worker reads.  An error of a query is told there
+ * and nowhere else, as it may quote the owner's data.
+ */
+#include "postgres.h"
+
+#include <unistd.h>
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "job.h"
+#include "json.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "paths.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "query_check.h"
+#include "reader.h"
+#include "storage/fd.h"
+#include "storage/ipc.h"
+#include "storage/lock.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/json.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* Rows that are fetched at once */
+#define FETCH_ROWS 256
+
+/* See job_state.c: the lock of a job's reader is another than its worker's */
+#define READER_LOCK_CLASS 0x4655
+
+/* One JSON line being made, and where it goes */
+typedef struct LineWriter
+{
+	FILE *file;
+	char *path;          /* final name */
+	char *temporary;     /* name until all is written */
+	StringInfoData line; /* in the server's encoding */
+	PgftColumns columns;
+	FmgrInfo output[PGFT_MAX_COLUMNS];
+	int64 rows;
+} LineWriter;
+
+/* An earlier reader of this job that has not noticed its worker's end must be gone first. */
+static void
+lock_directory(const pg_uuid_t *job)
+{
+	LOCKTAG tag;
+	uint32 key[2];
+
+	memcpy(key, job->data, sizeof(key));
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, key[0], key[1], READER_LOCK_CLASS);
+	StartTransactionCommand();
+	(void) LockAcquire(&tag, ExclusiveLock, true, false);
+	CommitTransactionCommand();
+}
+
+static void
+open_writer(LineWriter *writer, const char *directory, const char *name)
+{
+	memset(writer, 0, sizeof(*writer));
+	writer->path = psprintf("%s/%s", directory, name);
+	writer->temporary = psprintf("%s.tmp", writer->path);
+	initStringInfo(&writer->line);
+	writer->file = AllocateFile(writer->temporary, "w");
+	if (writer->file == NULL)
+		ereport(ERROR, (errcode_for_file_access(),
+						errmsg("could not create file \"%s\": %m", writer->temporary)));
+}
+
+static void
+write_failed(LineWriter *writer)
+{
+	/* a full disk may show itself by a short write only */
+	if (errno == 0)
+		errno = ENOSPC;
+	ereport(ERROR, (errcode_for_file_access(),
+					errmsg("could not write to file \"%s\": %m", writer->temporary)));
+}
+
+static void
+close_writer(LineWriter *writer)
+{
+	errno = 0;
+	if (fflush(writer->file) != 0 || pg_fsync(fileno(writer->file)) != 0)
+		write_failed(writer);
+	if (FreeFile(writer->file) != 0)
+		write_failed(writer);
+	(void) durable_rename(writer->temporary, writer->path, ERROR);
+}
+
+/* The value of a column as JSON. */
+static void
+append_value(LineWriter *writer, int column, Datum value)
+{
+	char *text = OutputFunctionCall(&writer->output[column], value);
+
+	if (writer->columns.set != PGFT_MESSAGES)
+		escape_json(&writer->line, text);
+	else
+	{
+		/* json may hold line breaks between its tokens, jsonb's text does not */
+		if (getBaseType(writer->columns.type[column]) == JSONOID)
+			text = JsonbToCString(
+				NULL, &DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)))->root,
+				0);
+		appendStringInfoString(&writer->line, text);
+	}
+}
+
+static void
+write_row(LineWriter *writer, HeapTuple row, TupleDesc desc)
+{
+	char *converted;
+	size_t length;
+
+	resetStringInfo(&writer->line);
+	for (int c = 0; c < writer->columns.count; c++)
+	{
+		bool isnull;
+		Datum value = SPI_getbinval(row, desc, writer->columns.attno[c], &isnull);
+
+		appendStringInfo(&writer->line, "%s\"%s\": ", c ? ", " : "{", writer->columns.name[c]);
+		if (isnull)
+			appendStringInfoString(&writer->line, "null");
+		else
+			append_value(writer, c, value);
+	}
+	appendStringInfoString(&writer->line, "}\n");
+
+	converted = pg_server_to_any(writer->line.data, writer->line.len, PG_UTF8);
+	length = converted == writer->line.data ? writer->line.len : strlen(converted);
+	errno = 0;
+	if (fwrite(converted, 1, length, writer->file) != length)
+		write_failed(writer);
+	writer->rows++;
+}
+
+/* Which columns, and how they are printed. */
+static void
+prepare_columns(LineWriter *writer, TupleDesc desc, const char *what)
+{
+	pgft_columns_find(desc, what, &writer->columns);
+	for (int c = 0; c < writer->columns.count; c++)
+	{
+		Oid function;
+		bool varlena;
+
+		getTypeOutputInfo(writer->columns.type[c], &function, &varlena);
+		fmgr_info(function, &writer->output[c]);
+	}
+}
+
+/* Run one query under a cursor, and write its rows; returns their number. */
+static int64
+write_query(const char *query, const char *what, const char *directory, const char *name)
+{
+	LineWriter writer;
+	SPIPlanPtr plan;
+	Portal portal;
+	PgftColumns checked;
+	MemoryContext batch =
+		AllocSetContextCreate(CurrentMemoryContext, "rows of a job", ALLOCSET_DEFAULT_SIZES);
+
+	/* tables may have changed since CREATE */
+	pgft_query_check(query, what, &checked);
+	plan = SPI_prepare(query, 0, NULL);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	portal = SPI_cursor_open(NULL, plan, NULL, NULL, true);
+
+	open_writer(&writer, directory, name);
+	prepare_columns(&writer, portal->tupDesc, what);
+	for (;;)
+	{
+		MemoryContext old;
+		SPITupleTable *table;
+		uint64 count;
+
+		SPI_cursor_fetch(portal, true, FETCH_ROWS);
+		table = SPI_tuptable;
+		count = SPI_processed;
+		if (count == 0)
+			break;
+		old = MemoryContextSwitchTo(batch);
+		for (uint64 i = 0; i < count; i++)
+		{
+			write_row(&writer, table->vals[i], table->tupdesc);
+			CHECK_FOR_INTERRUPTS();
+			if (i % 16 == 15)
+				MemoryContextReset(batch);
+		}
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(batch);
+		SPI_freetuptable(table);
+	}
+	SPI_cursor_close(portal);
+	close_writer(&writer);
+	MemoryContextDelete(batch);
+	return writer.rows;
+}
+
+/* Both queries as the owner, in one snapshot that nothing can be written in. */
+static void
+read_data(PgftJob *job, const char *directory, int64 *rows, int64 *validation_rows)
+{
+	Oid user;
+	int context;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	XactReadOnly = true;
+	XactIsoLevel = XACT_REPEATABLE_READ;
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(job->owner,
+						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+	(void) set_config_option("search_path", job->search_path, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+
+	*rows = write_query(job->training_query, "training query", directory, PGFT_TRAINING_FILE);
+	*validation_rows = job->validation_query
+						   ? write_query(job->validation_query, "validation query", directory,
+										 PGFT_VALIDATION_FILE)
+						   : 0;
+	AbortOutOfAnyTransaction();
+}
+
+/* Text of an error in UTF-8, also where the server's encoding says nothing of the bytes. */
+static void
+add_message(StringInfo report, const char *name, const char *text)
+{
+	char *copy = pstrdup(text);
+
+	if (GetDatabaseEncoding() == PG_SQL_ASCII)
+	{
+		for (char *c = copy; *c; c++)
+		{
+			if (IS_HIGHBIT_SET(*c))
+				*c = '?';
+		}
+	}
+	pgft_json_add_string(report, name, copy);
+}
+
+static void
+write_report(const char *directory, StringInfo report)
+{
+	char *path = psprintf("%s/%s", directory, PGFT_READER_REPORT);
+	char *temporary = psprintf("%s.tmp", path);
+	char *converted;
+
+	appendStringInfoChar(report, '}');
+
+	/* a conversion is looked up in the catalog */
+	StartTransactionCommand();
+	converted = pg_server_to_any(report->data, report->len, PG_UTF8);
+	pgft_write_file(temporary, converted, strlen(converted));
+	(void) durable_rename(temporary, path, ERROR);
+	CommitTransactionCommand();
+}
+
+/* Room may be what is missing: leave nothing half-written behind. */
+static void
+remove_data(const char *directory)
+{
+	static const char *const files[] = {PGFT_TRAINING_FILE, PGFT_TRAINING_FILE ".tmp",
+										PGFT_VALIDATION_FILE, PGFT_VALIDATION_FILE ".tmp"};
+
+	for (int i = 0; i < lengthof(files); i++)
+		(void) unlink(psprintf("%s/%s", directory, files[i]));
+}
+
+static void
+run(PgftJob *job, StringInfo report)
+{
+	char *directory = pgft_job_directory(&job->id);
+	MemoryContext context = CurrentMemoryContext;
+	int64 rows;
+	int64 validation_rows;
+
+	PG_TRY();
+	{
+		read_data(job, directory, &rows, &validation_rows);
+		MemoryContextSwitchTo(context);
+		pgft_json_add_int64(report, "rows", rows);
+		pgft_json_add_int64(report, "validation_rows", validation_rows);
+	}
+	PG_CATCH();
+	{
+		ErrorData *edata;
+
+		MemoryContextSwitchTo(context);
+		HOLD_INTERRUPTS();
+		edata = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(context);
+		remove_data(directory);
+		appendStringInfoString(report, "\"error\": {");
+		pgft_json_add_string(report, "code", unpack_sql_state(edata->sqlerrcode));
+		add_message(report, "message", edata->message ? edata->message : "");
+		if (edata->hint)
+			add_message(report, "hint", edata->hint);
+		appendStringInfoChar(report, '}');
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	write_report(directory, report);
+}
+
+void
+pgft_reader_main(Datum arg)
+{
+	PgftReaderTask task;
+	PgftJob *job;
+	StringInfoData report;
+	MemoryContext context;
+
+	memcpy(&task, MyBgworkerEntry->bgw_extra, sizeof(task));
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(task.database, InvalidOid, 0);
+
+	context = AllocSetContextCreate(TopMemoryContext, "reader", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	lock_directory(&task.job);
+	job = pgft_job_read(&task.job, context);
+	if (job == NULL)
+		proc_exit(0);
+	MemoryContextSwitchTo(context);
+	pgstat_report_activity(STATE_RUNNING, psprintf("reading the data of job %s", job->name));
+
+	initStringInfo(&report);
+	appendStringInfoChar(&report, '{');
+	run(job, &report);
+	proc_exit(0);
+}
