@@ -457,7 +457,6 @@ read_template(ft_model_file *file)
 ft_status
 ft_gguf_read_model(ft_model_file *file)
 {
-	FT_TRY(ft_gguf_open(file->parts[0].fd, file->parts[0].size, &file->gguf));
 	FT_TRY(read_architecture(file));
 	FT_TRY(read_config(file));
 	FT_TRY(read_tensors(file));

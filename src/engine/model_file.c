@@ -280,7 +280,7 @@ open_part(const char *path, ft_model_part *part)
 }
 
 static ft_status
-read_model(ft_model_file *file)
+open_container(ft_model_file *file)
 {
 	void *memory;
 
@@ -289,15 +289,11 @@ read_model(ft_model_file *file)
 	file->parts[0].fd = -1;
 	file->n_parts = 1;
 	FT_TRY(open_part(file->path, &file->parts[0]));
-	FT_TRY(ft_gguf_read_model(file));
-	FT_TRY(check_config(&file->config));
-	FT_TRY(index_tensors(file));
-	FT_TRY(check_tensors(file));
-	return check_vocabulary(file);
+	return ft_gguf_open(file->parts[0].fd, file->parts[0].size, &file->gguf);
 }
 
 ft_status
-ft_model_file_open(const char *path, ft_model_file **file)
+ft_model_file_open_container(const char *path, ft_model_file **file)
 {
 	void *memory;
 	ft_model_file *f;
@@ -309,13 +305,39 @@ ft_model_file_open(const char *path, ft_model_file **file)
 	if (f->path == NULL)
 		status = ft_fail(FT_NO_MEMORY, "out of memory: %zu bytes wanted", strlen(path) + 1);
 	else
-		status = read_model(f);
+		status = open_container(f);
 	if (status != FT_OK)
 	{
 		ft_model_file_close(f);
 		return ft_context(status, "model file \"%s\": ", path);
 	}
 	*file = f;
+	return FT_OK;
+}
+
+ft_status
+ft_model_file_read_header(ft_model_file *file)
+{
+	FT_TRY(ft_gguf_read_model(file));
+	FT_TRY(check_config(&file->config));
+	FT_TRY(index_tensors(file));
+	FT_TRY(check_tensors(file));
+	return check_vocabulary(file);
+}
+
+ft_status
+ft_model_file_open(const char *path, ft_model_file **file)
+{
+	ft_status status;
+
+	FT_TRY(ft_model_file_open_container(path, file));
+	status = ft_model_file_read_header(*file);
+	if (status != FT_OK)
+	{
+		ft_model_file_close(*file);
+		*file = NULL;
+		return ft_context(status, "model file \"%s\": ", path);
+	}
 	return FT_OK;
 }
 

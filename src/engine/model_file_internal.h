@@ -29,7 +29,12 @@ struct ft_model_file
 	int *by_name; /* indexes of tensors, sorted by name */
 };
 
-/* Fill config, vocabulary, template and tensors from part 0, a GGUF file (gguf_model.c). */
+/* ft_model_file_open in two steps, for who wants to look at a file that cannot be used: the
+ * container's header, then what it means.  Messages of the second do not name the file. */
+ft_status ft_model_file_open_container(const char *path, ft_model_file **file);
+ft_status ft_model_file_read_header(ft_model_file *file);
+
+/* Fill config, vocabulary, template and tensors from the GGUF header (gguf_model.c). */
 ft_status ft_gguf_read_model(ft_model_file *file);
 
 /* Is this a value of general.architecture that can be trained and served? (gguf_model.c) */
