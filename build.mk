@@ -33,7 +33,7 @@ $(ENGINE): $(BUILD)/src/engine/main.o $(ENGINE_LIB)
 
 $(ENGINE_LIB): $(ENGINE_OBJ)
 	rm -f $@
-	ar rcs $@ $^
+	ar qcs $@ $^
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
