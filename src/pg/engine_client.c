@@ -445,7 +445,7 @@ pgft_request_wait_any(PgftRequest **requests, int count)
 	int64 checked_at = pgft_monotonic_ms();
 
 	/* Be told of a new engine from before the first look on */
-	ConditionVariablePrepareToSleep(pgft_server_changed());
+	ConditionVariablePrepareToSleep(pgft_server_state_changed());
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -469,32 +469,31 @@ pgft_request_cancel(PgftRequest *request)
 	MemoryContextDelete(request->context);
 }
 
+static const struct
+{
+	int sqlstate;
+	const char *message;
+	const char *hint;
+} failures[] = {
+	[FAILURE_NOT_SERVING] = {ERRCODE_CANNOT_CONNECT_NOW, "the engine is turned off",
+							 "Set pg_finetune.serve to on and reload the configuration."},
+	[FAILURE_NO_ENGINE] = {ERRCODE_CANNOT_CONNECT_NOW, "the engine did not come up in time",
+						   "See the server log, or increase pg_finetune.request_timeout."},
+	[FAILURE_TIMEOUT] = {ERRCODE_CANNOT_CONNECT_NOW, "the engine did not answer in time",
+						 "Increase pg_finetune.request_timeout."},
+	[FAILURE_DIED] = {ERRCODE_CANNOT_CONNECT_NOW, "the engine ended while it worked on a request",
+					  "It is started again by itself. See the server log for why it ended."},
+	[FAILURE_BAD_REPLY] = {ERRCODE_INTERNAL_ERROR, "the engine's reply is malformed or too long",
+						   NULL},
+};
+
 static void
 raise_failure(Failure failure)
 {
-	switch (failure)
-	{
-		case FAILURE_NOT_SERVING:
-			ereport(ERROR, (errcode(ERRCODE_CANNOT_CONNECT_NOW), errmsg("the engine is turned off"),
-							errhint("Set pg_finetune.serve to on and reload the configuration.")));
-		case FAILURE_NO_ENGINE:
-			ereport(ERROR,
-					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-					 errmsg("the engine did not come up in time"),
-					 errhint("See the server log, or increase pg_finetune.request_timeout.")));
-		case FAILURE_TIMEOUT:
-			ereport(ERROR, (errcode(ERRCODE_CANNOT_CONNECT_NOW),
-							errmsg("the engine did not answer in time"),
-							errhint("Increase pg_finetune.request_timeout.")));
-		case FAILURE_DIED:
-			ereport(ERROR, (errcode(ERRCODE_CANNOT_CONNECT_NOW),
-							errmsg("the engine ended while it worked on a request"),
-							errhint("It is started again by itself. See the server log for why it "
-									"ended.")));
-		default:
-			ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
-							errmsg("the engine's reply is malformed or too long")));
-	}
+	const char *hint = failures[failure].hint;
+
+	ereport(ERROR, (errcode(failures[failure].sqlstate), errmsg("%s", failures[failure].message),
+					hint != NULL ? errhint("%s", hint) : 0));
 }
 
 PgftReply *
@@ -604,17 +603,27 @@ pgft_engine_sqlstate(const char *code)
 	return ERRCODE_INTERNAL_ERROR;
 }
 
+int
+pgft_reply_words(const PgftReply *reply, char **message, char **hint)
+{
+	JsonbContainer *error = reply_error(reply);
+
+	*message = pgft_json_string(error, "message");
+	*hint = pgft_json_string(error, "hint");
+	if (*hint == NULL && reply->body != NULL)
+		*hint = pgft_json_string(&reply->body->root, "hint");
+	if (*message == NULL)
+		*message = psprintf("the engine answered with HTTP status %d", reply->status);
+	return pgft_engine_sqlstate(pgft_reply_code(reply));
+}
+
 void
 pgft_reply_error(const PgftReply *reply)
 {
-	JsonbContainer *error = reply_error(reply);
-	char *message = pgft_json_string(error, "message");
-	char *hint = pgft_json_string(error, "hint");
+	char *message;
+	char *hint;
+	int sqlstate = pgft_reply_words(reply, &message, &hint);
 
-	if (hint == NULL && reply->body != NULL)
-		hint = pgft_json_string(&reply->body->root, "hint");
-	if (message == NULL)
-		message = psprintf("the engine answered with HTTP status %d", reply->status);
-	ereport(ERROR, (errcode(pgft_engine_sqlstate(pgft_reply_code(reply))),
-					errmsg_internal("%s", message), hint != NULL ? errhint("%s", hint) : 0));
+	ereport(ERROR, (errcode(sqlstate), errmsg_internal("%s", message),
+					hint != NULL ? errhint("%s", hint) : 0));
 }

@@ -55,6 +55,12 @@ pgft_engine_call(const char *method, const char *path, const char *body, int tim
 /* Raise the error that a reply carries. */
 extern void pgft_reply_error(const PgftReply *reply) pg_attribute_noreturn();
 
+/*
+ * What such an error says: message and hint (NULL if none); returns its
+ * SQLSTATE.
+ */
+extern int pgft_reply_words(const PgftReply *reply, char **message, char **hint);
+
 /* The code in a reply ("not_found", "mismatch" …; "" if none). */
 extern char *pgft_reply_code(const PgftReply *reply);
 

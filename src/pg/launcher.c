@@ -280,6 +280,8 @@ start_workers(void)
 {
 	HASH_SEQ_STATUS status;
 	Database *database;
+	List *due = NIL;
+	ListCell *cell;
 	int64 now = pgft_monotonic_ms();
 	long sleep = Max(poll_at - now, 1);
 
@@ -289,10 +291,15 @@ start_workers(void)
 		if (!database->wanted)
 			continue;
 		if (database->retry_at > now)
-		{
 			sleep = Min(sleep, database->retry_at - now);
-			continue;
-		}
+		else
+			due = lappend(due, database);
+	}
+
+	/* After the scan, which would not survive the end of a transaction */
+	foreach (cell, due)
+	{
+		database = lfirst(cell);
 		if (!accepts_connections(database->oid))
 			hash_search(databases, &database->oid, HASH_REMOVE, NULL);
 		else

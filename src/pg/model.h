@@ -71,6 +71,14 @@ extern void pgft_model_require_ready(const PgftModel *model);
 extern void pgft_model_resolve(PgftModel *base);
 
 /*
+ * Raise the error that the engine's reply carries, with the base's file named
+ * as its server's option does.  `base` may be NULL.
+ */
+struct PgftReply;
+extern void
+pgft_model_error(const PgftModel *base, const struct PgftReply *reply) pg_attribute_noreturn();
+
+/*
  * What the engine reads in the header of a base's file: architecture,
  * parameters, context_length, digest …  Raises what is wrong with the file.
  * `timeout_ms` as for pgft_engine_call.
@@ -111,8 +119,18 @@ extern bool pgft_model_set_ready(const pg_uuid_t *id, const PgftModelFacts *fact
  */
 extern bool pgft_model_drop_unready(const pg_uuid_t *id);
 
-/* Rows, for the event triggers. */
+/*
+ * Row of a server that was created by CREATE SERVER, and what follows a
+ * rename; for the event triggers.
+ */
 extern void pgft_model_row_create(const char *name, PgftModelKind kind);
 extern void pgft_model_row_rename(const char *old_name, const char *new_name);
+
+/* What is known of a base's file. */
+extern void pgft_model_describe_base(const char *name, const char *architecture, int64 parameters,
+									 int context_length);
+
+/* Have a tuned model's server depend on its base's, if both are there. */
+extern void pgft_model_depend(const char *name, const char *base_name);
 
 #endif

@@ -115,39 +115,64 @@ real_path(const char *path)
 	return result;
 }
 
-char *
-pgft_model_path(const char *file)
+/* Is `path` below `directory`, both free of links? */
+static bool
+is_below(const char *path, const char *directory)
 {
+	size_t length = strlen(directory);
+
+	return strcmp(directory, "/") == 0 ||
+		   (strncmp(path, directory, length) == 0 && path[length] == '/');
+}
+
+/*
+ * Messages name the file as its server's option does; where the directory is
+ * on disk is nothing that every user may know.
+ */
+char *
+pgft_model_path(const char *file, bool missing_ok)
+{
+	int level = missing_ok ? DEBUG1 : ERROR;
 	const char *wrong = pgft_check_model_file(file);
 	char *directory;
 	char *path;
-	size_t length;
 
 	if (wrong != NULL)
-		ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+	{
+		ereport(level, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 						errmsg("model file \"%s\" %s", file, wrong)));
+		return NULL;
+	}
 	if (pgft_model_directory[0] == '\0')
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+	{
+		ereport(level, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("pg_finetune.model_directory is not set"),
 						errhint("Set it to the directory that holds the files of base models.")));
-
-	/* The server's log may name the directory, a user's message may not */
+		return NULL;
+	}
 	directory = real_path(pgft_model_directory);
 	if (directory == NULL)
-		ereport(ERROR, (errcode_for_file_access(),
+	{
+		ereport(level, (errcode_for_file_access(),
 						errmsg("could not open the directory of model files: %m"),
 						errhint("Check pg_finetune.model_directory.")));
+		return NULL;
+	}
 	path = real_path(psprintf("%s/%s", directory, file));
 	if (path == NULL)
-		ereport(ERROR,
+	{
+		ereport(level,
 				(errcode_for_file_access(), errmsg("could not find model file \"%s\": %m", file),
 				 errhint("It is looked for in pg_finetune.model_directory.")));
-	length = strlen(directory);
-	if (strncmp(path, directory, length) != 0 ||
-		(path[length] != '/' && strcmp(directory, "/") != 0))
-		ereport(ERROR,
+		return NULL;
+	}
+	if (!is_below(path, directory))
+	{
+		ereport(level,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("model file \"%s\" is outside of pg_finetune.model_directory", file)));
+		return NULL;
+	}
 	return path;
 }
 

@@ -38,9 +38,10 @@ extern const char *pgft_check_model_file(const char *file);
 /*
  * The absolute path, free of links, of a base model's file below
  * pg_finetune.model_directory.  Raises 55000 when the directory is not set,
- * 58P01 when the file is not there, 42501 when a link leads out of it.
+ * 58P01 when the file is not there, 42501 when a link leads out of it;
+ * with `missing_ok` returns NULL instead.
  */
-extern char *pgft_model_path(const char *file);
+extern char *pgft_model_path(const char *file, bool missing_ok);
 
 /* Write a whole file and fsync it; an error (53100 when the disk is full) removes it. */
 extern void pgft_write_file(const char *path, const char *data, Size length);

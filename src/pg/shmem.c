@@ -532,7 +532,7 @@ pgft_server_next_generation(void)
 }
 
 ConditionVariable *
-pgft_server_changed(void)
+pgft_server_state_changed(void)
 {
 	return &shared->server_changed;
 }

@@ -161,6 +161,6 @@ extern void pgft_server_set(uint64 generation, pid_t engine_pid, bool ready);
 extern uint64 pgft_server_next_generation(void);
 
 /* Condition variable that is broadcast at each change of the server's state. */
-extern ConditionVariable *pgft_server_changed(void);
+extern ConditionVariable *pgft_server_state_changed(void);
 
 #endif

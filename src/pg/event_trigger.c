@@ -1,0 +1,202 @@
+/*
+ * event_trigger.c: what follows CREATE, ALTER and DROP SERVER.
+ *
+ * The triggers are ENABLE ALWAYS, so that rows and servers stay in step under
+ * any session_replication_role, and they must do no harm in a restore, where
+ * servers come before rows.
+ */
+#include "postgres.h"
+
+#include "catalog.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_type.h"
+#include "commands/event_trigger.h"
+#include "foreign/foreign.h"
+#include "job.h"
+#include "model.h"
+#include "nodes/parsenodes.h"
+#include "pg_finetune.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+static EventTriggerData *
+trigger_data(FunctionCallInfo fcinfo)
+{
+	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("not fired by event trigger manager")));
+	return (EventTriggerData *) fcinfo->context;
+}
+
+/* ---- CREATE and ALTER SERVER ---- */
+
+static bool
+has_option(List *options, const char *name)
+{
+	ListCell *cell;
+
+	foreach (cell, options)
+		if (strcmp(lfirst_node(DefElem, cell)->defname, name) == 0)
+			return true;
+	return false;
+}
+
+/* What the validator cannot check, for it is not told the server's type. */
+static PgftModelKind
+check_server(const ForeignServer *server)
+{
+	PgftModelKind kind;
+
+	if (!pgft_model_kind_by_name(server->servertype, &kind))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 server->servertype == NULL
+					 ? errmsg("server \"%s\" has no type", server->servername)
+					 : errmsg("invalid type \"%s\" of server \"%s\"", server->servertype,
+							  server->servername),
+				 errhint("A base model is created by CREATE SERVER ... TYPE 'base' FOREIGN DATA "
+						 "WRAPPER pg_finetune OPTIONS (file '...').")));
+	if (kind == PGFT_MODEL_BASE && !has_option(server->options, "file"))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("option \"file\" is required for base model \"%s\"", server->servername)));
+	if (kind != PGFT_MODEL_BASE && server->options != NIL)
+		ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+						errmsg("a server of type \"%s\" has no options", server->servertype)));
+	return kind;
+}
+
+/* The server of this name, if it is one of ours. */
+static ForeignServer *
+our_server(const char *name)
+{
+	ForeignServer *server = GetForeignServerByName(name, true);
+
+	return server != NULL && server->fdwid == pgft_wrapper_oid(true) ? server : NULL;
+}
+
+PG_FUNCTION_INFO_V1(pgft_server_changed);
+Datum
+pgft_server_changed(PG_FUNCTION_ARGS)
+{
+	Node *parsetree = trigger_data(fcinfo)->parsetree;
+	ForeignServer *server;
+
+	if (IsA(parsetree, CreateForeignServerStmt))
+	{
+		server = our_server(castNode(CreateForeignServerStmt, parsetree)->servername);
+		if (server != NULL)
+			pgft_model_row_create(server->servername, check_server(server));
+	}
+	else if (IsA(parsetree, AlterForeignServerStmt))
+	{
+		server = our_server(castNode(AlterForeignServerStmt, parsetree)->servername);
+		if (server != NULL)
+			check_server(server);
+	}
+	else if (IsA(parsetree, RenameStmt) &&
+			 castNode(RenameStmt, parsetree)->renameType == OBJECT_FOREIGN_SERVER)
+	{
+		RenameStmt *rename = castNode(RenameStmt, parsetree);
+
+		if (our_server(rename->newname) != NULL)
+			pgft_model_row_rename(strVal(rename->object), rename->newname);
+	}
+	PG_RETURN_NULL();
+}
+
+/* ---- DROP ---- */
+
+/* The names of all servers that the command has dropped, as text[]. */
+static Datum
+dropped_servers(bool *none)
+{
+	bool is_null;
+
+	pgft_execute("SELECT pg_catalog.array_agg(object_name) "
+				 "FROM pg_catalog.pg_event_trigger_dropped_objects() "
+				 "WHERE classid = 'pg_catalog.pg_foreign_server'::pg_catalog.regclass",
+				 0, NULL, NULL, NULL, SPI_OK_SELECT);
+	*none = false;
+	if (SPI_processed == 1)
+	{
+		Datum names = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &is_null);
+
+		if (!is_null)
+			return names;
+	}
+	*none = true;
+	return (Datum) 0;
+}
+
+/* The dependency between servers says so first, unless a restore has not recorded it. */
+static void
+refuse_needed_base(Datum names)
+{
+	Oid types[] = {TEXTARRAYOID};
+
+	pgft_execute("SELECT b.name, m.name FROM finetune.model m "
+				 "JOIN finetune.model b ON b.id = m.base_id "
+				 "WHERE b.name = ANY ($1) AND NOT m.name = ANY ($1) LIMIT 1",
+				 1, types, &names, NULL, SPI_OK_SELECT);
+	if (SPI_processed > 0)
+	{
+		HeapTuple row = SPI_tuptable->vals[0];
+
+		ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+						errmsg("cannot drop server %s because other objects depend on it",
+							   SPI_getvalue(row, SPI_tuptable->tupdesc, 1)),
+						errdetail("Model %s is tuned from it.",
+								  SPI_getvalue(row, SPI_tuptable->tupdesc, 2))));
+	}
+}
+
+/* Weights go by themselves, except where a replication role turns foreign keys off. */
+static void
+delete_rows(Datum names)
+{
+	Oid types[] = {TEXTARRAYOID};
+	pg_uuid_t *dropped;
+	uint64 count;
+
+	pgft_execute("DELETE FROM finetune.weights WHERE model_id IN "
+				 "(SELECT id FROM finetune.model WHERE name = ANY ($1))",
+				 1, types, &names, NULL, SPI_OK_DELETE);
+	pgft_execute("DELETE FROM finetune.model WHERE name = ANY ($1) RETURNING id", 1, types, &names,
+				 NULL, SPI_OK_DELETE_RETURNING);
+	count = SPI_processed;
+	dropped = palloc(sizeof(pg_uuid_t) * (count + 1));
+	for (uint64 i = 0; i < count; i++)
+	{
+		bool is_null;
+
+		dropped[i] = *DatumGetUUIDP(
+			SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &is_null));
+	}
+	for (uint64 i = 0; i < count; i++)
+		pgft_job_model_dropped(&dropped[i]);
+}
+
+PG_FUNCTION_INFO_V1(pgft_server_dropped);
+Datum
+pgft_server_dropped(PG_FUNCTION_ARGS)
+{
+	PgftCatalog catalog;
+	bool none;
+	Datum names;
+
+	trigger_data(fcinfo);
+
+	/* The extension itself may have been dropped */
+	if (!OidIsValid(pgft_relation_oid("model")))
+		PG_RETURN_NULL();
+	pgft_catalog_enter(&catalog, false);
+	names = dropped_servers(&none);
+	if (!none)
+	{
+		refuse_needed_base(names);
+		delete_rows(names);
+	}
+	pgft_catalog_leave(&catalog);
+	PG_RETURN_NULL();
+}

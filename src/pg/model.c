@@ -1,0 +1,354 @@
+/*
+ * model.c: a model by name.
+ *
+ * Who may use a model is asked of its foreign server at every call; which
+ * weights it has is asked of its row, for a server's options are its owner's
+ * to rewrite.
+ */
+#include "postgres.h"
+
+#include <sys/stat.h>
+
+#include "catalog.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_foreign_data_wrapper.h"
+#include "catalog/pg_foreign_server.h"
+#include "commands/defrem.h"
+#include "common/cryptohash.h"
+#include "common/sha2.h"
+#include "engine_client.h"
+#include "foreign/foreign.h"
+#include "json.h"
+#include "miscadmin.h"
+#include "model.h"
+#include "paths.h"
+#include "pg_finetune.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/uuid.h"
+
+/* Hexadecimal digits of a digest that make an engine id */
+#define ENGINE_ID_DIGITS 32
+
+/* Columns of the query below */
+enum
+{
+	COLUMN_ID = 1,
+	COLUMN_NAME,
+	COLUMN_KIND,
+	COLUMN_WEIGHTS_DIGEST,
+	COLUMN_BASE_DIGEST,
+	COLUMN_JOB,
+	COLUMN_BASE_ID,
+	COLUMN_BASE_NAME
+};
+
+#define SELECT_MODEL                                                                     \
+	"SELECT m.id, m.name, m.kind, m.weights_digest, m.base_digest, m.job, b.id, b.name " \
+	"FROM finetune.model m LEFT JOIN finetune.model b ON b.id = m.base_id "
+
+Oid
+pgft_wrapper_oid(bool missing_ok)
+{
+	Oid wrapper = get_foreign_data_wrapper_oid(PGFT_WRAPPER, true);
+
+	if (!OidIsValid(wrapper) && !missing_ok)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("extension pg_finetune is not installed in this database"),
+						errhint("Run CREATE EXTENSION pg_finetune.")));
+	return wrapper;
+}
+
+static const char *const kind_names[] = {"base", "lora", "full"};
+
+const char *
+pgft_model_kind_name(PgftModelKind kind)
+{
+	return kind_names[kind];
+}
+
+bool
+pgft_model_kind_by_name(const char *name, PgftModelKind *kind)
+{
+	for (int i = 0; name != NULL && i < lengthof(kind_names); i++)
+		if (strcmp(name, kind_names[i]) == 0)
+		{
+			*kind = (PgftModelKind) i;
+			return true;
+		}
+	return false;
+}
+
+/* ---- Lookup ---- */
+
+/* What a base's server says of its file. */
+static void
+read_options(PgftModel *model, List *options)
+{
+	ListCell *cell;
+
+	foreach (cell, options)
+	{
+		DefElem *option = lfirst_node(DefElem, cell);
+
+		if (strcmp(option->defname, "file") == 0)
+			model->file = pstrdup(defGetString(option));
+		else if (strcmp(option->defname, "template") == 0)
+			model->chat_template = pstrdup(defGetString(option));
+		else if (strcmp(option->defname, "context_length") == 0)
+			model->context_length = pg_strtoint32(defGetString(option));
+	}
+}
+
+/* The server's half of a model; false when there is no such server of ours. */
+static bool
+read_server(PgftModel *model)
+{
+	ForeignServer *server = GetForeignServerByName(model->name, true);
+
+	if (server == NULL || server->fdwid != pgft_wrapper_oid(true))
+		return false;
+	model->server = server->serverid;
+	model->owner = server->owner;
+	if (!model->has_row && !pgft_model_kind_by_name(server->servertype, &model->kind))
+		return false;
+	if (model->kind == PGFT_MODEL_BASE)
+		read_options(model, server->options);
+	return true;
+}
+
+/* A column of the first row as text or uuid in the caller's context. */
+static char *
+text_column(MemoryContext context, int column)
+{
+	char *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
+
+	return value == NULL ? NULL : MemoryContextStrdup(context, value);
+}
+
+static bool
+uuid_column(int column, pg_uuid_t *value)
+{
+	bool is_null;
+	Datum datum = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &is_null);
+
+	if (!is_null)
+		*value = *DatumGetUUIDP(datum);
+	return !is_null;
+}
+
+/* The row's half of a model, by name or by id: a model without a server yet, or NULL. */
+static PgftModel *
+read_row(const char *name, const pg_uuid_t *id)
+{
+	static SPIPlanPtr plans[2]; /* by name, by id */
+	Oid types[] = {name != NULL ? TEXTOID : UUIDOID};
+	Datum values[] = {name != NULL ? CStringGetTextDatum(name) : UUIDPGetDatum(id)};
+	SPIPlanPtr *plan = &plans[name == NULL];
+	MemoryContext context = CurrentMemoryContext;
+	PgftModel *model = NULL;
+	PgftCatalog catalog;
+
+	pgft_catalog_enter(&catalog, true);
+	if (*plan == NULL)
+	{
+		const char *query =
+			name != NULL ? SELECT_MODEL "WHERE m.name = $1" : SELECT_MODEL "WHERE m.id = $1";
+		SPIPlanPtr prepared = SPI_prepare(query, 1, types);
+
+		if (prepared == NULL || SPI_keepplan(prepared) != 0)
+			elog(ERROR, "could not prepare the lookup of a model");
+		*plan = prepared;
+	}
+	if (SPI_execute_plan(*plan, values, NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look a model up");
+	if (SPI_processed > 0)
+	{
+		char *base_name = text_column(context, COLUMN_BASE_NAME);
+
+		model = MemoryContextAllocZero(context, sizeof(PgftModel));
+		model->has_row = true;
+		uuid_column(COLUMN_ID, &model->id);
+		model->name = text_column(context, COLUMN_NAME);
+		if (!pgft_model_kind_by_name(text_column(context, COLUMN_KIND), &model->kind))
+			elog(ERROR, "unexpected kind of model");
+		model->weights_digest = text_column(context, COLUMN_WEIGHTS_DIGEST);
+		model->base_digest = text_column(context, COLUMN_BASE_DIGEST);
+		model->has_job = uuid_column(COLUMN_JOB, &model->job);
+		if (base_name != NULL)
+		{
+			model->base = MemoryContextAllocZero(context, sizeof(PgftModel));
+			model->base->has_row = true;
+			model->base->name = base_name;
+			model->base->kind = PGFT_MODEL_BASE;
+			uuid_column(COLUMN_BASE_ID, &model->base->id);
+		}
+	}
+	pgft_catalog_leave(&catalog);
+	return model;
+}
+
+PgftModel *
+pgft_model_lookup(const char *name, bool missing_ok)
+{
+	PgftModel *model;
+	AclResult result;
+
+	pgft_wrapper_oid(false);
+	model = read_row(name, NULL);
+	if (model == NULL)
+	{
+		model = palloc0(sizeof(PgftModel));
+		model->name = pstrdup(name);
+	}
+	if (!read_server(model))
+	{
+		if (missing_ok)
+			return NULL;
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("model \"%s\" does not exist", name)));
+	}
+	result = pg_foreign_server_aclcheck(model->server, GetUserId(), ACL_USAGE);
+	if (result != ACLCHECK_OK)
+		aclcheck_error(result, OBJECT_FOREIGN_SERVER, name);
+	if (model->base != NULL && !read_server(model->base))
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("the base model of \"%s\" is missing", name)));
+	return model;
+}
+
+PgftModel *
+pgft_model_by_id(const pg_uuid_t *id)
+{
+	PgftModel *model = read_row(NULL, id);
+
+	if (model == NULL)
+		return NULL;
+	read_server(model);
+	if (model->base != NULL)
+		read_server(model->base);
+	return model;
+}
+
+void
+pgft_model_require_ready(const PgftModel *model)
+{
+	if (model->kind == PGFT_MODEL_BASE || (model->has_row && model->weights_digest != NULL))
+		return;
+	if (model->has_row && model->has_job)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("model \"%s\" is still being trained", model->name)));
+	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					errmsg("model \"%s\" has no weights", model->name)));
+}
+
+/* ---- The file of a base ---- */
+
+/* What the engine knows a base by: another file or other options give another id. */
+static char *
+engine_id(const PgftModel *base, const struct stat *st)
+{
+	uint8 digest[PG_SHA256_DIGEST_LENGTH];
+	char hex[2 * PG_SHA256_DIGEST_LENGTH + 1];
+	char *identity =
+		psprintf("%s\n%lld\n%lld.%09ld\n%d\n%s", base->path, (long long) st->st_size,
+				 (long long) st->st_mtim.tv_sec, (long) st->st_mtim.tv_nsec, base->context_length,
+				 base->chat_template == NULL ? "" : base->chat_template);
+	pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
+
+	if (context == NULL || pg_cryptohash_init(context) < 0 ||
+		pg_cryptohash_update(context, (uint8 *) identity, strlen(identity)) < 0 ||
+		pg_cryptohash_final(context, digest, sizeof(digest)) < 0)
+		elog(ERROR, "could not compute SHA-256: %s", pg_cryptohash_error(context));
+	pg_cryptohash_free(context);
+	hex_encode((char *) digest, sizeof(digest), hex);
+	return psprintf("base-%.*s", ENGINE_ID_DIGITS, hex);
+}
+
+void
+pgft_model_resolve(PgftModel *base)
+{
+	struct stat st;
+
+	if (base->file == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("base model \"%s\" has no file", base->name)));
+	base->path = pgft_model_path(base->file, false);
+	if (stat(base->path, &st) < 0)
+		ereport(ERROR, (errcode_for_file_access(),
+						errmsg("could not find model file \"%s\": %m", base->file)));
+	base->engine_id = engine_id(base, &st);
+}
+
+/*
+ * The engine names files by their absolute paths, users by their server's
+ * option.
+ */
+static char *
+without_path(const PgftModel *base, char *words)
+{
+	Datum result;
+
+	if (words == NULL || base == NULL || base->path == NULL)
+		return words;
+	result =
+		DirectFunctionCall3Coll(replace_text, C_COLLATION_OID, CStringGetTextDatum(words),
+								CStringGetTextDatum(base->path), CStringGetTextDatum(base->file));
+	return TextDatumGetCString(result);
+}
+
+void
+pgft_model_error(const PgftModel *base, const PgftReply *reply)
+{
+	char *message;
+	char *hint;
+	int sqlstate = pgft_reply_words(reply, &message, &hint);
+
+	message = without_path(base, message);
+	hint = without_path(base, hint);
+	ereport(ERROR, (errcode(sqlstate), errmsg_internal("%s", message),
+					hint != NULL ? errhint("%s", hint) : 0));
+}
+
+Jsonb *
+pgft_model_inspect(PgftModel *base, int timeout_ms)
+{
+	StringInfoData body;
+	PgftReply *reply;
+
+	pgft_model_resolve(base);
+	initStringInfo(&body);
+	appendStringInfoChar(&body, '{');
+	pgft_json_add_string(&body, "path", base->path);
+	if (base->chat_template != NULL)
+		pgft_json_add_string(&body, "template", base->chat_template);
+	appendStringInfoChar(&body, '}');
+	reply = pgft_engine_request("POST", "/inspect", body.data, timeout_ms);
+	if (reply->status != 200 || reply->body == NULL)
+		pgft_model_error(base, reply);
+	return reply->body;
+}
+
+/* Bytes of a base's file, for who may use the model; null when it cannot be seen. */
+PG_FUNCTION_INFO_V1(pgft_base_size);
+Datum
+pgft_base_size(PG_FUNCTION_ARGS)
+{
+	Oid serverid = PG_GETARG_OID(0);
+	ForeignServer *server = GetForeignServerExtended(serverid, FSV_MISSING_OK);
+	PgftModel model = {0};
+	struct stat st;
+	char *path;
+
+	if (server == NULL || server->fdwid != pgft_wrapper_oid(true) ||
+		pg_foreign_server_aclcheck(serverid, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
+		PG_RETURN_NULL();
+	read_options(&model, server->options);
+	if (model.file == NULL)
+		PG_RETURN_NULL();
+	path = pgft_model_path(model.file, true);
+	if (path == NULL || stat(path, &st) < 0)
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(st.st_size);
+}

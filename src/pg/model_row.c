@@ -1,0 +1,391 @@
+/*
+ * model_row.c: rows of finetune.model, and what keeps them in step with their
+ * servers: created, made ready, renamed, dropped.
+ *
+ * A row's name is taken by its unique index, so of two sessions that want one
+ * name the second waits for the first, and then hears that it is in use.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog.h"
+#include "catalog/dependency.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_foreign_data_wrapper.h"
+#include "catalog/pg_foreign_server.h"
+#include "commands/trigger.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "model.h"
+#include "pg_finetune.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+#include <math.h>
+
+/* Set while a row is inserted by the functions below, not by a restore */
+static bool own_insert = false;
+
+static Oid
+server_oid(const char *name)
+{
+	ForeignServer *server = GetForeignServerByName(name, true);
+
+	return server != NULL && server->fdwid == pgft_wrapper_oid(true) ? server->serverid
+																	 : InvalidOid;
+}
+
+/* Insert a row; false when the name is taken. */
+static bool
+insert_row(const char *name, PgftModelKind kind, const pg_uuid_t *base, const pg_uuid_t *job,
+		   pg_uuid_t *id)
+{
+	Oid types[] = {TEXTOID, TEXTOID, UUIDOID, UUIDOID};
+	Datum values[] = {CStringGetTextDatum(name), CStringGetTextDatum(pgft_model_kind_name(kind)),
+					  UUIDPGetDatum(base), UUIDPGetDatum(job)};
+	char nulls[] = {' ', ' ', base == NULL ? 'n' : ' ', job == NULL ? 'n' : ' '};
+	PgftCatalog catalog;
+	bool inserted;
+
+	own_insert = true;
+	PG_TRY();
+	{
+		pgft_catalog_enter(&catalog, false);
+		if (SPI_execute_with_args("INSERT INTO finetune.model (id, name, kind, base_id, job) "
+								  "VALUES (pg_catalog.gen_random_uuid(), $1, $2, $3, $4) "
+								  "ON CONFLICT (name) DO NOTHING RETURNING id",
+								  lengthof(types), types, values, nulls, false,
+								  0) != SPI_OK_INSERT_RETURNING)
+			elog(ERROR, "could not insert the row of a model");
+		inserted = SPI_processed > 0;
+		if (inserted)
+		{
+			bool is_null;
+
+			*id = *DatumGetUUIDP(
+				SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &is_null));
+		}
+		pgft_catalog_leave(&catalog);
+	}
+	PG_FINALLY();
+	{
+		own_insert = false;
+	}
+	PG_END_TRY();
+	return inserted;
+}
+
+/* The id and base's name of a row; false when there is none. */
+static bool
+find_row(const char *name, PgftModelKind *kind, char **base_name)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(name)};
+	MemoryContext context = CurrentMemoryContext;
+	PgftCatalog catalog;
+	bool found;
+
+	pgft_catalog_enter(&catalog, true);
+	pgft_execute("SELECT m.kind, b.name FROM finetune.model m "
+				 "LEFT JOIN finetune.model b ON b.id = m.base_id WHERE m.name = $1",
+				 1, types, values, NULL, SPI_OK_SELECT);
+	found = SPI_processed > 0;
+	*base_name = NULL;
+	if (found)
+	{
+		HeapTuple row = SPI_tuptable->vals[0];
+		char *base = SPI_getvalue(row, SPI_tuptable->tupdesc, 2);
+
+		if (!pgft_model_kind_by_name(SPI_getvalue(row, SPI_tuptable->tupdesc, 1), kind))
+			elog(ERROR, "unexpected kind of model");
+		if (base != NULL)
+			*base_name = MemoryContextStrdup(context, base);
+	}
+	pgft_catalog_leave(&catalog);
+	return found;
+}
+
+void
+pgft_model_depend(const char *name, const char *base_name)
+{
+	ObjectAddress model = {ForeignServerRelationId, server_oid(name), 0};
+	ObjectAddress base = {ForeignServerRelationId, server_oid(base_name), 0};
+
+	if (!OidIsValid(model.objectId) || !OidIsValid(base.objectId))
+		return;
+	deleteDependencyRecordsForSpecific(ForeignServerRelationId, model.objectId, DEPENDENCY_NORMAL,
+									   ForeignServerRelationId, base.objectId);
+	recordDependencyOn(&model, &base, DEPENDENCY_NORMAL);
+}
+
+/* ---- CREATE ---- */
+
+static void
+check_new_name(const char *name)
+{
+	if (name[0] == '\0')
+		ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("a model's name must not be empty")));
+	if (strlen(name) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_NAME_TOO_LONG), errmsg("model name \"%s\" is too long", name),
+				 errdetail("A name has at most %d bytes.", NAMEDATALEN - 1)));
+	if (GetForeignServerByName(name, true) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT), errmsg("model \"%s\" already exists", name)));
+}
+
+/* Keep a base from being dropped until this transaction has ended. */
+static void
+lock_base(const PgftModel *base)
+{
+	LockDatabaseObject(ForeignServerRelationId, base->server, 0, AccessShareLock);
+	if (!SearchSysCacheExists1(FOREIGNSERVEROID, ObjectIdGetDatum(base->server)))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("model \"%s\" does not exist", base->name)));
+}
+
+void
+pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *base,
+						const pg_uuid_t *job, pg_uuid_t *id)
+{
+	Oid wrapper = pgft_wrapper_oid(false);
+	AclResult result = pg_foreign_data_wrapper_aclcheck(wrapper, GetUserId(), ACL_USAGE);
+	char *command;
+
+	if (result != ACLCHECK_OK)
+		aclcheck_error(result, OBJECT_FDW, PGFT_WRAPPER);
+	check_new_name(name);
+	lock_base(base);
+	if (!insert_row(name, kind, &base->id, job, id))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT), errmsg("model \"%s\" already exists", name)));
+
+	/* By the command, as the user would: so other extensions and event triggers see it too */
+	command = psprintf("CREATE SERVER %s TYPE %s FOREIGN DATA WRAPPER %s", quote_identifier(name),
+					   quote_literal_cstr(pgft_model_kind_name(kind)), PGFT_WRAPPER);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not create the server of a model");
+	SPI_finish();
+	CommandCounterIncrement();
+	pgft_model_depend(name, base->name);
+}
+
+void
+pgft_model_row_create(const char *name, PgftModelKind kind)
+{
+	PgftModelKind row_kind;
+	char *base_name;
+	pg_uuid_t id;
+
+	if (!find_row(name, &row_kind, &base_name))
+	{
+		/* A tuned model's row comes with its job, from a restore, or from a subscription */
+		if (kind != PGFT_MODEL_BASE)
+		{
+			if (!superuser())
+				ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+								errmsg("a server of type \"%s\" cannot be created by hand",
+									   pgft_model_kind_name(kind)),
+								errhint("Use finetune('CREATE', ...) to create a tuned model.")));
+			return;
+		}
+		if (!insert_row(name, kind, NULL, NULL, &id))
+			ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+							errmsg("model \"%s\" already exists", name)));
+		return;
+	}
+	if (row_kind != kind)
+		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+						errmsg("model \"%s\" already exists, of type \"%s\"", name,
+							   pgft_model_kind_name(row_kind))));
+	if (base_name != NULL)
+		pgft_model_depend(name, base_name);
+}
+
+void
+pgft_model_row_rename(const char *old_name, const char *new_name)
+{
+	Oid types[] = {TEXTOID, TEXTOID};
+	Datum values[] = {CStringGetTextDatum(old_name), CStringGetTextDatum(new_name)};
+	PgftCatalog catalog;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values, NULL,
+				 SPI_OK_UPDATE);
+	pgft_catalog_leave(&catalog);
+}
+
+/* ---- Weights are there, or will never be ---- */
+
+static Datum
+text_or_null(const char *value, char *is_null)
+{
+	*is_null = value == NULL ? 'n' : ' ';
+	return value == NULL ? (Datum) 0 : CStringGetTextDatum(value);
+}
+
+static Datum
+float8_or_null(double value, char *is_null)
+{
+	*is_null = isnan(value) ? 'n' : ' ';
+	return Float8GetDatum(value);
+}
+
+bool
+pgft_model_set_ready(const pg_uuid_t *id, const PgftModelFacts *facts)
+{
+	Oid types[] = {UUIDOID, TEXTOID,   TEXTOID,   TEXTOID,  INT8OID,
+				   INT4OID, FLOAT8OID, FLOAT8OID, FLOAT8OID};
+	char nulls[lengthof(types)];
+	Datum values[lengthof(types)];
+	PgftCatalog catalog;
+	bool found;
+
+	memset(nulls, ' ', sizeof(nulls));
+	values[0] = UUIDPGetDatum(id);
+	values[1] = text_or_null(facts->weights_digest, &nulls[1]);
+	values[2] = text_or_null(facts->base_digest, &nulls[2]);
+	values[3] = text_or_null(facts->architecture, &nulls[3]);
+	values[4] = Int64GetDatum(facts->parameters);
+	nulls[4] = facts->parameters == 0 ? 'n' : ' ';
+	values[5] = Int32GetDatum(facts->context_length);
+	nulls[5] = facts->context_length == 0 ? 'n' : ' ';
+	values[6] = float8_or_null(facts->training_loss, &nulls[6]);
+	values[7] = float8_or_null(facts->validation_loss, &nulls[7]);
+	values[8] = float8_or_null(facts->validation_token_accuracy, &nulls[8]);
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("UPDATE finetune.model SET weights_digest = $2, base_digest = $3, "
+				 "architecture = $4, parameters = $5, context_length = $6, training_loss = $7, "
+				 "validation_loss = $8, validation_token_accuracy = $9 WHERE id = $1",
+				 lengthof(types), types, values, nulls, SPI_OK_UPDATE);
+	found = SPI_processed > 0;
+	pgft_catalog_leave(&catalog);
+	return found;
+}
+
+void
+pgft_model_describe_base(const char *name, const char *architecture, int64 parameters,
+						 int context_length)
+{
+	Oid types[] = {TEXTOID, TEXTOID, INT8OID, INT4OID};
+	char nulls[lengthof(types)] = {' ', ' ', ' ', ' '};
+	Datum values[] = {CStringGetTextDatum(name), text_or_null(architecture, &nulls[1]),
+					  Int64GetDatum(parameters), Int32GetDatum(context_length)};
+	PgftCatalog catalog;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("UPDATE finetune.model SET architecture = $2, parameters = $3, "
+				 "context_length = $4 WHERE name = $1",
+				 lengthof(types), types, values, nulls, SPI_OK_UPDATE);
+	pgft_catalog_leave(&catalog);
+}
+
+/* Drop a server unless something depends on it. */
+static bool
+drop_server(Oid server)
+{
+	ObjectAddress address = {ForeignServerRelationId, server, 0};
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool dropped = true;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		performDeletion(&address, DROP_RESTRICT, 0);
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (geterrcode() != ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		dropped = false;
+	}
+	PG_END_TRY();
+	return dropped;
+}
+
+bool
+pgft_model_drop_unready(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+	PgftModel *model = pgft_model_by_id(id);
+	PgftCatalog catalog;
+
+	if (model == NULL || model->kind == PGFT_MODEL_BASE || model->weights_digest != NULL)
+		return false;
+	if (OidIsValid(model->server) && !drop_server(model->server))
+		return false;
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("DELETE FROM finetune.model WHERE id = $1", 1, types, values, NULL, SPI_OK_DELETE);
+	pgft_catalog_leave(&catalog);
+	return true;
+}
+
+/* ---- Rows that come from elsewhere ---- */
+
+/* The base of this name that CREATE SERVER made, if nothing has come to depend on it yet. */
+static void
+delete_placeholder(Datum name)
+{
+	Oid types[] = {TEXTOID};
+	PgftCatalog catalog;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("DELETE FROM finetune.model m WHERE m.name = $1 AND m.kind = 'base' AND NOT "
+				 "EXISTS (SELECT 1 FROM finetune.model t WHERE t.base_id = m.id)",
+				 1, types, &name, NULL, SPI_OK_DELETE);
+	pgft_catalog_leave(&catalog);
+}
+
+static void
+depend_by_id(Datum name, Datum base_id)
+{
+	PgftModel *base = pgft_model_by_id(DatumGetUUIDP(base_id));
+
+	if (base != NULL)
+		pgft_model_depend(TextDatumGetCString(name), base->name);
+}
+
+/* Trigger on finetune.model, before and after the insertion of a row. */
+PG_FUNCTION_INFO_V1(pgft_model_row);
+Datum
+pgft_model_row(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc descriptor;
+	Datum name, base_id;
+	bool name_null, base_null;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("not called by an insertion trigger on finetune.model")));
+	if (own_insert)
+		return PointerGetDatum(trigger->tg_trigtuple);
+
+	descriptor = RelationGetDescr(trigger->tg_relation);
+	name = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "name"), descriptor,
+						&name_null);
+	base_id = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "base_id"), descriptor,
+						   &base_null);
+	if (!name_null && TRIGGER_FIRED_BEFORE(trigger->tg_event))
+		delete_placeholder(name);
+	else if (!name_null && !base_null)
+		depend_by_id(name, base_id);
+	return PointerGetDatum(trigger->tg_trigtuple);
+}
