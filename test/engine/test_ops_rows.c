@@ -1,0 +1,408 @@
+/*
+ * test_ops_rows.c: embedding, gathering, scattering, conversions, sums, AdamW;
+ * and the table itself.
+ */
+#include "test_ops_common.h"
+
+#include "test_ops_quant.h"
+
+static void
+test_table(void **state)
+{
+	ft_ops broken = *ops;
+
+	(void) state;
+	must(ft_ops_check(ops));
+	broken.attention_grad = NULL;
+	assert_int_equal(ft_ops_check(&broken), FT_INTERNAL);
+	assert_non_null(strstr(ft_error_message(), "attention_grad"));
+	broken = *ops;
+	broken.version++;
+	assert_int_equal(ft_ops_check(&broken), FT_INTERNAL);
+	assert_true(info.threads >= 1 || strcmp(ops->name, "cpu") != 0);
+	assert_true(info.memory_total > 0);
+	assert_true(info.compute_dtype == FT_F32 || info.compute_dtype == FT_BF16);
+}
+
+static void
+test_memory(void **state)
+{
+	static const size_t sizes[] = {0, 1, 4096, (size_t) 5 << 20};
+
+	(void) state;
+	for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+	{
+		size_t n = sizes[i];
+		unsigned char *host = malloc(n + 1);
+		unsigned char *memory;
+		unsigned char *other;
+
+		must(ops->mem_alloc(device, FT_MEM_DEVICE, n, (void **) &memory));
+		must(ops->mem_alloc(device, FT_MEM_HOST, n, (void **) &other));
+		assert_int_equal((uintptr_t) memory % 64, 0);
+		memset(host, 1, n);
+		download(host, memory, n);
+		for (size_t j = 0; j < n; j++)
+			assert_int_equal(host[j], 0);
+		for (size_t j = 0; j < n; j++)
+			host[j] = (unsigned char) random_bits();
+		must(ops->copy_to_device(stream, memory, host, n));
+		must(ops->copy_to_host(stream, other, memory, n));
+		assert_memory_equal(host, other, n);
+		must(ops->zero(stream, memory, n));
+		must(ops->stream_synchronize(stream));
+		download(host, memory, n);
+		for (size_t j = 0; j < n; j++)
+			assert_int_equal(host[j], 0);
+		ops->mem_free(device, FT_MEM_DEVICE, memory);
+		ops->mem_free(device, FT_MEM_HOST, other);
+		free(host);
+	}
+}
+
+static void
+test_embed(void **state)
+{
+	static const int32_t ids[] = {0, 45, 7, 7, -1, 46, 31, 2000000000};
+	static const unsigned uses[] = {FT_USE_EMBED, FT_USE_EMBED | FT_USE_SERVE,
+									FT_USE_EMBED | FT_USE_TRAIN,
+									FT_USE_EMBED | FT_USE_TRAIN | FT_USE_SERVE};
+	int n = sizeof ids / sizeof *ids;
+
+	(void) state;
+	for (int type = 0; type < n_stored_types; type++)
+		for (size_t u = 0; u < sizeof uses / sizeof *uses; u++)
+			for (int f32 = 0; f32 < 2; f32++)
+			{
+				int64_t cols = stored_types[type] == FT_Q6_K ? 512 : 96;
+				stored m = stored_random(stored_types[type], 46, cols);
+				double *reference = calloc((size_t) (n * cols), sizeof *reference);
+				int32_t *device_ids = upload(ids, sizeof ids);
+				tensor y = tensor_zero(n, cols, 3, f32 ? FT_F32 : FT_BF16);
+				ft_weight *w;
+
+				must(ops->weight_create(device, &m.mat, 1, uses[u], &w));
+				must(ops->embed(stream, y.mat, w, device_ids));
+				for (int i = 0; i < n; i++)
+					if (ids[i] >= 0 && ids[i] < 46)
+						memcpy(reference + i * cols, m.value + ids[i] * cols,
+							   (size_t) cols * sizeof *reference);
+				if (f32 && !(uses[u] & FT_USE_TRAIN && info.compute_dtype == FT_BF16))
+				{
+					double *result = tensor_read(&y);
+
+					/* stored values are exact in f32 */
+					for (int64_t i = 0; i < n * cols; i++)
+						assert_true(result[i] == (double) (float) reference[i]);
+					free(result);
+				}
+				else
+				{
+					double *result = tensor_read(&y);
+
+					check_values("embed", result, reference, n * cols, 1e-5);
+					free(result);
+				}
+				ops->weight_free(w);
+				device_free(device_ids);
+				tensor_free(&y);
+				stored_free(&m);
+				free(reference);
+			}
+}
+
+static void
+test_gather_scatter(void **state)
+{
+	static const int32_t index[] = {4, 0, 6, 3, 1};
+	int32_t *device_index = upload(index, sizeof index);
+
+	(void) state;
+	for (int64_t cols = 1; cols <= 67; cols += 11)
+		for (int f32 = 0; f32 < 2; f32++)
+		{
+			ft_dtype dtype = f32 ? FT_F32 : FT_BF16;
+			tensor x = tensor_random(7, cols, 2, dtype);
+			tensor y = tensor_zero(5, cols, 1, dtype);
+			double *result;
+
+			must(ops->gather_rows(stream, y.mat, x.mat, device_index));
+			result = tensor_read(&y);
+			for (int64_t i = 0; i < 5 * cols; i++)
+				assert_true(result[i] == x.value[index[i / cols] * cols + i % cols]);
+			free(result);
+			if (f32)
+			{
+				tensor add = tensor_random(5, cols, 0, FT_F32);
+
+				must(ops->scatter_add_rows(stream, x.mat, add.mat, device_index));
+				for (int64_t i = 0; i < 5 * cols; i++)
+					x.value[index[i / cols] * cols + i % cols] += add.value[i];
+				check_tensor("scatter_add_rows", &x, x.value);
+				tensor_free(&add);
+			}
+			tensor_free(&x);
+			tensor_free(&y);
+		}
+	device_free(device_index);
+}
+
+static void
+test_convert_plain(void **state)
+{
+	(void) state;
+	for (int64_t cols = 1; cols <= 67; cols += 22)
+	{
+		tensor x = tensor_random(3, cols, 1, FT_F32);
+		tensor y = tensor_zero(3, cols, 2, FT_BF16);
+		tensor back = tensor_zero(3, cols, 0, FT_F32);
+		tensor half = tensor_zero(3, cols, 0, FT_BF16);
+		ft_mat f16 = half.mat;
+		double *result;
+		uint16_t *bits = malloc((size_t) (3 * cols) * 2);
+
+		f16.dtype = FT_F16;
+		must(ops->convert(stream, y.mat, x.mat));
+		result = tensor_read(&y);
+		for (int64_t i = 0; i < 3 * cols; i++)
+			assert_true(result[i] == round_to(x.value[i], 7));
+		must(ops->convert(stream, back.mat, y.mat));
+		for (int64_t i = 0; i < 3 * cols; i++)
+			y.value[i] = result[i];
+		free(result);
+		check_tensor("bf16 to f32", &back, y.value);
+
+		must(ops->convert(stream, f16, x.mat));
+		download(bits, half.mat.data, (size_t) (3 * cols) * 2);
+		for (int64_t i = 0; i < 3 * cols; i++)
+			assert_true(half_value(bits[i]) == round_to(x.value[i], 10) ||
+						fabs(x.value[i]) < ldexp(1, -14));
+		must(ops->convert(stream, back.mat, f16));
+		result = tensor_read(&back);
+		for (int64_t i = 0; i < 3 * cols; i++)
+			assert_true(result[i] == half_value(bits[i]));
+		free(result);
+		free(bits);
+		tensor_free(&x);
+		tensor_free(&y);
+		tensor_free(&back);
+		tensor_free(&half);
+	}
+}
+
+/* Values at the edges of the 16-bit types, as bits. */
+static void
+test_convert_edges(void **state)
+{
+	static const float values[] = {0.0f,          -0.0f,         1.00390625f,   1.01171875f,
+								   65504.0f,      65519.9f,      65520.0f,      -1e30f,
+								   5.9604645e-8f, 2.9e-8f,       2.9802322e-8f, 6.1035156e-5f,
+								   6.0e-5f,       3.3895314e38f, 1e-40f};
+	static const uint16_t half[] = {0x0000, 0x8000, 0x3c04, 0x3c0c, 0x7bff, 0x7bff, 0x7c00, 0xfc00,
+									0x0001, 0x0000, 0x0000, 0x0400, 0x03ef, 0x7c00, 0x0000};
+	static const uint16_t bf16[] = {0x0000, 0x8000, 0x3f80, 0x3f82, 0x4780, 0x4780, 0x4780, 0xf14a,
+									0x3380, 0x32f9, 0x3300, 0x3880, 0x387c, 0x7f7f, 0x0001};
+	enum
+	{
+		N = sizeof values / sizeof *values
+	};
+	uint16_t bits[N];
+	float *x = upload(values, sizeof values);
+	uint16_t *y = device_alloc(sizeof bits);
+	float nan = NAN;
+
+	(void) state;
+	must(ops->convert(stream, ft_mat_make(y, FT_F16, 1, N), ft_mat_make(x, FT_F32, 1, N)));
+	download(bits, y, sizeof bits);
+	for (int i = 0; i < N; i++)
+		if (bits[i] != half[i])
+			fail_msg("f16 of %g is %04x, expected %04x", (double) values[i], bits[i], half[i]);
+	must(ops->convert(stream, ft_mat_make(y, FT_BF16, 1, N), ft_mat_make(x, FT_F32, 1, N)));
+	download(bits, y, sizeof bits);
+	for (int i = 0; i < N; i++)
+		if (bits[i] != bf16[i])
+			fail_msg("bf16 of %g is %04x, expected %04x", (double) values[i], bits[i], bf16[i]);
+	must(ops->copy_to_device(stream, x, &nan, sizeof nan));
+	for (int f16 = 0; f16 < 2; f16++)
+	{
+		ft_dtype dtype = f16 ? FT_F16 : FT_BF16;
+
+		must(ops->convert(stream, ft_mat_make(y, dtype, 1, 1), ft_mat_make(x, FT_F32, 1, 1)));
+		download(bits, y, 2);
+		assert_true(isnan(f16 ? half_value(bits[0]) : bf16_value(bits[0])));
+	}
+	device_free(x);
+	device_free(y);
+}
+
+static void
+test_convert_quantised(void **state)
+{
+	(void) state;
+	for (int type = 0; type < n_stored_types; type++)
+	{
+		stored m = stored_random(stored_types[type], 5, 256);
+		size_t bytes = (size_t) (5 * ft_row_bytes(stored_types[type], 256));
+		ft_mat x = m.mat;
+		tensor y = tensor_zero(5, 256, 1, FT_F32);
+		tensor z = tensor_zero(5, 256, 0, FT_BF16);
+		double *result;
+
+		x.data = upload(m.mat.data, bytes);
+		must(ops->convert(stream, y.mat, x));
+		result = tensor_read(&y);
+		for (int i = 0; i < 5 * 256; i++)
+			assert_true(result[i] == (double) (float) m.value[i]);
+		free(result);
+		must(ops->convert(stream, z.mat, x));
+		result = tensor_read(&z);
+		for (int i = 0; i < 5 * 256; i++)
+			assert_true(result[i] == round_to((float) m.value[i], 7));
+		free(result);
+		device_free(x.data);
+		tensor_free(&y);
+		tensor_free(&z);
+		stored_free(&m);
+	}
+}
+
+static void
+test_add(void **state)
+{
+	(void) state;
+	for (int64_t rows = 0; rows <= 65; rows += 13)
+	{
+		tensor y = tensor_random(rows, 33, 2, FT_F32);
+		tensor x = tensor_random(rows, 33, 5, FT_F32);
+
+		must(ops->add(stream, y.mat, x.mat, -0.75f));
+		for (int64_t i = 0; i < rows * 33; i++)
+			y.value[i] -= 0.75 * x.value[i];
+		check_tensor("add", &y, y.value);
+		tensor_free(&x);
+		tensor_free(&y);
+	}
+}
+
+static void
+test_sum_squares(void **state)
+{
+	static const int64_t sizes[] = {0, 1, 7, 16384, 100003};
+	double *result = device_alloc(sizeof *result);
+
+	(void) state;
+	for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+	{
+		tensor x = tensor_random(1, sizes[i], 0, FT_F32);
+		double sum = 0;
+		double first;
+		double second;
+
+		for (int64_t j = 0; j < sizes[i]; j++)
+			sum += x.value[j] * x.value[j];
+		must(ops->sum_squares(stream, result, x.mat.data, sizes[i]));
+		download(&first, result, sizeof first);
+		assert_true(fabs(first - sum) <= 1e-6 * sum);
+		must(ops->sum_squares(stream, result, x.mat.data, sizes[i]));
+		download(&second, result, sizeof second);
+		assert_memory_equal(&first, &second, sizeof first);
+		tensor_free(&x);
+	}
+	device_free(result);
+}
+
+static void
+adamw_reference(double *p, double *m, double *v, const double *g, int64_t n, const ft_adamw *s)
+{
+	for (int64_t i = 0; i < n; i++)
+	{
+		double grad = g[i] * s->grad_scale;
+
+		m[i] = s->beta1 * m[i] + (1 - (double) s->beta1) * grad;
+		v[i] = s->beta2 * v[i] + (1 - (double) s->beta2) * grad * grad;
+		p[i] -= s->learning_rate * s->weight_decay * p[i];
+		p[i] -= s->learning_rate * (m[i] / (1 - pow(s->beta1, (double) s->step))) /
+				(sqrt(v[i] / (1 - pow(s->beta2, (double) s->step))) + s->eps);
+	}
+}
+
+static void
+test_adamw(void **state)
+{
+	static const int64_t sizes[] = {1, 19, 40000};
+
+	(void) state;
+	for (size_t c = 0; c < sizeof sizes / sizeof *sizes; c++)
+	{
+		int64_t n = sizes[c];
+		tensor p = tensor_random(1, n, 0, FT_F32);
+		tensor m = tensor_zero(1, n, 0, FT_F32);
+		tensor v = tensor_zero(1, n, 0, FT_F32);
+		ft_adamw settings = {.learning_rate = 0.01f,
+							 .beta1 = 0.9f,
+							 .beta2 = 0.999f,
+							 .eps = 1e-8f,
+							 .weight_decay = 0.1f,
+							 .grad_scale = 0.5f};
+
+		for (settings.step = 1; settings.step <= 5; settings.step++)
+		{
+			tensor g = tensor_random(1, n, 0, FT_F32);
+
+			must(ops->adamw(stream, p.mat.data, m.mat.data, v.mat.data, g.mat.data, n, &settings));
+			adamw_reference(p.value, m.value, v.value, g.value, n, &settings);
+			tensor_free(&g);
+		}
+		check_tensor("adamw parameters", &p, p.value);
+		check_tensor("adamw first moment", &m, m.value);
+		check_tensor("adamw second moment", &v, v.value);
+		settings.step = 0;
+		assert_int_equal(
+			ops->adamw(stream, p.mat.data, m.mat.data, v.mat.data, p.mat.data, n, &settings),
+			FT_INVALID);
+		tensor_free(&p);
+		tensor_free(&m);
+		tensor_free(&v);
+	}
+}
+
+static void
+test_refusals(void **state)
+{
+	tensor x = tensor_random(3, 8, 0, FT_F32);
+	tensor y = tensor_zero(3, 8, 0, FT_BF16);
+	ft_mat ints = ft_mat_make(x.mat.data, FT_I32, 3, 8);
+	ft_mat narrow = ft_mat_make(x.mat.data, FT_F32, 3, 7);
+	int32_t outside[] = {0, 3, 1};
+	int32_t *index = upload(outside, sizeof outside);
+
+	(void) state;
+	assert_int_equal(ops->add(stream, x.mat, y.mat, 1), FT_UNSUPPORTED);
+	assert_non_null(strstr(ft_error_message(), "bf16"));
+	assert_int_equal(ops->convert(stream, y.mat, ints), FT_UNSUPPORTED);
+	assert_int_equal(ops->convert(stream, y.mat, narrow), FT_INVALID);
+	assert_int_equal(ops->gather_rows(stream, y.mat, x.mat, index), FT_UNSUPPORTED);
+	tensor_free(&x);
+	tensor_free(&y);
+	device_free(index);
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_table),
+		cmocka_unit_test(test_memory),
+		cmocka_unit_test(test_embed),
+		cmocka_unit_test(test_gather_scatter),
+		cmocka_unit_test(test_convert_plain),
+		cmocka_unit_test(test_convert_edges),
+		cmocka_unit_test(test_convert_quantised),
+		cmocka_unit_test(test_add),
+		cmocka_unit_test(test_sum_squares),
+		cmocka_unit_test(test_adamw),
+		cmocka_unit_test(test_refusals),
+	};
+
+	return run_variants("rows", tests, sizeof tests / sizeof *tests);
+}
