@@ -6,8 +6,10 @@
 
 Needs torch, transformers, peft and gguf.  The base is the same file, dequantised to f32; rows are
 rendered by the file's own chat template, the loss is taken at the completion and its end token only,
-and an optimizer step's loss is the mean over its trained tokens.  Accuracy is exact match under greedy
-decoding.  The last line is the result; --out adds it to a file.
+and an optimizer step's loss is the mean over its trained tokens.  The order of the rows, their division
+into steps and the first values of the adapter are drawn as the engine draws them (src/engine/random.h,
+packing.c, adapter.c), so that chance decides nothing between the two.  Accuracy is exact match under
+greedy decoding.  The last line is the result; --out adds it to a file.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import os
 import re
 import time
 
+import numpy
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,6 +74,72 @@ def naive_bayes(train, validation):
         guess = max(sorted(classes), key=lambda name: score(name, row["prompt"]))
         right += guess == row["completion"]
     return right / len(validation)
+
+
+STREAM_LORA_INIT = 2 << 32
+STREAM_EPOCH = 4 << 32
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def philox(seed, stream, counter):
+    """Philox4x32-10 for an array of counters: uint64 array [n, 4] of 32-bit words."""
+    counter = numpy.asarray(counter, dtype=numpy.uint64)
+    low, shift = numpy.uint64(0xFFFFFFFF), numpy.uint64(32)
+    c0, c1 = counter & low, counter >> shift
+    c2 = numpy.full_like(counter, stream & 0xFFFFFFFF)
+    c3 = numpy.full_like(counter, stream >> 32)
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
+    for _ in range(10):
+        p0, p1 = numpy.uint64(0xD2511F53) * c0, numpy.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = ((p1 >> shift) ^ c1 ^ numpy.uint64(k0), p1 & low,
+                          (p0 >> shift) ^ c3 ^ numpy.uint64(k1), p0 & low)
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return numpy.stack([c0, c1, c2, c3], axis=-1)
+
+
+def shuffled(seed, stream, n):
+    """Fisher-Yates with the number drawn at i for i items left."""
+    words = philox(seed, stream, numpy.arange(n + 1))
+    items = list(range(n))
+    for i in range(n, 1, -1):
+        bits = int(words[i, 1]) << 32 | int(words[i, 0])
+        j = bits * i >> 64
+        items[j], items[i - 1] = items[i - 1], items[j]
+    return items
+
+
+def epoch_steps(rows, seed, epoch, batch_size):
+    """The rows of one epoch, shuffled and cut into steps of about equal numbers of tokens."""
+    order = shuffled(seed, STREAM_EPOCH + epoch, len(rows))
+    left = sum(len(row[0]) for row in rows)
+    count = max(1, min(len(rows), (left + batch_size // 2) // batch_size))
+    steps, at = [], 0
+    for steps_left in range(count, 0, -1):
+        share, taken, step = left // steps_left, 0, []
+        while len(rows) - at >= steps_left:
+            length = len(rows[order[at]][0])
+            if taken > 0 and steps_left > 1 and taken + length // 2 > share:
+                break
+            taken += length
+            step.append(rows[order[at]])
+            at += 1
+        left -= taken
+        steps.append(step)
+    return steps
+
+
+@torch.no_grad()
+def set_first_values(model, seed):
+    """A uniform in ±1/sqrt(in), the numbers keyed by layer and target; B is zero already."""
+    for name, parameter in model.named_parameters():
+        match = re.search(r"layers\.(\d+)\..*\.(\w+_proj)\.lora_A", name)
+        if match:
+            index = int(match[1]) * len(TARGETS) + TARGETS.index(match[2])
+            count = parameter.numel()
+            words = philox(seed, STREAM_LORA_INIT + index, numpy.arange((count + 3) // 4)).reshape(-1)[:count]
+            uniform = (words >> numpy.uint64(8)).astype(numpy.float32) * numpy.float32(2.0 ** -24)
+            bound = numpy.float32(1) / numpy.sqrt(numpy.float32(parameter.shape[1]))
+            parameter.copy_(torch.from_numpy(((2 * uniform - 1) * bound).reshape(parameter.shape)))
 
 
 def encode(tokenizer, row):
@@ -153,11 +222,7 @@ def train(model, rows, validation, args, pad_id):
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.999), eps=1e-8,
                                   weight_decay=args.weight_decay)
-    generator = torch.Generator().manual_seed(args.seed)
-    plan = []
-    for _ in range(args.epochs):
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        plan.append(list(batches([rows[i] for i in order], args.batch_size)))
+    plan = [epoch_steps(rows, args.seed, epoch, args.batch_size) for epoch in range(args.epochs)]
     total = sum(map(len, plan))
     warmup = math.ceil(args.warmup_ratio * total)
 
@@ -202,6 +267,7 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(r=args.rank, lora_alpha=args.alpha, lora_dropout=0.0,
                                              target_modules="all-linear", task_type="CAUSAL_LM"))
+    set_first_values(model, args.seed)
     rows = [encode(tokenizer, row) for row in train_rows]
     validation = [encode(tokenizer, row) for row in validation_rows]
     print(f"{sum(len(r[0]) for r in rows)} tokens an epoch, {sum(len(r[0]) - r[1] for r in rows)} of them trained",
