@@ -197,7 +197,7 @@ check_file_header(PgftModel *base)
 	FreeFile(file);
 }
 
-/* The base model, which the caller may use, and which has a sound file. */
+/* The base model, which the caller may use. */
 static PgftModel *
 get_base(const char *name)
 {
@@ -206,11 +206,17 @@ get_base(const char *name)
 	if (base->kind != PGFT_MODEL_BASE)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						errmsg("model \"%s\" is not a base model", name)));
+	return base;
+}
+
+/* Is its file sound? The engine knows best. */
+static void
+check_file(PgftModel *base)
+{
 	if (pgft_serve)
 		(void) pgft_model_inspect(base, -1);
 	else
 		check_file_header(base);
-	return base;
 }
 
 /*
@@ -249,6 +255,7 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	Action action = get_action(fcinfo);
 	PgftJobRequest request = {0};
 	PgftColumns columns;
+	PgftModel *base;
 	char *base_name;
 
 	if (action != ACTION_CREATE)
@@ -262,12 +269,13 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 
 	/* What is quickly said first, what asks the engine last */
 	check_wrapper();
+	request.base = base = get_base(base_name);
 	request.options = get_options(fcinfo, 5);
 	check_name(request.model_name);
 	pgft_query_check(request.training_query, "training query", &columns);
 	if (request.validation_query)
 		pgft_query_check(request.validation_query, "validation query", &columns);
-	request.base = get_base(base_name);
+	check_file(base);
 
 	request.id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
 	pgft_model_create_tuned(request.model_name, PGFT_MODEL_LORA, request.base, &request.id,

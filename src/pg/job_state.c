@@ -405,9 +405,9 @@ pgft_job_clean(const pg_uuid_t *id)
 
 	if (find_leftover_model(id, &model))
 	{
-		StartTransactionCommand();
+		pgft_job_begin(&catalog);
 		pgft_model_drop_unready(&model);
-		CommitTransactionCommand();
+		pgft_job_finish(&catalog);
 	}
 	pgft_remove_tree(pgft_job_directory(id));
 

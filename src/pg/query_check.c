@@ -39,6 +39,12 @@ static const SetSpec sets[] = {
 	{PGFT_TEXT, 1, {"text"}, COLUMN_STRING},
 };
 
+typedef struct QueryText
+{
+	const char *query;
+	const char *what;
+} QueryText;
+
 /* Columns that mean something, and would be wrong to ignore, but cannot be had yet. */
 static const char *const later_columns[] = {"input_ids", "labels",   "attention_mask",
 											"chosen",    "rejected", "weight"};
@@ -102,6 +108,22 @@ check_query_walker(Node *node, void *context)
 	return expression_tree_walker(node, check_query_walker, context);
 }
 
+/* A place in the query is not one in the statement that the user typed. */
+static void
+query_error(void *arg)
+{
+	QueryText *text = arg;
+	int position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(text->query);
+	}
+	errcontext("%s", text->what);
+}
+
 /*
  * Rules on a table may make several queries of one, but not of a SELECT: a
  * rewritten SELECT is always one.
@@ -109,9 +131,16 @@ check_query_walker(Node *node, void *context)
 void
 pgft_query_check(const char *query, const char *what, PgftColumns *columns)
 {
-	RawStmt *raw = parse_single_select(query, what);
-	List *rewritten = pg_analyze_and_rewrite_fixedparams(raw, query, NULL, 0, NULL);
-	Query *select = linitial_node(Query, rewritten);
+	QueryText text = {.query = query, .what = what};
+	ErrorContextCallback callback = {
+		.previous = error_context_stack, .callback = query_error, .arg = &text};
+	RawStmt *raw;
+	Query *select;
+
+	error_context_stack = &callback;
+	raw = parse_single_select(query, what);
+	select = linitial_node(Query, pg_analyze_and_rewrite_fixedparams(raw, query, NULL, 0, NULL));
+	error_context_stack = callback.previous;
 
 	check_query_walker((Node *) select, (void *) what);
 	pgft_columns_find(ExecCleanTypeFromTL(select->targetList), what, columns);
@@ -219,7 +248,9 @@ pgft_columns_find(TupleDesc desc, const char *what, PgftColumns *columns)
 			ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
 							errmsg("column \"%s\" of the %s is of type %s, expected %s",
 								   spec->name[c], what, format_type_be(type),
-								   spec->kind == COLUMN_JSON ? "jsonb" : "text")));
+								   spec->kind == COLUMN_JSON ? "jsonb" : "text"),
+							errhint("Cast it: %s::%s AS %s.", spec->name[c],
+									spec->kind == COLUMN_JSON ? "jsonb" : "text", spec->name[c])));
 		columns->name[c] = spec->name[c];
 		columns->attno[c] = attno;
 		columns->type[c] = type;
