@@ -164,7 +164,8 @@ stop_option(CompleteOptions *options, const char *name, const JsonbValue *value)
 	else
 		add_stop(&list, value);
 	appendStringInfoChar(&list, ']');
-	pgft_json_add_raw(&options->body, name, list.data);
+	if (list.len > 2)
+		pgft_json_add_raw(&options->body, name, list.data);
 }
 
 static const struct

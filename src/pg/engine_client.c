@@ -559,6 +559,17 @@ pgft_engine_call(const char *method, const char *path, const char *body, int tim
 	return reply->body;
 }
 
+bool
+pgft_engine_is_ready(void)
+{
+	PgftServerState server;
+
+	if (!pgft_is_preloaded() || !pgft_serve)
+		return false;
+	pgft_server_state(&server);
+	return server.ready;
+}
+
 /* ---- Errors of the engine ---- */
 
 static JsonbContainer *

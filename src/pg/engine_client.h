@@ -52,6 +52,9 @@ pgft_engine_request(const char *method, const char *path, const char *body, int 
 extern Jsonb *
 pgft_engine_call(const char *method, const char *path, const char *body, int timeout_ms);
 
+/* Is there an engine that would answer at once? */
+extern bool pgft_engine_is_ready(void);
+
 /* Raise the error that a reply carries. */
 extern void pgft_reply_error(const PgftReply *reply) pg_attribute_noreturn();
 

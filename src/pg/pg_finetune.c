@@ -34,6 +34,12 @@ _PG_init(void)
 	pgft_launcher_register();
 }
 
+bool
+pgft_is_preloaded(void)
+{
+	return preloaded;
+}
+
 void
 pgft_require_preload(void)
 {

@@ -31,6 +31,9 @@ pgft_monotonic_ms(void)
 	return (int64) INSTR_TIME_GET_MILLISEC(now);
 }
 
+/* Was the library loaded by shared_preload_libraries? */
+extern bool pgft_is_preloaded(void);
+
 /*
  * Raise 55000, saying what to set, unless the library was loaded by
  * shared_preload_libraries.

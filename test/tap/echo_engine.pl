@@ -1,0 +1,216 @@
+#!/usr/bin/perl
+#
+# echo_engine.pl: an engine that computes nothing, for tests of the database half.
+#
+# It speaks the HTTP of `pg_finetune_engine serve` (src/engine/README.md) and
+# answers from the request alone:
+#
+#   "x y z"            echo: x y z
+#   "sleep ..."        never (until its connection closes, which it says on stderr)
+#   "die ..."          ends by SIGKILL
+#   "fail CODE"        an error of that code
+#
+# A model's file that begins with "bad" cannot be loaded.  An answer by an
+# adapter begins with the adapter's file "prefix", so that a test sees whose
+# weights were used.
+use strict;
+use warnings;
+
+use IO::Select;
+use IO::Socket::UNIX;
+use JSON::PP;
+
+my %http_code = (
+	invalid => 400, unsupported => 400, not_found => 404, mismatch => 409,
+	corrupt => 422, busy => 429, no_memory => 503, device => 503, no_space => 507);
+
+my $program = shift @ARGV // '';
+my %option;
+while (@ARGV)
+{
+	my ($name, $value) = splice(@ARGV, 0, 2);
+	$option{$name} = $value;
+}
+exit 2 if $program ne 'serve' || !defined $option{'--socket'};
+
+$| = 1;
+$SIG{PIPE} = 'IGNORE';
+my $json = JSON::PP->new->utf8->canonical;
+my $path = $option{'--socket'};
+unlink $path;
+my $listener = IO::Socket::UNIX->new(Type => SOCK_STREAM, Local => $path, Listen => 128)
+  or die "could not listen: $!\n";
+open(my $control, '<&=', $option{'--control-fd'}) or die "no control pipe: $!\n";
+print STDERR "listening, threads $option{'--threads'}\n";
+
+my $select = IO::Select->new($listener, $control);
+my (%buffer, %waiting, %base, %adapter);
+my $requests = 0;
+
+while (1)
+{
+	for my $handle ($select->can_read)
+	{
+		exit 0 if $handle == $control;
+		if ($handle == $listener)
+		{
+			my $client = $listener->accept or next;
+			$select->add($client);
+			$buffer{$client} = '';
+			next;
+		}
+		my $got = sysread($handle, $buffer{$handle}, 65536, length $buffer{$handle});
+		if (!$got)
+		{
+			print STDERR "a request was dropped\n" if delete $waiting{$handle};
+			$select->remove($handle);
+			delete $buffer{$handle};
+			close $handle;
+			next;
+		}
+		serve_client($handle);
+	}
+}
+
+# Answer every request that has come in whole.
+sub serve_client
+{
+	my ($client) = @_;
+
+	while ($buffer{$client} =~ /^(\S+) (\S+) HTTP\/1\.1\r\n(.*?)\r\n\r\n/s)
+	{
+		my ($method, $route, $head, $end) = ($1, $2, $3, $+[0]);
+		my ($length) = $head =~ /^content-length: *(\d+)/mi;
+		$length //= 0;
+		return if length($buffer{$client}) < $end + $length;
+		my $body = substr($buffer{$client}, $end, $length);
+		substr($buffer{$client}, 0, $end + $length) = '';
+		my ($status, $reply) = route("$method $route", $length ? $json->decode($body) : {});
+		if (!defined $status)
+		{
+			$waiting{$client} = 1;
+			return;
+		}
+		send_reply($client, $status, $json->encode($reply));
+	}
+}
+
+# Every second reply is chunked, in small pieces.
+sub send_reply
+{
+	my ($client, $status, $text) = @_;
+	my $head = "HTTP/1.1 $status Whatever\r\nContent-Type: application/json\r\n";
+
+	if ($requests++ % 2)
+	{
+		my $chunks = join '', map { sprintf("%x\r\n%s\r\n", length, $_) } unpack('(a7)*', $text);
+		print $client "${head}Transfer-Encoding: chunked\r\n\r\n${chunks}0\r\n\r\n";
+	}
+	else
+	{
+		print $client $head . 'Content-Length: ' . length($text) . "\r\n\r\n$text";
+	}
+	$client->flush;
+}
+
+sub failure
+{
+	my ($code, $message) = @_;
+
+	return ($http_code{$code} // 500,
+		{ error => { message => $message, type => 'test', code => $code } });
+}
+
+sub slurp
+{
+	my ($file) = @_;
+
+	open(my $handle, '<:raw', $file) or return undef;
+	local $/;
+	return scalar <$handle>;
+}
+
+# A status and what to reply; an empty list for never.
+sub route
+{
+	my ($what, $body) = @_;
+
+	return (200, { status => 'ok' }) if $what eq 'GET /health';
+	return load_model($body) if $what eq 'POST /v1/load_model';
+	return load_adapter($body) if $what eq 'POST /v1/load_lora_adapter';
+	if ($what eq 'POST /inspect')
+	{
+		return failure('not_found', "could not open $body->{path}") if !-e $body->{path};
+		return failure('corrupt', "$body->{path} is truncated") if $body->{path} =~ m{/bad[^/]*$};
+		return (200, { architecture => 'echo', parameters => 7, context_length => 512 });
+	}
+
+	my $model = $body->{model};
+	my $prefix = $base{$model} ? '' : $adapter{$model};
+	return failure('not_found', "model \"$model\" is not loaded") if !defined $prefix;
+	if ($what eq 'POST /tokenize')
+	{
+		my @words = split ' ', $body->{prompt};
+		return (200, { count => scalar @words, max_model_len => 512, tokens => [ 1 .. @words ] });
+	}
+	return chat($body, $prefix) if $what eq 'POST /v1/chat/completions';
+	return failure('not_found', "no route $what");
+}
+
+sub load_model
+{
+	my ($body) = @_;
+
+	return failure('corrupt', "$body->{path} is truncated") if $body->{path} =~ m{/bad[^/]*$};
+	$base{ $body->{model} } = slurp($body->{path});
+	print STDERR "loaded a base\n";
+	return (200, { model => $body->{model}, architecture => 'echo', digest => 'd' x 64 });
+}
+
+sub load_adapter
+{
+	my ($body) = @_;
+	my $base = $base{ $body->{base_model_name} };
+
+	return failure('not_found', 'the base is not loaded') if !defined $base;
+	return failure('mismatch', 'the base is another')
+	  if defined $body->{base_digest} && $body->{base_digest} ne $base;
+	$adapter{ $body->{lora_name} } = slurp("$body->{lora_path}/prefix") // '';
+	print STDERR "loaded an adapter\n";
+	return (200, {});
+}
+
+sub chat
+{
+	my ($body, $prefix) = @_;
+	my $prompt = $body->{messages}[-1]{content};
+	my @words = split ' ', join(' ', map { $_->{content} } @{ $body->{messages} });
+	my $limit = $body->{max_tokens};
+
+	return () if $prompt =~ /^sleep/;
+	kill 'KILL', $$ if $prompt =~ /^die/;
+	return failure($1, 'as asked for') if $prompt =~ /^fail (\w+)/;
+
+	# "show KEY" answers with that member of the request
+	my $answer = $prompt =~ /^show (\w+)/ ? $json->encode([ $body->{$1} ]) : "echo: $prompt";
+	my @answer = split ' ', $answer;
+	my $cut = @answer > $limit;
+	$answer = join ' ', @answer[ 0 .. $limit - 1 ] if $cut;
+	return (
+		200,
+		{
+			created => 1700000000,
+			choices => [
+				{
+					index => 0,
+					message => { role => 'assistant', content => $prefix . $answer },
+					finish_reason => $cut ? 'length' : 'stop'
+				}
+			],
+			usage => {
+				prompt_tokens => scalar @words,
+				completion_tokens => scalar($cut ? $limit : @answer),
+				total_tokens => scalar @words + ($cut ? $limit : @answer)
+			}
+		});
+}
