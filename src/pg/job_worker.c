@@ -570,7 +570,7 @@ engine_ended(Worker *worker, Training *training, int status, const char *last_wo
 	if (training->events.failed)
 		return engine_failed(worker, &training->events);
 	remember_failure(worker, ERRCODE_SYSTEM_ERROR,
-					 psprintf("training engine %s%s%s", pgft_child_status_text(status),
+					 psprintf("training engine died: %s%s%s", pgft_child_status_text(status),
 							  last_words[0] ? ": " : "", last_words));
 	return OUTCOME_RETRY;
 }

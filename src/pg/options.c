@@ -65,7 +65,7 @@ static const OptionSpec option_specs[] = {
 	{"method", OPTION_CHOICE, 0, 0, 0, methods, 1, "\"lora\""},
 	{"lora_r", OPTION_INTEGER, 0, 1, 512, NULL, 0, "16"},
 	{"lora_alpha", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN, 0, 65536},
-	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX, 0, 1, NULL, 0, "0"},
+	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX | OPTION_LATER, 0, 1, NULL, 0, "0"},
 	{"lora_target_modules", OPTION_MODULES, 0, 0, 0, NULL, 0, "\"all-linear\""},
 	{"use_rslora", OPTION_BOOLEAN, 0, 0, 0, NULL, 0, "false"},
 	{"learning_rate", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN, 0, 1},
@@ -75,12 +75,12 @@ static const OptionSpec option_specs[] = {
 	{"weight_decay", OPTION_NUMBER, 0, 0, 1, NULL, 0, "0"},
 	{"max_grad_norm", OPTION_NUMBER, OPTION_ABOVE_MIN, 0, 1e6, NULL, 0, "1.0"},
 	{"batch_size", OPTION_INTEGER, OPTION_AUTO, 1, INT_LIMIT},
-	{"gradient_accumulation_steps", OPTION_INTEGER, OPTION_AUTO, 1, 65536},
-	{"max_seq_length", OPTION_INTEGER, OPTION_AUTO, 8, INT_LIMIT},
+	{"gradient_accumulation_steps", OPTION_INTEGER, OPTION_AUTO, 1, 4096},
+	{"max_seq_length", OPTION_INTEGER, OPTION_AUTO, 16, 1048576},
 	{"packing", OPTION_BOOLEAN, 0, 0, 0, NULL, 0, "true"},
 	{"train_on_inputs", OPTION_BOOLEAN, 0, 0, 0, NULL, 0, "false"},
-	{"n_evals", OPTION_INTEGER, 0, 0, INT_LIMIT, NULL, 0, "0"},
-	{"validation_fraction", OPTION_NUMBER, OPTION_BELOW_MAX, 0, 1, NULL, 0, "0.1"},
+	{"n_evals", OPTION_INTEGER, 0, 0, 10000, NULL, 0, "0"},
+	{"validation_fraction", OPTION_NUMBER, 0, 0, 0.9, NULL, 0, "0.1"},
 	{"seed", OPTION_INTEGER, 0, 0, SEED_LIMIT, NULL, 0, "42"},
 	{"priority", OPTION_INTEGER, OPTION_QUEUE_ONLY, -1000, 1000, NULL, 0, "0"},
 	{"storage", OPTION_CHOICE, OPTION_QUEUE_ONLY, 0, 0, storages, 1, "\"database\""},
@@ -204,6 +204,13 @@ is_auto(JsonbValue *value)
 	return value->type == jbvNull || string_among(value, autos) >= 0;
 }
 
+static double
+get_number(JsonbValue *value)
+{
+	return DatumGetFloat8(
+		DirectFunctionCall1(numeric_float8_no_overflow, NumericGetDatum(value->val.numeric)));
+}
+
 static void
 check_number(const OptionSpec *spec, JsonbValue *value)
 {
@@ -211,13 +218,14 @@ check_number(const OptionSpec *spec, JsonbValue *value)
 
 	if (value->type != jbvNumeric)
 		bad_value(spec, value);
-	number = DatumGetFloat8(
-		DirectFunctionCall1(numeric_float8_no_overflow, NumericGetDatum(value->val.numeric)));
+	number = get_number(value);
 	if (number < spec->min || number > spec->max ||
 		((spec->flags & OPTION_ABOVE_MIN) && number <= spec->min) ||
 		((spec->flags & OPTION_BELOW_MAX) && number >= spec->max) ||
 		(spec->type == OPTION_INTEGER && number != floor(number)))
 		bad_value(spec, value);
+	if ((spec->flags & OPTION_LATER) && (spec->fallback == NULL || number != atof(spec->fallback)))
+		not_yet(spec, NULL);
 }
 
 /* "all-linear", or an array of module names, none of them twice. */
@@ -280,10 +288,10 @@ check_value(const OptionSpec *spec, JsonbValue *value)
 		case OPTION_STRING:
 			if (value->type != jbvString)
 				bad_value(spec, value);
+			if (spec->flags & OPTION_LATER)
+				not_yet(spec, NULL);
 			break;
 	}
-	if (spec->flags & OPTION_LATER)
-		not_yet(spec, NULL);
 }
 
 static void
@@ -386,7 +394,12 @@ pgft_options_resolve(Jsonb *given)
 		JsonbValue *value = get_option(given, spec->name);
 
 		if (value && !is_auto(value))
+		{
+			/* 16.0 is an integer here, but not to every reader of JSON */
+			if (spec->type == OPTION_INTEGER)
+				value->val.numeric = int64_to_numeric((int64) get_number(value));
 			push_option(&state, spec->name, value);
+		}
 		else if (strcmp(spec->name, "lora_alpha") == 0)
 		{
 			JsonbValue alpha = default_alpha(given);
