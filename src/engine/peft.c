@@ -31,28 +31,45 @@ typedef struct peft_config
 	unsigned targets;
 } peft_config;
 
-/* Keys that change the arithmetic; each must be absent, null or a value that changes nothing. */
-static const char *const refused[] = {
-	"use_dora",
-	"fan_in_fan_out",
-	"modules_to_save",
-	"rank_pattern",
-	"alpha_pattern",
-	"layers_pattern",
-	"layers_to_transform",
-	"layer_replication",
-	"exclude_modules",
-	"use_qalora",
-	"trainable_token_indices",
-	"target_parameters",
-	"alora_invocation_tokens",
-	"lora_bias",
-	"megatron_config",
+/* Keys that are read here, or change nothing of what an adapter computes.  Any other must be
+ * absent, or have a value that says nothing: so a key that is yet to be invented is refused too. */
+static const char *const harmless[] = {
+	"auto_mapping",
+	"base_model_name_or_path",
+	"bias",
 	"corda_config",
 	"eva_config",
-	"arrow_config",
-	"ensure_weight_tying",
+	"inference_mode",
+	"init_lora_weights",
+	"loftq_config",
+	"lora_alpha",
+	"lora_dropout",
+	"megatron_core",
+	"peft_type",
+	"peft_version",
+	"qalora_group_size",
+	"r",
+	"revision",
+	"target_modules",
+	"task_type",
+	"use_rslora",
 };
+
+/* Ways to begin that leave the base as it is; others (PiSSA, OLoRA …) train over a changed one. */
+static const char *const beginnings[] = {"gaussian", "eva", "orthogonal"};
+
+static bool
+in_list(const char *name, const char *const *list, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+	{
+		if (strcmp(name, list[i]) == 0)
+			return true;
+	}
+	return false;
+}
+
+#define IN_LIST(name, list) in_list(name, list, sizeof(list) / sizeof(list)[0])
 
 static bool
 says_nothing(const json_t *value)
@@ -67,6 +84,9 @@ refuse_unsupported(const json_t *config)
 {
 	const char *type = json_string_value(json_object_get(config, "peft_type"));
 	const json_t *bias = json_object_get(config, "bias");
+	const json_t *start = json_object_get(config, "init_lora_weights");
+	const char *key;
+	json_t *value;
 
 	if (type == NULL || strcmp(type, "LORA") != 0)
 		return ft_fail(FT_UNSUPPORTED, "peft_type \"%.40s\" is not supported, only \"LORA\"",
@@ -74,10 +94,13 @@ refuse_unsupported(const json_t *config)
 	if (!says_nothing(bias) &&
 		(!json_is_string(bias) || strcmp(json_string_value(bias), "none") != 0))
 		return ft_fail(FT_UNSUPPORTED, "bias is not \"none\", which is all that is supported");
-	for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
+	if (json_is_string(start) && !IN_LIST(json_string_value(start), beginnings))
+		return ft_fail(FT_UNSUPPORTED, "init_lora_weights \"%.40s\" is not supported",
+					   json_string_value(start));
+	json_object_foreach ((json_t *) config, key, value)
 	{
-		if (!says_nothing(json_object_get(config, refused[i])))
-			return ft_fail(FT_UNSUPPORTED, "%s is not supported", refused[i]);
+		if (!IN_LIST(key, harmless) && !says_nothing(value))
+			return ft_fail(FT_UNSUPPORTED, "%.60s is not supported", key);
 	}
 	return FT_OK;
 }

@@ -1,0 +1,170 @@
+/*
+ * training.c: what the tests of training share.
+ */
+#include "training.h"
+
+#include "device.h"
+#include "files.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void
+must(ft_status status)
+{
+	if (status == FT_OK)
+		return;
+	fprintf(stderr, "unexpected failure: %s: %s\n", ft_status_name(status), ft_error_message());
+	exit(1);
+}
+
+static void
+path_of(char path[FT_PATH_SIZE], const char *which, const char *name)
+{
+	snprintf(path, FT_PATH_SIZE, "%s/%s/%s", TINY_LLAMA, which, name);
+}
+
+void
+tiny_open(tiny_run *run, const char *which, int threads)
+{
+	char path[FT_PATH_SIZE];
+
+	memset(run, 0, sizeof *run);
+	path_of(path, which, "base.gguf");
+	must(ft_model_file_open(path, &run->file));
+	must(ft_device_open_named("cpu", threads, FT_NUMERICS_REFERENCE, &run->ops, &run->device));
+	must(ft_model_load(run->file, run->ops, run->device, FT_USE_TRAIN, 0, &run->model));
+	must(ft_tokenizer_create(ft_model_file_vocabulary(run->file), &run->tokenizer));
+	must(ft_chat_template_find(NULL, ft_model_file_template(run->file), &run->chat_template));
+}
+
+void
+tiny_close(tiny_run *run)
+{
+	ft_tokenizer_free(run->tokenizer);
+	ft_model_free(run->model);
+	run->ops->device_close(run->device);
+	ft_model_file_close(run->file);
+}
+
+ft_adapter *
+tiny_adapter(const tiny_run *run, const char *which)
+{
+	char path[FT_PATH_SIZE];
+	ft_adapter *adapter;
+
+	path_of(path, which, "adapter");
+	must(ft_peft_load(run->model, path, &adapter));
+	return adapter;
+}
+
+hand_document *
+golden_documents(int *n)
+{
+	json_t *json = json_load_file(TINY_LLAMA "/documents.json", 0, NULL);
+	hand_document *documents;
+
+	*n = (int) json_array_size(json);
+	if (*n == 0)
+	{
+		fprintf(stderr, "no documents in %s\n", TINY_LLAMA);
+		exit(1);
+	}
+	must(ft_alloc((void **) &documents, (size_t) *n, sizeof *documents));
+	for (int i = 0; i < *n; i++)
+	{
+		const json_t *item = json_array_get(json, (size_t) i);
+		const json_t *ids = json_object_get(item, "ids");
+		const json_t *weights = json_object_get(item, "weights");
+
+		documents[i].length = (int) json_array_size(ids);
+		for (int j = 0; j < documents[i].length; j++)
+		{
+			documents[i].ids[j] = (int32_t) json_integer_value(json_array_get(ids, (size_t) j));
+			documents[i].weights[j] =
+				(float) json_number_value(json_array_get(weights, (size_t) j));
+		}
+	}
+	json_decref(json);
+	return documents;
+}
+
+void
+pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n)
+{
+	must(ft_microbatch_create((int64_t) n * 64, batch));
+	for (int i = 0; i < n; i++)
+	{
+		const hand_document *d = &documents[i];
+
+		for (int j = 0; j < d->length; j++)
+		{
+			batch->ids[batch->tokens + j] = d->ids[j];
+			batch->positions[batch->tokens + j] = j;
+			if (j == 0 || d->weights[j] == 0.0f)
+				continue;
+			batch->rows[batch->trained] = (int32_t) batch->tokens + j - 1;
+			batch->targets[batch->trained] = d->ids[j];
+			batch->weights[batch->trained++] = d->weights[j];
+		}
+		batch->tokens += d->length;
+		batch->starts[++batch->n_documents] = (int32_t) batch->tokens;
+		if (d->length > batch->max_length)
+			batch->max_length = d->length;
+	}
+}
+
+double
+weight_by_hand(const hand_document *documents, int n)
+{
+	double weight = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		for (int j = 1; j < documents[i].length; j++)
+			weight += documents[i].weights[j];
+	}
+	return weight;
+}
+
+double
+relative_error(const float *a, const float *b, int64_t n)
+{
+	double difference = 0;
+	double size = 0;
+
+	for (int64_t i = 0; i < n; i++)
+	{
+		difference += ((double) a[i] - b[i]) * ((double) a[i] - b[i]);
+		size += (double) b[i] * b[i];
+	}
+	return size > 0 ? sqrt(difference / size) : sqrt(difference);
+}
+
+void
+write_text(const char *directory, const char *name, const char *text)
+{
+	char path[FT_PATH_SIZE];
+
+	must(ft_path_join(path, directory, name));
+	must(ft_replace_file(path, text, strlen(text)));
+}
+
+ft_dataset *
+dataset_of(const tiny_run *run, const char *directory, const char *train, const char *validation,
+		   const ft_dataset_options *options)
+{
+	ft_dataset *dataset;
+
+	write_text(directory, "train.jsonl", train);
+	if (validation != NULL)
+		write_text(directory, "validation.jsonl", validation);
+	must(ft_dataset_build(directory, options, ft_model_file_config(run->file),
+						  ft_model_file_vocabulary(run->file), run->tokenizer, run->chat_template,
+						  NULL, NULL));
+	must(ft_dataset_open(directory, &dataset));
+	return dataset;
+}
