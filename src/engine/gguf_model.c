@@ -157,14 +157,13 @@ read_rope(ft_model_file *file)
 }
 
 static ft_status
-read_config(ft_model_file *file)
+read_sizes(ft_model_file *file)
 {
 	ft_config *c = &file->config;
 	const ft_gguf_tensor *embedding = ft_gguf_find_tensor(file->gguf, "token_embd.weight");
 	double eps = 0;
 	int value_length;
 
-	FT_TRY(refuse_features(file));
 	FT_TRY(config_int(file, "block_count", true, &c->layers));
 	FT_TRY(config_int(file, "embedding_length", true, &c->hidden));
 	FT_TRY(config_int(file, "feed_forward_length", true, &c->ffn));
@@ -187,6 +186,15 @@ read_config(ft_model_file *file)
 		return ft_fail(FT_CORRUPT, "tensor \"token_embd.weight\" is missing");
 	c->vocab = embedding->dims[1] <= INT_MAX ? (int) embedding->dims[1] : INT_MAX;
 	c->tied_embeddings = ft_gguf_find_tensor(file->gguf, "output.weight") == NULL;
+	return FT_OK;
+}
+
+ft_status
+ft_gguf_read_config(ft_model_file *file)
+{
+	FT_TRY(read_architecture(file));
+	FT_TRY(refuse_features(file));
+	FT_TRY(read_sizes(file));
 	return read_rope(file);
 }
 
@@ -455,10 +463,8 @@ read_template(ft_model_file *file)
 }
 
 ft_status
-ft_gguf_read_model(ft_model_file *file)
+ft_gguf_read_contents(ft_model_file *file)
 {
-	FT_TRY(read_architecture(file));
-	FT_TRY(read_config(file));
 	FT_TRY(read_tensors(file));
 	FT_TRY(read_vocabulary(file));
 	FT_TRY(read_ends(file));

@@ -318,8 +318,9 @@ ft_model_file_open_container(const char *path, ft_model_file **file)
 ft_status
 ft_model_file_read_header(ft_model_file *file)
 {
-	FT_TRY(ft_gguf_read_model(file));
+	FT_TRY(ft_gguf_read_config(file));
 	FT_TRY(check_config(&file->config));
+	FT_TRY(ft_gguf_read_contents(file));
 	FT_TRY(index_tensors(file));
 	FT_TRY(check_tensors(file));
 	return check_vocabulary(file);
