@@ -34,6 +34,7 @@ loss_task(void *context, int worker, int64_t begin, int64_t end)
 		int64_t best = kernels->argmax(row, n);
 		float max = row[best];
 		double sum = kernels->sum_exp(row, max, n);
+		double at_target;
 
 		/* a target outside of the vocabulary is no target: no loss, no gradient */
 		job->loss[i] = known ? (float) (log(sum) + max - row[target]) : 0;
@@ -45,8 +46,10 @@ loss_task(void *context, int worker, int64_t begin, int64_t end)
 			memset(row, 0, (size_t) n * sizeof *row);
 			continue;
 		}
+		/* softmax − 1 loses digits where the target is nearly certain, so in f64 */
+		at_target = factor * (exp((double) row[target] - max) / sum - 1);
 		kernels->exp_scale(row, max, (float) (factor / sum), n);
-		row[target] -= factor;
+		row[target] = (float) at_target;
 	}
 }
 

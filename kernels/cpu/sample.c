@@ -95,9 +95,10 @@ keep_best(candidate *heap, int64_t n, const ft_sample *p, float max)
 	}
 	for (int64_t i = 0; i < n; i++)
 		total += exp((heap[i].logit - max) * inverse);
-	while (kept < n && sum < p->top_p * total)
+	do
 		sum += exp((pop(heap, n - kept++).logit - max) * inverse);
-	return kept > 0 ? kept : 1;
+	while (kept < n && sum < p->top_p * total);
+	return kept;
 }
 
 /* Draw from list[0 .. n) by weights exp((logit − max) / temperature). */

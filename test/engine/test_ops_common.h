@@ -287,11 +287,12 @@ nmse(const double *result, const double *reference, int64_t n)
 	return norm > 0 ? error / norm : error;
 }
 
-/* What a result of that type may be off: f32 sums, or a rounding to 8 significant bits. */
+/* What a result of that type may be off: f32 sums, or a rounding to 8 significant bits, which is at
+ * most 2^-8 of a value. */
 static double
 tolerance(ft_dtype dtype)
 {
-	return dtype == FT_F32 ? 1e-11 : 1e-5;
+	return dtype == FT_F32 ? 1e-11 : 1.6e-5;
 }
 
 static void

@@ -100,7 +100,7 @@ test_embed(void **state)
 				{
 					double *result = tensor_read(&y);
 
-					check_values("embed", result, reference, n * cols, 1e-5);
+					check_values("embed", result, reference, n * cols, tolerance(FT_BF16));
 					free(result);
 				}
 				ops->weight_free(w);
