@@ -310,7 +310,8 @@ write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
 	int part = DatumGetInt32(SPI_getbinval(row, descriptor, 1, &is_null));
 	char *name = SPI_getvalue(row, descriptor, 2);
 	int64 crc = DatumGetInt64(SPI_getbinval(row, descriptor, 3, &is_null));
-	bytea *data = DatumGetByteaPP(SPI_getbinval(row, descriptor, 4, &is_null));
+	Datum stored = SPI_getbinval(row, descriptor, 4, &is_null);
+	bytea *data = DatumGetByteaPP(stored);
 	int length = VARSIZE_ANY_EXHDR(data);
 
 	if (part != writing->next_part)
@@ -321,7 +322,10 @@ write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
 	if (writing->file == NULL || strcmp(strrchr(writing->file, '/') + 1, name) != 0)
 		begin_file(writing, part, name);
 	write_data(writing, VARDATA_ANY(data), length);
-	pfree(data);
+
+	/* A small part stands in the row itself */
+	if (data != (bytea *) DatumGetPointer(stored))
+		pfree(data);
 }
 
 /* Write all parts of a model into a directory, which must be empty. */
