@@ -1,0 +1,250 @@
+# What complete() and count_tokens() ask of the engine and what they return,
+# with an engine that echoes.
+use strict;
+use warnings;
+
+use FinetuneCluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my ($node, $models) = new_echo_cluster('complete');
+
+# Runs SQL that must succeed; its last row
+sub answer { return $node->safe_psql('postgres', $_[0]); }
+
+sub fails
+{
+	my ($sql, $state, $pattern, $name) = @_;
+	my ($got, $words) = sqlstate_of($node, $sql);
+
+	is($got, $state, "$name: SQLSTATE");
+	like($words, $pattern, "$name: message");
+}
+
+# The three forms
+is(answer(q(SELECT complete('one', 'hello world'))), 'echo: hello world', 'an answer as text');
+is(answer(q(SELECT pg_typeof(complete('one', 'a literal')))), 'text', 'a literal is text');
+is( answer(q(SELECT complete('one', 'hello big world', '{"max_tokens": 2}') - 'created')),
+	'{"model": "one", "usage": {"total_tokens": 5, "prompt_tokens": 3, "completion_tokens": 2}, '
+	  . '"choices": [{"messages": "echo: hello", "finish_reason": "length"}]}',
+	'an answer with options');
+is( answer(q(SELECT jsonb_typeof(complete('one', 'x', '{}')->'created'))),
+	'number', 'it has a time');
+is( answer(
+		q(SELECT complete('one', messages => '[{"role": "user", "content": "hi"}]') #>> '{choices,0,messages}')
+	),
+	'echo: hi',
+	'an answer to messages');
+is(answer(q(SELECT complete('one', NULL) IS NULL)), 't', 'NULL in, NULL out');
+is(answer(q(SELECT count_tokens('one', 'a b  c'))), '3', 'tokens are counted');
+
+# What the engine is asked
+is( answer(q(SELECT complete('one', 'show temperature') || complete('one', 'show max_tokens'))),
+	'[0][4096]', 'defaults');
+is( answer(
+		q(SELECT complete('one', 'show messages', '{"system": "be \"brief\""}') #>> '{choices,0,messages}')
+	),
+	'[[{"content":"be \"brief\"","role":"system"},{"content":"show messages","role":"user"}]]',
+	'option system');
+my $options = q({"temperature": 0.5, "top_p": 0.25, "top_k": 5, "min_p": 0.125, "seed": -3, "stop": ["a", "b"], "max_tokens": 9});
+for my $pair ([ temperature => '[0.5]' ], [ top_p => '[0.25]' ], [ top_k => '[5]' ],
+	[ min_p => '[0.125]' ], [ seed => '[-3]' ], [ stop => '[["a","b"]]' ], [ max_tokens => '[9]' ])
+{
+	is( answer(qq(SELECT complete('one', 'show $pair->[0]', '$options') #>> '{choices,0,messages}')),
+		$pair->[1], "option $pair->[0]");
+}
+
+# Every option is checked, before anything is asked
+for my $case (
+	[ '{"temp": 1}', qr/unrecognized option "temp".*Valid options are: temperature, .*system/s ],
+	[ '{"temperature": 5}', qr/option "temperature" must be between 0 and 2, not 5/ ],
+	[ '{"temperature": "1"}', qr/option "temperature" must be a number/ ],
+	[ '{"top_p": 0}', qr/option "top_p" must be greater than 0/ ],
+	[ '{"top_k": -1}', qr/option "top_k" must be between 0 and/ ],
+	[ '{"min_p": 1.5}', qr/option "min_p" must be between 0 and 1/ ],
+	[ '{"max_tokens": 0}', qr/option "max_tokens" must be between 1 and/ ],
+	[ '{"max_tokens": 1.5}', qr/option "max_tokens" must be an integer/ ],
+	[ '{"seed": 1e300}', qr/option "seed" must be/ ],
+	[ '{"stop": [""]}', qr/option "stop" must be/ ],
+	[ '{"stop": {"a": 1}}', qr/option "stop" must be/ ],
+	[ '{"system": 1}', qr/option "system" must be a string/ ],
+	[ '[]', qr/options must be a JSON object/ ])
+{
+	fails(qq(SELECT complete('one', 'x', '$case->[0]')), '22023', $case->[1], "options $case->[0]");
+}
+for my $case (
+	[ '[]', qr/at least one message/ ],
+	[ '{}', qr/must be a JSON array/ ],
+	[ '"text"', qr/must be a JSON array/ ],
+	[ '["text"]', qr/message 1 must be an object/ ],
+	[ '[{"role": "user", "content": "x"}, {"role": "user"}]', qr/message 2 must be an object/ ],
+	[ '[{"role": "tool", "content": "x"}]', qr/message 1 must have the role/ ])
+{
+	fails(qq(SELECT complete('one', '$case->[0]'::jsonb)), '22023', $case->[1], "messages $case->[0]");
+}
+fails(
+	q(SELECT complete('one', messages => '[{"role": "system", "content": "a"}]', options => '{"system": "b"}')),
+	'22023', qr/message 1 has the role "system"/, 'two system messages');
+
+# Errors of models and of the engine
+fails(q(SELECT complete('two', 'x')), '42704', qr/model "two" does not exist/, 'unknown model');
+for my $case ([ invalid => '22023' ], [ no_space => '53100' ], [ no_memory => '53200' ],
+	[ busy => '53000' ], [ corrupt => 'XX001' ], [ unsupported => '0A000' ], [ device => '58000' ],
+	[ internal => 'XX000' ])
+{
+	fails(qq(SELECT complete('one', 'fail $case->[0]')), $case->[1], qr/as asked for/,
+		"the engine's $case->[0]");
+}
+
+# Files of models
+write_file("$models/bad.gguf", 'bad');
+symlink '/etc/passwd', "$models/outside.gguf";
+my ($rc, $out, $err) = $node->psql('postgres',
+	q(CREATE SERVER bad TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'bad.gguf')));
+is($rc, 0, 'a server for a damaged file');
+like($err, qr/WARNING:  bad.gguf is truncated/, 'a warning when the file is damaged');
+($rc, $out, $err) = $node->psql('postgres',
+	q(CREATE SERVER gone TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'gone.gguf')));
+like($err, qr/WARNING:  could not find model file "gone.gguf"/, 'a warning when it is not there');
+$node->psql('postgres',
+	q(CREATE SERVER outside TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'outside.gguf')));
+fails(q(SELECT complete('bad', 'x')), 'XX001', qr/ERROR:  XX001: bad.gguf is truncated/,
+	'damaged file');
+fails(q(SELECT complete('gone', 'x')), '58P01', qr/model file "gone.gguf".*HINT:.*model_directory/s,
+	'missing file');
+fails(q(SELECT complete('outside', 'x')), '42501', qr/"outside.gguf" is outside of/,
+	'link out of the model directory');
+is( answer(q(SELECT architecture, parameters, context_length, size FROM finetune.models WHERE name = 'one')),
+	'echo|7|512|3', 'what is known of a base');
+
+# Many requests over one connection, replies whole and in chunks
+is( answer(q(SELECT count(DISTINCT complete('one', 'row ' || i)) FROM generate_series(1, 200) i)),
+	'200', 'many requests of one session');
+is(log_count($node, qr/loaded a base/), 1, 'the base was loaded once');
+is( answer(q(SELECT complete('one', repeat('word', 500000)) = 'echo: ' || repeat('word', 500000))),
+	't', 'a long prompt and a long answer');
+
+# A replaced file is another model
+append_to_file("$models/one.gguf", ' more');
+is(answer(q(SELECT complete('one', 'again'))), 'echo: again', 'an answer of a replaced file');
+is(log_count($node, qr/loaded a base/), 2, 'it was loaded');
+write_file("$models/one.gguf", 'one');
+
+# Other encodings
+$node->safe_psql('postgres',
+	q(CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'));
+$node->safe_psql('latin', 'CREATE EXTENSION pg_finetune');
+$node->safe_psql('latin',
+	q(CREATE SERVER one TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'one.gguf')));
+is( $node->safe_psql('latin', q(SELECT complete('one', chr(233)) = 'echo: ' || chr(233))),
+	't', 'a prompt in LATIN1');
+$node->safe_psql('postgres',
+	q(CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'));
+$node->safe_psql('bytes', 'CREATE EXTENSION pg_finetune');
+$node->safe_psql('bytes',
+	q(CREATE SERVER one TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'one.gguf')));
+is((sqlstate_of($node, q(SELECT complete('one', E'\xff')), db => 'bytes'))[0],
+	'22021', 'a prompt that is no UTF-8');
+
+# Tuned models: weights from the catalog to the engine
+store_adapter($node, 'tuned', { prefix => 'tuned ', 'adapter_config.json' => '{}' });
+is(answer(q(SELECT complete('tuned', 'x'))), 'tuned echo: x', 'an answer by an adapter');
+is(answer(q(SELECT complete('one', 'x'))), 'echo: x', 'the base beside it is untouched');
+store_adapter($node, 'large', { a => 'x' x 2500000, empty => '', prefix => 'large ' });
+is(answer(q(SELECT count(*) FROM finetune.weights JOIN finetune.model ON model_id = id WHERE name = 'large')),
+	5, 'large files are stored in parts');
+is(answer(q(SELECT complete('large', 'x'))), 'large echo: x', 'an answer by a large adapter');
+answer(q(BEGIN; ALTER SERVER tuned RENAME TO t; ALTER SERVER large RENAME TO tuned; ALTER SERVER t RENAME TO large; COMMIT));
+is( answer(q(SELECT complete('tuned', 'x') || ', ' || complete('large', 'x'))),
+	'large echo: x, tuned echo: x', 'two models swap names');
+answer(q(CREATE SERVER bare TYPE 'lora' FOREIGN DATA WRAPPER pg_finetune));
+fails(q(SELECT complete('bare', 'x')), '55000', qr/model "bare" has no weights/, 'no weights');
+answer(q(INSERT INTO finetune.model (id, name, kind, base_id, job) SELECT gen_random_uuid(), 'bare', 'lora', id, gen_random_uuid() FROM finetune.model WHERE name = 'one'));
+fails(q(SELECT complete('bare', 'x')), '55000', qr/model "bare" is still being trained/,
+	'not trained yet');
+
+# Weights that are not what was stored are never served
+for my $case (
+	[ changed => q(UPDATE finetune.weights SET data = 'other' WHERE part = 1), qr/part 1 .* is damaged/ ],
+	[ missing => q(DELETE FROM finetune.weights WHERE part = 1), qr/part 1 .* is missing/ ],
+	[ cut => q(DELETE FROM finetune.weights WHERE part = 2), qr/not those that were stored/ ],
+	[ swapped => q(UPDATE finetune.weights SET file = 'z' WHERE part = 2), qr/not those that were stored/ ],
+	[ renamed => q(UPDATE finetune.weights SET file = '../z' WHERE part = 0), qr/part 0 .* bad file name/ ])
+{
+	my ($name, $damage, $pattern) = @$case;
+
+	store_adapter($node, $name, { a => "$name a", b => 'b', prefix => $name });
+	answer("$damage AND model_id = (SELECT id FROM finetune.model WHERE name = '$name')");
+	fails(qq(SELECT complete('$name', 'x')), 'XX001', $pattern, "weights $name");
+}
+is(scalar(() = glob($node->data_dir . '/pgsql_tmp_finetune/cache/*tmp*')),
+	0, 'nothing is left of them in the cache');
+
+# A damaged cache is replaced
+my $digest = store_adapter($node, 'cached', { prefix => 'cached ' });
+is(answer(q(SELECT complete('cached', 'x'))), 'cached echo: x', 'an adapter in the cache');
+$node->stop;
+write_file($node->data_dir . "/pgsql_tmp_finetune/cache/$digest/prefix", 'wrong ');
+$node->start;
+is(answer(q(SELECT complete('cached', 'x'))), 'cached echo: x', 'is written again when damaged');
+
+# A base with other bytes is refused by name
+store_adapter($node, 'older', { prefix => 'older ' }, base_digest => 'zero');
+fails(q(SELECT complete('older', 'x')), '55000',
+	qr/base model "one" has changed since "older" was trained.*HINT/s, 'a changed base');
+
+# A statement that ends takes its request along
+my $offset = -s $node->logfile;
+fails(q(SET statement_timeout = '300ms'; SELECT complete('one', 'sleep')),
+	'57014', qr/statement timeout/, 'statement_timeout');
+ok(wait_until(sub { log_count($node, qr/a request was dropped/, $offset) == 1 }),
+	'the engine was told of it');
+fails(q(SET pg_finetune.request_timeout = '300ms'; SELECT complete('one', 'sleep')),
+	'57P03', qr/did not answer in time/, 'request_timeout');
+ok(wait_until(sub { log_count($node, qr/a request was dropped/, $offset) == 2 }),
+	'the engine was told of that');
+my $session = $node->background_psql('postgres', on_error_stop => 0);
+my $pid = $session->query(q(SELECT pg_backend_pid()));
+$session->query_until(qr/asleep/, "\\echo asleep\nSELECT complete('one', 'sleep');\n");
+ok(wait_until(
+	sub { answer("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Extension'") eq '1' }),
+	'a request waits');
+answer("SELECT pg_terminate_backend($pid)");
+ok(wait_until(sub { log_count($node, qr/a request was dropped/, $offset) == 3 }),
+	'pg_terminate_backend ends it');
+$session->{run}->finish;
+
+# No text of a prompt, read from a table, in any error
+my $canary = 'canary' . 4711;
+answer("CREATE TABLE secret AS SELECT '$canary'::text AS p");
+$offset = -s $node->logfile;
+for my $call (
+	"'two', p", "'one', 'fail internal ' || p", "'gone', p", "'bad', p",
+	"'one', 'die ' || p", "'one', p, '{\"temp\": 1}'",
+	"'one', 'x', jsonb_build_object('system', p, 'top_p', 9)",
+	"'one', 'x', jsonb_build_object('stop', ARRAY[p, ''])",
+	"'one', jsonb_build_array(p)",
+	"'one', jsonb_build_array(jsonb_build_object('role', p, 'content', p))")
+{
+	my ($state, $words) = sqlstate_of($node, "SELECT complete($call) FROM secret");
+
+	like($state, qr/^(42704|XX000|58P01|XX001|57P03|22023)$/, "an error of $call");
+	unlike($words, qr/$canary/, "without its prompt");
+}
+is(log_count($node, qr/$canary/, $offset), 0, 'nor is it in the server log');
+
+# The engine can be turned off, and on again
+$node->append_conf('postgresql.conf', 'pg_finetune.serve = off');
+$node->reload;
+my $engine = engine_pid($node);
+ok(wait_until(sub { !is_running($engine) }), 'the engine ends when it is turned off');
+fails(q(SELECT complete('one', 'x')), '57P03', qr/the engine is turned off.*HINT:.*pg_finetune.serve/s,
+	'turned off');
+$node->append_conf('postgresql.conf', "pg_finetune.serve = on\npg_finetune.threads = 3");
+$node->reload;
+ok(wait_until(sub { engine_pid($node) != $engine }), 'it starts when it is turned on');
+is(answer(q(SELECT complete('one', 'x'))), 'echo: x', 'and answers');
+is(log_count($node, qr/listening, threads 3/), 1, 'with the settings of now');
+
+$node->stop;
+done_testing();
