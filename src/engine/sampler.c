@@ -205,5 +205,8 @@ ft_generation_text(const ft_generation *generation, ft_text *text)
 	const char *bytes = generation->text.data;
 	size_t n = generation->text.length;
 
-	return ft_text_make_valid(bytes, n - ft_utf8_incomplete(bytes, n), text);
+	/* an answer that was stopped is whole: what does not end a character there never would have */
+	if (generation->finish != FT_FINISH_STOP)
+		n -= ft_utf8_incomplete(bytes, n);
+	return ft_text_make_valid(bytes, n, text);
 }

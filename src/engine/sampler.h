@@ -69,7 +69,7 @@ ft_status ft_generation_push(ft_generation *generation, int32_t id);
  * them, could take): every invalid sequence becomes U+FFFD. */
 ft_status ft_text_make_valid(const char *bytes, size_t n, ft_text *text);
 
-/* Append the finished text, made valid; a character that was cut off at its end is dropped. */
+/* Append the finished text, made valid; a character that the limit has cut off is dropped. */
 ft_status ft_generation_text(const ft_generation *generation, ft_text *text);
 
 #endif
