@@ -2,13 +2,12 @@
 # see it, and what becomes of it when its transaction is undone.
 use strict;
 use warnings;
-use lib 'test/tap';
 
-use FinetuneTest;
+use FinetuneCluster;
+use FinetuneJob;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(sleep);
 
 my $node = new_node('finetune');
 
@@ -202,7 +201,7 @@ is(job($node, $id)->{phase}, 'running', 'a CANCEL that is rolled back changes no
 is(as('alice', "SELECT finetune('CANCEL', '$id')->>'status'"), 'CANCELLED', 'cancelled while it ran');
 is(as('alice', "SELECT finetune('CANCEL', '$id')->>'status'"), 'CANCELLED', 'twice is once');
 ok(wait_for_sql($node, 'SELECT count(*) = 0 FROM finetune.progress'), 'its worker ends');
-ok(!process_runs($engine), 'and the engine');
+ok(!is_running($engine), 'and the engine');
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_foreign_server WHERE srvname IN ('long', 'waiting')"),
 	0, 'the models are gone');
 

@@ -1,19 +1,19 @@
-# FinetuneTest.pm: what the tests of jobs and models have in common.
-package FinetuneTest;
+# FinetuneJob.pm: jobs on a tiny model, with the real engine.
+package FinetuneJob;
 
 use strict;
 use warnings;
 
 use Exporter 'import';
 use File::Copy;
+use FinetuneCluster;
 use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(sleep);
 
-our @EXPORT = qw(new_node start_job job wait_for_status wait_for_sql error_of engine_of children_of
-  process_runs start_time);
+our @EXPORT = qw(new_node start_job job wait_for_status wait_for_sql error_of engine_of start_time);
 
 # The longest that anything is waited for, in seconds.
 our $patience = 180;
@@ -145,16 +145,6 @@ sub engine_of
 		sleep 0.1;
 	}
 	die 'no engine';
-}
-
-# Does a process run? A zombie does not.
-sub process_runs
-{
-	my ($pid) = @_;
-
-	open(my $stat, '<', "/proc/$pid/stat") or return 0;
-	my $line = <$stat> // return 0;
-	return $line !~ /^\d+ \(.*\) Z/;
 }
 
 sub start_time
