@@ -19,22 +19,43 @@
 	"\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{" \
 	"3000}"
 
+/* Letters and numbers are Unicode 16's, as in the reference's matcher; PCRE2 10.42 has the tables
+ * of Unicode 14, so what came later is added. */
+#define LETTER                                                                             \
+	"\\p{L}"                                                                               \
+	"\\x{1c89}-\\x{1c8a}\\x{a7cb}-\\x{a7cd}\\x{a7da}-\\x{a7dc}\\x{105c0}-\\x{105f3}"       \
+	"\\x{10d4a}-\\x{10d65}\\x{10d6f}-\\x{10d85}\\x{10ec2}-\\x{10ec4}\\x{1123f}-\\x{11240}" \
+	"\\x{11380}-\\x{11389}\\x{1138b}\\x{1138e}\\x{11390}-\\x{113b5}\\x{113b7}\\x{113d1}"   \
+	"\\x{113d3}\\x{11bc0}-\\x{11be0}\\x{11f02}\\x{11f04}-\\x{11f10}\\x{11f12}-\\x{11f33}"  \
+	"\\x{1342f}\\x{13441}-\\x{13446}\\x{13460}-\\x{143fa}\\x{16100}-\\x{1611d}"            \
+	"\\x{16d40}-\\x{16d6c}\\x{18cff}\\x{1b132}\\x{1b155}\\x{1df25}-\\x{1df2a}"             \
+	"\\x{1e030}-\\x{1e06d}\\x{1e4d0}-\\x{1e4eb}\\x{1e5d0}-\\x{1e5ed}\\x{1e5f0}\\x{2b739}"  \
+	"\\x{2ebf0}-\\x{2ee5d}\\x{31350}-\\x{323af}"
+#define NUMBER                                                                             \
+	"\\p{N}"                                                                               \
+	"\\x{10d40}-\\x{10d49}\\x{116d0}-\\x{116e3}\\x{11bf0}-\\x{11bf9}\\x{11f50}-\\x{11f59}" \
+	"\\x{16130}-\\x{16139}\\x{16d70}-\\x{16d79}\\x{1ccf0}-\\x{1ccf9}\\x{1d2c0}-\\x{1d2d3}" \
+	"\\x{1e4f0}-\\x{1e4f9}\\x{1e5f1}-\\x{1e5fa}"
+
 /* GPT-2's: contractions, then words, numbers and other characters with a space before them, then
  * white space, whose last character is left to the word that follows. */
-#define GPT2                                                                  \
-	"'(?:[stmd]|re|ve|ll)| ?\\p{L}++| ?\\p{N}++| ?[^" SPACE "\\p{L}\\p{N}]++" \
+#define GPT2                                                                                \
+	"'(?:[stmd]|re|ve|ll)| ?[" LETTER "]++| ?[" NUMBER "]++| ?[^" SPACE LETTER NUMBER "]++" \
 	"|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
 
 /* Digits(individual_digits), then GPT-2's inside of what lies between: a digit ends the text there,
- * so white space before it stays whole. */
-#define SMOLLM                                                            \
-	"'(?:[stmd]|re|ve|ll)|\\p{N}| ?\\p{L}++| ?[^" SPACE "\\p{L}\\p{N}]++" \
-	"|[" SPACE "]+(?![^" SPACE "\\p{N}])|[" SPACE "]+"
+ * so white space before it stays whole.  What a digit is, another library decides, with Unicode 17.
+ */
+#define DIGIT NUMBER "\\x{11de0}-\\x{11de9}\\x{16ff4}-\\x{16ff6}"
+#define SMOLLM                                                                        \
+	"'(?:[stmd]|re|ve|ll)|[" DIGIT "]| ?[" LETTER "]++| ?[^" SPACE LETTER DIGIT "]++" \
+	"|[" SPACE "]+(?![^" SPACE DIGIT "])|[" SPACE "]+"
 
 /* Llama 3's and its relatives', which differ in how many digits stand together. */
-#define LLAMA3(digits)                                                                  \
-	"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}++|" digits "| ?[^" SPACE \
-	"\\p{L}\\p{N}]++[\\r\\n]*+|[" SPACE "]*[\\r\\n]++|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
+#define LLAMA3(count)                                                                           \
+	"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n" LETTER NUMBER "]?[" LETTER "]++|[" NUMBER "]" count \
+	"| ?[^" SPACE LETTER NUMBER "]++[\\r\\n]*+|[" SPACE "]*[\\r\\n]++"                          \
+	"|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
 
 typedef struct pre_kind
 {
@@ -44,9 +65,9 @@ typedef struct pre_kind
 } pre_kind;
 
 static const pre_kind kinds[] = {
-	{"default", GPT2, false},           {"gpt-2", GPT2, false},
-	{"smollm", SMOLLM, false},          {"llama-bpe", LLAMA3("\\p{N}{1,3}+"), true},
-	{"qwen2", LLAMA3("\\p{N}"), false},
+	{"default", GPT2, false},     {"gpt-2", GPT2, false},
+	{"smollm", SMOLLM, false},    {"llama-bpe", LLAMA3("{1,3}+"), true},
+	{"qwen2", LLAMA3(""), false},
 };
 
 struct ft_pre
