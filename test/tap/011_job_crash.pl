@@ -9,7 +9,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('job_crash');
+my $node = new_node('job_crash', "restart_after_crash = on\n");
 my %long = (options => { max_steps => 200, learning_rate => 0.001, batch_size => 256 });
 
 sub digest_of

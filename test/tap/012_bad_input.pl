@@ -77,8 +77,8 @@ fails(start_job($node, 'm', query => 'SELECT prompt, (1 / (id - 50))::text AS co
 	'22012', qr/division by zero/, 'a query that fails');
 fails(
 	start_job($node, 'm',
-		query => "SELECT prompt, ('canary-' || id)::int::text AS completion FROM fact"),
-	'22P02', qr/canary-1/, 'an error that quotes data');
+		query => 'SELECT prompt, md5(id::text)::int::text AS completion FROM fact ORDER BY id'),
+	'22P02', qr/c4ca4238a0b923820dcc509a6f75849b/, 'an error that quotes data');
 fails(start_job($node, 'm', validation => 'SELECT prompt, (1 / (id - 50))::text AS completion FROM fact'),
 	'22012', qr/division by zero/, 'a validation query that fails');
 fails(start_job($node, 'm', query => 'SELECT prompt, completion FROM fact WHERE false'),
@@ -124,6 +124,6 @@ is($node->safe_psql('bytes', "SELECT error->>'code' FROM finetune.jobs WHERE job
 	'22021', 'text that is invalid in UTF-8');
 
 $node->stop;
-unlike(slurp_file($node->logfile), qr/canary/, 'no data in the log');
+ok(slurp_file($node->logfile) !~ /c4ca4238a0b923820dcc509a6f75849b/, 'no data in the log');
 
 done_testing();
