@@ -18,6 +18,7 @@
 #include "foreign/foreign.h"
 #include "funcapi.h"
 #include "job.h"
+#include "json.h"
 #include "miscadmin.h"
 #include "model.h"
 #include "options.h"
@@ -209,14 +210,29 @@ get_base(const char *name)
 	return base;
 }
 
-/* Is its file sound? The engine knows best. */
+/* Is its file sound, and one that can be trained? The engine knows best. */
 static void
 check_file(PgftModel *base)
 {
-	if (pgft_serve)
-		(void) pgft_model_inspect(base, -1);
-	else
+	Jsonb *file;
+	JsonbContainer *unsupported;
+
+	if (!pgft_serve)
+	{
 		check_file_header(base);
+		return;
+	}
+	file = pgft_model_inspect(base, -1);
+	unsupported = pgft_json_array(&file->root, "unsupported");
+	if (unsupported && JsonContainerSize(unsupported) > 0)
+	{
+		JsonbValue *what = getIthJsonbValueFromContainer(unsupported, 0);
+
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("model file \"%s\": %.*s", base->file,
+							   what->type == jbvString ? what->val.string.len : 0,
+							   what->type == jbvString ? what->val.string.val : "")));
+	}
 }
 
 /*
