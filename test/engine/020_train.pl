@@ -1,0 +1,308 @@
+# 020_train.pl: `train JOBDIR` as a program: events, results, and what happens
+# when it is killed, ended, doubled, misled or out of space.
+use strict;
+use warnings;
+
+use File::Copy qw(copy);
+use File::Path qw(make_path remove_tree);
+use File::Temp qw(tempdir);
+use JSON::PP qw(decode_json encode_json);
+use Fcntl;
+use Test::More;
+
+my $engine = "build/pg_finetune_engine";
+my $base = "test/golden/tiny_llama/tied/base.gguf";
+my $scratch = tempdir(CLEANUP => 1);
+my $made = 0;
+
+sub spew
+{
+	my ($path, $text) = @_;
+	open my $file, '>', $path or die "$path: $!";
+	print $file $text;
+	close $file or die "$path: $!";
+}
+
+sub slurp
+{
+	my ($path) = @_;
+	open my $file, '<:raw', $path or return undef;
+	local $/;
+	return scalar <$file>;
+}
+
+my @rows = map { { prompt => "row $_ " . ("x" x ($_ % 7)), completion => "the " . ($_ * $_) } } 1 .. 24;
+
+sub jsonl
+{
+	return join '', map { encode_json($_) . "\n" } @_;
+}
+
+# A job directory; what is given replaces the defaults of job.json.
+sub new_job
+{
+	my (%change) = @_;
+	my $directory = "$scratch/job" . ++$made;
+	make_path($directory);
+	my %job = (
+		version => 1,
+		base => { path => $base, name => "tiny" },
+		device => "cpu",
+		threads => 2,
+		numerics => "reference",
+		options => { max_epochs => 3, batch_size => 200, learning_rate => 0.01, lora_r => 4, n_evals => 4 },
+		%{ $change{job} // {} });
+	spew("$directory/job.json", $change{json} // encode_json(\%job));
+	spew("$directory/train.jsonl", $change{train} // jsonl(@rows));
+	return $directory;
+}
+
+# Start an engine: (pid, handle of its events).
+sub start
+{
+	my ($directory, @more) = @_;
+	pipe my $read, my $write or die $!;
+	my $pid = fork() // die $!;
+	if ($pid == 0)
+	{
+		open STDOUT, '>&', $write or die $!;
+		open STDERR, '>>', "$scratch/stderr" or die $!;
+		exec $engine, 'train', $directory, @more or die $!;
+	}
+	close $write;
+	return ($pid, $read);
+}
+
+# Run to the end: exit code and events.
+sub run
+{
+	my ($pid, $events) = start(@_);
+	my @events = map { decode_json($_) } <$events>;
+	waitpid $pid, 0;
+	return ($? >> 8, @events);
+}
+
+sub named
+{
+	my ($name, @events) = @_;
+	return grep { $_->{event} eq $name } @events;
+}
+
+sub last_checkpoint
+{
+	my ($directory) = @_;
+	return (sort { $b <=> $a } map { /checkpoint-(\d+)$/ ? $1 : () } glob "$directory/checkpoint-*")[0] // 0;
+}
+
+# --- a whole run ---------------------------------------------------------------------------------
+
+my $unbroken = new_job();
+my ($code, @events) = run($unbroken);
+is($code, 0, 'a job ends with exit code 0');
+my @steps = named('step', @events);
+my ($started) = named('started', @events);
+my ($dataset) = named('dataset', @events);
+my ($plan) = named('plan', @events);
+my ($completed) = named('completed', @events);
+is($started->{architecture}, 'llama', 'started: architecture');
+is($started->{resumed_from}, 0, 'started: nothing to resume');
+like($started->{base_digest}, qr/^[0-9a-f]{64}$/, 'started: digest of the base');
+is_deeply($dataset->{rows}, { read => 24, used => 24, skipped_null => 0, truncated => 0 }, 'dataset: rows');
+is($dataset->{validation_rows}, 2, 'dataset: a tenth of the rows validates');
+is($plan->{total_steps}, scalar @steps, 'as many steps as planned');
+is($plan->{options}{lora_alpha}, 8, 'plan: alpha is twice the rank');
+is($plan->{options}{seed}, 42, 'plan: options are filled in');
+is($steps[-1]{epoch}, 3, 'three epochs');
+is($steps[-1]{tokens}, 3 * $dataset->{tokens}, 'every token of every epoch');
+is($steps[-1]{trained_tokens}, 3 * $dataset->{trained_tokens}, 'every trained token of every epoch');
+ok($steps[-1]{training_loss} < $steps[0]{training_loss}, 'the loss falls');
+is((named('evaluation', @events))[0]{step}, 0, 'the untouched base is evaluated');
+is(scalar named('evaluation', @events), 5, 'and the model four times');
+is($completed->{steps}, scalar @steps, 'completed: steps');
+is($completed->{adapter}, 'adapter', 'completed: the adapter');
+my $expected = slurp("$unbroken/adapter/adapter_model.safetensors");
+ok(defined $expected, 'the adapter is there');
+my $config = decode_json(slurp("$unbroken/adapter/adapter_config.json"));
+is($config->{peft_type}, 'LORA', 'its configuration is PEFT\'s');
+is($config->{r}, 4, 'with the rank');
+ok(!-e "$unbroken/train.jsonl", 'the rows\' text is gone');
+is(scalar(() = glob "$unbroken/checkpoint-*"), 2, 'two checkpoints are kept');
+is(scalar(() = glob "$unbroken/*.tmp"), 0, 'nothing temporary is left');
+
+# --- killed ------------------------------------------------------------------------------------------
+
+# Kill an engine after the given event and return how far it had come.
+sub kill_after
+{
+	my ($directory, $signal, $event, $step) = @_;
+	my ($pid, $events) = start($directory);
+	my $from;
+	while (my $line = <$events>)
+	{
+		my $e = decode_json($line);
+		$from = $e->{resumed_from} if $e->{event} eq 'started';
+		last if $e->{event} eq $event && ($e->{step} // 0) >= $step;
+	}
+	kill $signal, $pid;
+	my @rest = <$events>;
+	waitpid $pid, 0;
+	return ($?, $from);
+}
+
+my $differing = 0;
+my $wrong_counts = 0;
+for my $at (1 .. @steps - 1)
+{
+	my $job = new_job();
+	kill_after($job, 'KILL', 'step', $at);
+	my $saved = last_checkpoint($job);
+	($code, @events) = run($job);
+	my ($again) = named('started', @events);
+	($completed) = named('completed', @events);
+	$differing++ if slurp("$job/adapter/adapter_model.safetensors") ne $expected || $again->{resumed_from} != $saved;
+	$wrong_counts++ if (named('step', @events))[-1]{tokens} != 3 * $dataset->{tokens};
+	remove_tree($job);
+}
+is($differing, 0, 'a job killed at any step ends with the same bytes');
+is($wrong_counts, 0, 'and has counted each token once');
+
+my $often = new_job();
+kill_after($often, 'KILL', $_, 0) for qw(started dataset plan evaluation checkpoint step);
+($code) = run($often);
+is($code, 0, 'a job killed again and again ends');
+is(slurp("$often/adapter/adapter_model.safetensors"), $expected, 'with the same bytes');
+
+my $damaged = new_job();
+kill_after($damaged, 'KILL', 'checkpoint', 6);
+my $newest = last_checkpoint($damaged);
+my $path = "$damaged/checkpoint-$newest/optimizer.safetensors";
+my $bytes = slurp($path);
+substr($bytes, -5, 1) = chr(ord(substr($bytes, -5, 1)) ^ 1);
+spew($path, $bytes);
+make_path("$damaged/checkpoint-999.tmp/adapter");
+($code, @events) = run($damaged);
+ok((named('started', @events))[0]{resumed_from} < $newest, 'a damaged checkpoint is passed over');
+is(slurp("$damaged/adapter/adapter_model.safetensors"), $expected, 'and the one before it leads to the same bytes');
+ok(!-e "$damaged/checkpoint-999.tmp", 'what a killed run left is removed');
+
+# --- ended ---------------------------------------------------------------------------------------------
+
+my $ended = new_job();
+my ($status) = kill_after($ended, 'TERM', 'step', 3);
+is($status >> 8, 3, 'SIGTERM: exit code 3');
+($code) = run($ended);
+is($code, 0, 'and the job goes on');
+is(slurp("$ended/adapter/adapter_model.safetensors"), $expected, 'to the same bytes');
+
+my $interrupted = new_job();
+my ($pid, $events) = start($interrupted);
+while (my $line = <$events>)
+{
+	kill 'INT', $pid if decode_json($line)->{event} eq 'step';
+}
+waitpid $pid, 0;
+is($?, 0, 'SIGINT is ignored');
+
+{
+	my $job = new_job(job => { options => { max_epochs => 50, batch_size => 64, n_evals => 1 } });
+	pipe my $read, my $write or die $!;
+	my $flags = fcntl($read, Fcntl::F_GETFD(), 0);
+	fcntl($read, Fcntl::F_SETFD(), 0);
+	($pid, $events) = start($job, '--control-fd', fileno $read);
+	close $read;
+	<$events>;
+	close $write;
+	my @rest = <$events>;
+	waitpid $pid, 0;
+	is($? >> 8, 1, 'the parent\'s end of the pipe closes: the engine ends');
+	is(scalar(grep { /completed|failed/ } @rest), 0, 'at once');
+}
+
+{
+	my $job = new_job(job => { options => { max_epochs => 50, batch_size => 64, n_evals => 1 } });
+	($pid, $events) = start($job);
+	<$events>;
+	($code, @events) = run($job);
+	is($code, 1, 'a second engine in the same directory fails');
+	is($events[-1]{code}, 'busy', 'with code busy');
+	kill 'KILL', $pid;
+	waitpid $pid, 0;
+}
+
+# --- misled ----------------------------------------------------------------------------------------------
+
+sub fails
+{
+	my ($name, $job, $expected_code, $message) = @_;
+	my ($exit, @told) = run($job);
+	is($exit, 1, "$name: exit code 1");
+	is($told[-1]{event}, 'failed', "$name: failed");
+	is($told[-1]{code}, $expected_code, "$name: code $expected_code");
+	like($told[-1]{message}, $message, "$name: message");
+	is(scalar named('started', @told), 0, "$name: before a device is taken");
+	return $told[-1];
+}
+
+sub with_options
+{
+	my (%options) = @_;
+	return new_job(job => { options => \%options });
+}
+
+fails('no job.json', do { my $d = new_job(); unlink "$d/job.json"; $d }, 'not_found', qr/job\.json/);
+fails('broken job.json', new_job(json => '{"version": 1,'), 'invalid', qr/job\.json: not valid JSON at line 1/);
+fails('another version', new_job(job => { version => 2 }), 'unsupported', qr/"version" is 2/);
+fails('unknown key', new_job(job => { colour => 'red' }), 'invalid', qr/unknown key "colour"/);
+fails('no path', new_job(job => { base => { name => 'x' } }), 'invalid', qr/"base\.path"/);
+fails('unknown option', with_options(lora_rank => 4), 'invalid', qr/unknown option "lora_rank"/);
+fails('option out of range', with_options(max_epochs => 51), 'invalid', qr/"max_epochs".*1 to 50/);
+fails('option of another type', with_options(learning_rate => 'fast'), 'invalid', qr/"learning_rate"/);
+fails('unknown module', with_options(lora_target_modules => ['q_proj', 'head']), 'invalid', qr/unknown module at 2/);
+fails('another method', with_options(method => 'dpo'), 'unsupported', qr/method "dpo"/);
+fails('dropout', with_options(lora_dropout => 0.1), 'unsupported', qr/lora_dropout 0\.1/);
+fails('missing base', new_job(job => { base => { path => "$scratch/none.gguf" } }), 'not_found', qr/none\.gguf/);
+fails('another base', new_job(job => { base => { path => $base, digest => '0' x 64 } }), 'mismatch', qr/digest/);
+my $told = fails('no rows', new_job(train => ''), 'invalid', qr/no usable training rows: 0 read/);
+like($told->{hint}, qr/query/, 'no rows: a hint');
+fails('only nulls', new_job(train => jsonl({ prompt => undef, completion => 'x' })), 'invalid', qr/1 with a null/);
+fails('a bad row', new_job(train => jsonl($rows[0], { prompt => 'CANARY', completion => ['CANARY'] })),
+	'invalid', qr/row 2 of train\.jsonl: column "completion" is no string/);
+fails('no JSON', new_job(train => "{\"prompt\": \"CANARY"), 'invalid', qr/row 1 of train\.jsonl: not valid JSON/);
+unlike(slurp("$scratch/stderr"), qr/CANARY/, 'no text of a row is logged');
+is(system("$engine train --what 2>/dev/null") >> 8, 2, 'wrong usage: exit code 2');
+
+# --- out of space ---------------------------------------------------------------------------------------
+
+SKIP:
+{
+	my $disk = "$scratch/disk";
+	make_path($disk);
+	my $try = system("unshare -rm sh -c 'mount -t tmpfs -o size=1m none $disk' 2>/dev/null");
+	skip 'no file system can be mounted here', 5 if $try != 0;
+	my $job = new_job();
+	spew("$scratch/full.sh", <<"END");
+set -e
+mount -t tmpfs -o size=4m none $disk
+head -c 4063232 /dev/zero >$disk/filler
+cp $job/* $disk/
+set +e
+$engine train $disk >$scratch/full.events
+echo exit \$? >>$scratch/full.result
+ls $disk >>$scratch/full.result
+rm $disk/filler
+$engine train $disk >>$scratch/full.events
+echo again \$? >>$scratch/full.result
+cp $disk/adapter/adapter_model.safetensors $scratch/full.safetensors
+END
+	system("unshare -rm sh $scratch/full.sh 2>/dev/null");
+	my $result = slurp("$scratch/full.result");
+	my @full = map { decode_json($_) } split /\n/, slurp("$scratch/full.events");
+	my ($failed) = named('failed', @full);
+	is($failed->{code}, 'no_space', 'disk full: failed with code no_space');
+	unlike($result, qr/\.tmp/, 'nothing temporary is left');
+	like($result, qr/^checkpoint-\d+$/m, 'the last good checkpoint is');
+	like($result, qr/again 0/, 'with more room the job goes on');
+	is(slurp("$scratch/full.safetensors"), $expected, 'to the same bytes');
+}
+
+done_testing();
