@@ -91,7 +91,14 @@ for my $mode ('fast', 'immediate')
 ($id, $engine) = start_and_wait('postmaster');
 $node->kill9;
 ok(wait_until(sub { !is_running($engine) }), 'kill -9 of the postmaster ends the engine');
-$node->start;
+ok( wait_until(
+		sub {
+			# what is left of the old one may need a moment to go
+			return 1 if $node->start(fail_ok => 1);
+			$node->stop('fast', fail_ok => 1);
+			return 0;
+		}),
+	'the server starts again');
 ends_well($id, 'postmaster', 'kill -9 of the postmaster');
 
 # The reader, in a query that takes its time: nothing to go on from, but no harm either
