@@ -339,17 +339,17 @@ ask(Completion *completion, text *model_name, text *prompt, Jsonb *messages, Jso
 	CompleteOptions options;
 	PgftModel *model;
 	StringInfoData body;
+	char *chat;
 
 	completion->model = text_to_cstring(model_name);
 	model = pgft_model_lookup(completion->model, false);
 	read_options(&options, given);
+	chat = chat_messages(&options, prompt == NULL ? NULL : text_to_cstring(prompt), messages);
 
 	initStringInfo(&body);
 	appendStringInfoChar(&body, '{');
 	pgft_json_add_string(&body, "model", pgft_serving_prepare(model));
-	pgft_json_add_raw(
-		&body, "messages",
-		chat_messages(&options, prompt == NULL ? NULL : text_to_cstring(prompt), messages));
+	pgft_json_add_raw(&body, "messages", chat);
 	appendStringInfo(&body, ", %s}", options.body.data);
 	read_completion(completion, pgft_serving_call(model, "/v1/chat/completions", body.data));
 }

@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "database_hook.h"
 #include "fmgr.h"
 #include "launcher.h"
 #include "miscadmin.h"
@@ -32,6 +33,7 @@ _PG_init(void)
 	preloaded = true;
 	pgft_shmem_init();
 	pgft_launcher_register();
+	pgft_database_hook_init();
 }
 
 bool

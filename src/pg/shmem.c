@@ -19,6 +19,9 @@
 
 #define NO_PROC (-1)
 
+/* Databases that can be kept free of workers at a time */
+#define MAX_BARRED 16
+
 typedef struct PgftShared
 {
 	LWLock *lock; /* guards everything here but server_changed */
@@ -28,6 +31,13 @@ typedef struct PgftShared
 	bool look_everywhere;
 	int request_count;
 	Oid requests[PGFT_MAX_REQUESTS];
+
+	/* Databases in which no worker may start, and by how many sessions' wish */
+	struct
+	{
+		Oid database;
+		int count;
+	} barred[MAX_BARRED];
 
 	PgftServerState server;
 	uint64 last_generation;
@@ -273,6 +283,43 @@ pgft_leave_database(Oid database)
 	return !found;
 }
 
+void
+pgft_bar_database(Oid database, bool bar)
+{
+	int place = -1;
+
+	if (shared == NULL)
+		return;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < MAX_BARRED; i++)
+	{
+		if (shared->barred[i].count > 0 && shared->barred[i].database == database)
+		{
+			place = i;
+			break;
+		}
+		if (shared->barred[i].count == 0 && place < 0)
+			place = i;
+	}
+	if (place >= 0 && bar)
+	{
+		shared->barred[place].database = database;
+		shared->barred[place].count++;
+	}
+	else if (place >= 0 && shared->barred[place].count > 0)
+		shared->barred[place].count--;
+	LWLockRelease(shared->lock);
+}
+
+static bool
+is_barred(Oid database)
+{
+	for (int i = 0; i < MAX_BARRED; i++)
+		if (shared->barred[i].count > 0 && shared->barred[i].database == database)
+			return true;
+	return false;
+}
+
 /* ---- A job worker ---- */
 
 /* A worker's argument: the slot's number, and which reservation it is. */
@@ -304,7 +351,13 @@ pgft_slot_attach(Datum main_arg)
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	valid = slot->state == PGFT_SLOT_STARTING && slot->generation == GENERATION_OF(main_arg);
-	if (valid)
+	if (valid && slot->leave)
+	{
+		slot->state = PGFT_SLOT_ENDED;
+		wake(shared->launcher_procno);
+		valid = false;
+	}
+	else if (valid)
 	{
 		slot->state = PGFT_SLOT_ACTIVE;
 		slot->worker_pid = MyProcPid;
@@ -313,7 +366,7 @@ pgft_slot_attach(Datum main_arg)
 	database = slot->database;
 	LWLockRelease(shared->lock);
 
-	/* The launcher that reserved it has restarted since */
+	/* The launcher that reserved it has restarted since, or the database is wanted */
 	if (!valid)
 		proc_exit(0);
 
@@ -452,7 +505,7 @@ pgft_slot_reserve(Oid database, int limit, Datum *main_arg)
 										   (slot->state == PGFT_SLOT_ACTIVE && !slot->job_set)))
 			looking = true;
 	}
-	if (taken >= limit || looking)
+	if (taken >= limit || looking || is_barred(database))
 		found = -1;
 	if (found >= 0)
 	{

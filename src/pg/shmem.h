@@ -98,6 +98,13 @@ extern int pgft_running_jobs(PgftJobSlot *slots);
 /* Ask the workers in a database to leave it; true when there is none (left). */
 extern bool pgft_leave_database(Oid database);
 
+/*
+ * Let no worker start in a database, or let them again; counted, so that two
+ * sessions may do so at a time.  More than a few databases at a time are not
+ * remembered.
+ */
+extern void pgft_bar_database(Oid database, bool bar);
+
 /* ---- A job worker ---- */
 
 /*
