@@ -60,6 +60,10 @@ pack_panel(const matmul_job *job, float *panel, int64_t k0, int64_t k, int64_t c
 			for (int64_t j = 0; j < width; j++)
 				for (int64_t t = 0; t < k; t++)
 					panel[t * FT_GROUP + j] = element(b, column + first + j, k0 + t);
+		else if (b.dtype == FT_F32 && width == FT_GROUP)
+			for (int64_t t = 0; t < k; t++)
+				memcpy(panel + t * FT_GROUP, ft_at(b, k0 + t, column + first),
+					   FT_GROUP * sizeof *panel);
 		else if (b.dtype == FT_F32)
 			for (int64_t t = 0; t < k; t++)
 				memcpy(panel + t * FT_GROUP, ft_at(b, k0 + t, column + first),
@@ -125,17 +129,24 @@ matmul_task(void *context, int worker, int64_t begin, int64_t end)
 		{
 			int64_t k = ft_min(TILE_K, job->k - k0);
 			const float *x = scratch->rows;
-			int64_t ldx = k;
+			int64_t xm = k;
+			int64_t xk = 1;
 
 			pack_panel(job, scratch->panel, k0, k, column, n);
-			if (job->a.dtype == FT_F32 && !job->ta)
+			if (job->a.dtype != FT_F32)
+				pack_rows(job, scratch->rows, row, m, k0, k);
+			else if (job->ta)
 			{
-				x = ft_at(job->a, row, k0);
-				ldx = job->a.ld;
+				x = ft_at(job->a, k0, row);
+				xm = 1;
+				xk = job->a.ld;
 			}
 			else
-				pack_rows(job, scratch->rows, row, m, k0, k);
-			kernels->gemm(scratch->acc, TILE_COLUMNS, x, ldx, 1, scratch->panel, FT_GROUP,
+			{
+				x = ft_at(job->a, row, k0);
+				xm = job->a.ld;
+			}
+			kernels->gemm(scratch->acc, TILE_COLUMNS, x, xm, xk, scratch->panel, FT_GROUP,
 						  k * FT_GROUP, m, (int) ft_divide_up(n, FT_GROUP), k);
 		}
 		store_tile(job, scratch->acc, row, m, column, n);
