@@ -234,7 +234,7 @@ bench_memory(void)
 	ft_mat m = matrix(64, 1 << 20);
 
 	report("peak/memory_read",
-		   (double) (m.rows * m.cols) * 4 / best_time(run_sum_squares, &m) / 1e9, "GB/s");
+		   (double) (m.rows * m.cols) * 4 / best_time(run_sum_squares, &m) / 1e9, "GB/s", NULL);
 	release(m);
 }
 
