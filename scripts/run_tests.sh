@@ -91,6 +91,7 @@ if [ -n "$runnable" ]; then
 	for file in cache/*.gguf; do
 		ln "$file" "$tree/cache" 2>/dev/null || cp "$file" "$tree/cache"
 	done
+	cp test/golden/tiny_llama/tied/base.gguf "$tree/cache/tiny.gguf"
 else
 	parts=
 fi

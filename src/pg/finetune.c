@@ -81,13 +81,12 @@ get_action(FunctionCallInfo fcinfo)
 							"DELETE.")));
 }
 
-/* The action is known, but takes another number of arguments. */
+/* The action is known, but takes other arguments. */
 static void
-wrong_arguments(Action action, int nargs)
+wrong_arguments(Action action)
 {
 	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					errmsg("action %s does not take %d argument%s", actions[action].name, nargs - 1,
-						   nargs == 2 ? "" : "s"),
+					errmsg("too many arguments for action %s", actions[action].name),
 					errhint("Call it as %s.", actions[action].usage)));
 }
 
@@ -131,7 +130,7 @@ pgft_finetune_job(PG_FUNCTION_ARGS)
 						errmsg("arguments \"base_model\" and \"training_query\" are missing"),
 						errhint("Call it as %s.", actions[action].usage)));
 	if (action == ACTION_SHOW)
-		wrong_arguments(action, PG_NARGS());
+		wrong_arguments(action);
 	pgft_job_parse_name(get_text(fcinfo, 1, "job_id"), &id);
 
 	switch (action)
@@ -157,7 +156,7 @@ pgft_finetune_incomplete(PG_FUNCTION_ARGS)
 	Action action = get_action(fcinfo);
 
 	if (action != ACTION_CREATE)
-		wrong_arguments(action, PG_NARGS());
+		wrong_arguments(action);
 	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					errmsg("argument \"training_query\" is missing"),
 					errhint("Call it as %s.", actions[action].usage)));
@@ -275,7 +274,7 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	char *base_name;
 
 	if (action != ACTION_CREATE)
-		wrong_arguments(action, PG_NARGS());
+		wrong_arguments(action);
 	PreventCommandIfReadOnly("finetune('CREATE')");
 	PreventCommandDuringRecovery("finetune('CREATE')");
 	request.model_name = get_text(fcinfo, 1, "model");

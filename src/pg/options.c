@@ -179,7 +179,7 @@ static void
 not_yet(const OptionSpec *spec, const char *value)
 {
 	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					value ? errmsg("option \"%s\" cannot be \"%s\" yet", spec->name, value)
+					value ? errmsg("option \"%s\" cannot be %s yet", spec->name, value)
 						  : errmsg("option \"%s\" is not supported yet", spec->name)));
 }
 
@@ -224,8 +224,10 @@ check_number(const OptionSpec *spec, JsonbValue *value)
 		((spec->flags & OPTION_BELOW_MAX) && number >= spec->max) ||
 		(spec->type == OPTION_INTEGER && number != floor(number)))
 		bad_value(spec, value);
-	if ((spec->flags & OPTION_LATER) && (spec->fallback == NULL || number != atof(spec->fallback)))
+	if ((spec->flags & OPTION_LATER) && spec->fallback == NULL)
 		not_yet(spec, NULL);
+	if ((spec->flags & OPTION_LATER) && number != atof(spec->fallback))
+		not_yet(spec, show_value(value));
 }
 
 /* "all-linear", or an array of module names, none of them twice. */

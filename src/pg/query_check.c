@@ -182,6 +182,8 @@ list_columns(TupleDesc desc)
 {
 	StringInfoData buf;
 
+	if (desc->natts == 0)
+		return "no columns";
 	initStringInfo(&buf);
 	for (int i = 0; i < desc->natts; i++)
 		appendStringInfo(&buf, "%s%s %s", i ? ", " : "", NameStr(TupleDescAttr(desc, i)->attname),
