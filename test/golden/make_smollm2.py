@@ -82,7 +82,7 @@ def check_weights(path, model):
 
 def main():
     path, out = sys.argv[1], sys.argv[2]
-    torch.manual_seed(0)
+    torch.set_num_threads(1)  # the order of sums is then fixed
     torch.set_grad_enabled(False)
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         os.path.dirname(path), gguf_file=os.path.basename(path)
@@ -128,7 +128,7 @@ def main():
             rows.append(row.numpy())
             ids.append(int(row.argmax()))
         greedy.append({"prompt": text, "prompt_ids": prompt, "tokens": ids[len(prompt):]})
-        print(len(prompt), "tokens of prompt; smallest margin of a greedy choice", margin)
+        print(len(prompt), "tokens of prompt; smallest margin of a greedy choice", margin, flush=True)
         # the whole sequence at once is the reference for logits: no cache, one product a matrix
         whole = model(torch.tensor([ids]), use_cache=False).logits[0].numpy()
         positions = sorted({0, 1, len(prompt) // 2, len(prompt) - 1, len(prompt) + 50, len(ids) - 2})
