@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""Write the seeds of the fuzz targets into test/fuzz/corpus: one right input of each format, and the
+shapes of wrong ones that have broken other readers (counts and lengths near 2^64, sums and products that
+overflow, offsets beyond the file, names twice, spans that overlap).
+
+    python test/fuzz/make_seeds.py test/fuzz/corpus
+"""
+
+import json
+import os
+import struct
+import sys
+
+U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+
+
+def u32(v):
+    return struct.pack("<I", v)
+
+
+def u64(v):
+    return struct.pack("<Q", v)
+
+
+def text(s):
+    s = s.encode() if isinstance(s, str) else s
+    return u64(len(s)) + s
+
+
+def value(key, type_, data):
+    return text(key) + u32(type_) + data
+
+
+def strings(key, items):
+    return value(key, ARRAY, u32(STRING) + u64(len(items)) + b"".join(text(i) for i in items))
+
+
+def info(name, dims, type_, offset):
+    return text(name) + u32(len(dims)) + b"".join(u64(d) for d in dims) + u32(type_) + u64(offset)
+
+
+def gguf(values, infos, data, n_values=None, n_tensors=None, version=3):
+    head = b"GGUF" + u32(version) + u64(len(infos) if n_tensors is None else n_tensors)
+    head += u64(len(values) if n_values is None else n_values) + b"".join(values) + b"".join(infos)
+    return head + b"\0" * (-len(head) % 32) + data
+
+
+def llama(first=(), tensors=(), **more):
+    """A model of one layer, hidden 4, two heads of 2, three tokens; what is given replaces its own."""
+    values = [
+        value("general.architecture", STRING, text("llama")),
+        value("llama.block_count", U32, u32(1)),
+        value("llama.context_length", U32, u32(8)),
+        value("llama.embedding_length", U32, u32(4)),
+        value("llama.feed_forward_length", U32, u32(4)),
+        value("llama.attention.head_count", U32, u32(2)),
+        value("llama.attention.head_count_kv", U32, u32(1)),
+        value("llama.attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
+    ]
+    replaced = [v[: 8 + struct.unpack("<Q", v[:8])[0]] for v in first]
+    values = list(first) + [v for v in values if not any(v.startswith(r) for r in replaced)]
+    shapes = {"token_embd.weight": [4, 3], "output_norm.weight": [4]}
+    for name, shape in [
+        ("attn_norm", [4]),
+        ("attn_q", [4, 4]),
+        ("attn_k", [4, 2]),
+        ("attn_v", [4, 2]),
+        ("attn_output", [4, 4]),
+        ("ffn_norm", [4]),
+        ("ffn_gate", [4, 4]),
+        ("ffn_up", [4, 4]),
+        ("ffn_down", [4, 4]),
+    ]:
+        shapes["blk.0.%s.weight" % name] = shape
+    infos, data = list(tensors), b""
+    for name, shape in shapes.items():
+        if any(t.startswith(text(name)) for t in tensors):
+            continue
+        infos.append(info(name, shape, 0, len(data)))
+        size = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        data += bytes(size) + bytes(-size % 32)
+    return gguf(values, infos, data, **more)
+
+
+VOCABULARY = [
+    value("tokenizer.ggml.model", STRING, text("gpt2")),
+    value("tokenizer.ggml.pre", STRING, text("smollm")),
+    strings("tokenizer.ggml.tokens", ["a", "<|im_end|>", "aa"]),
+    value("tokenizer.ggml.token_type", ARRAY, u32(I32) + u64(3) + u32(1) + u32(3) + u32(1)),
+    strings("tokenizer.ggml.merges", ["a a"]),
+    value("tokenizer.ggml.eos_token_id", U32, u32(1)),
+    value("tokenizer.ggml.add_bos_token", BOOL, b"\0"),
+    value("tokenizer.chat_template", STRING, text("{{ messages }}")),
+]
+
+
+def gguf_seeds():
+    huge = 1 << 63
+    head = b"GGUF" + u32(3)
+    yield "valid", llama()
+    yield "vocabulary", llama(VOCABULARY)
+    yield "version2", llama(VOCABULARY, version=2)
+    yield "n_values", llama(n_values=huge)
+    yield "n_tensors", llama(n_tensors=(1 << 64) // 176 + 1)
+    yield "key_length", head + u64(0) + u64(1) + u64(2**64 - 1) + b"a"
+    yield "string_length", head + u64(0) + u64(1) + text("k") + u32(STRING) + u64(2**64 - 1)
+    yield "array_overflow", head + u64(0) + u64(1) + text("k") + u32(ARRAY) + u32(STRING) + u64(2**60 + 1)
+    yield "array_of_arrays", head + u64(0) + u64(1) + text("k") + u32(ARRAY) + u32(ARRAY) + u64(1 << 40)
+    yield "array_type", head + u64(0) + u64(1) + text("k") + u32(ARRAY) + u32(255) + u64(1)
+    yield "value_type", head + u64(0) + u64(1) + text("k") + u32(2**31)
+    yield "dimensions", llama(tensors=[info("token_embd.weight", [1] * 9, 0, 0)])
+    yield "dimension_overflow", llama(tensors=[info("token_embd.weight", [1 << 33, 1 << 33], 0, 0)])
+    yield "dimension_wraps", llama(tensors=[info("token_embd.weight", [1 << 62, 4, 4], 0, 0)])
+    yield "dimension_zero", llama(tensors=[info("token_embd.weight", [0, 3], 0, 0)])
+    yield "dimension_negative", llama(tensors=[info("token_embd.weight", [2**64 - 4, 3], 0, 0)])
+    yield "tensor_type", llama(tensors=[info("token_embd.weight", [4, 3], 2**31 + 1, 0)])
+    yield "block_rows", llama(tensors=[info("token_embd.weight", [31, 3], 8, 0)])
+    yield "offset_wraps", llama(tensors=[info("token_embd.weight", [4, 3], 0, 2**64 - 32)])
+    yield "offset_beyond", llama(tensors=[info("token_embd.weight", [4, 3], 0, 1 << 40)])
+    yield "overlap", llama(tensors=[info("token_embd.weight", [4, 3], 0, 32)])
+    yield "twice", llama(tensors=[info("a", [4], 0, 0), info("a", [4], 0, 32)])
+    yield "alignment_zero", llama([value("general.alignment", U32, u32(0))])
+    yield "alignment_odd", llama([value("general.alignment", U32, u32(33))])
+    yield "alignment_huge", llama([value("general.alignment", U32, u32(1 << 31))])
+    yield "heads_zero", llama([value("llama.attention.head_count", U32, u32(0))])
+    yield "layers", llama([value("llama.block_count", U32, u32(2**32 - 1))])
+    yield "types_short", llama(VOCABULARY[:3] + [value("tokenizer.ggml.token_type", ARRAY, u32(I32) + u64(1) + u32(1))])
+    yield "tokens_many", llama([strings("tokenizer.ggml.tokens", ["a"] * 5)])
+    yield "token_empty", llama(VOCABULARY[:2] + [strings("tokenizer.ggml.tokens", ["", "", "a"])])
+    yield "merge_unknown", llama(VOCABULARY[:4] + [strings("tokenizer.ggml.merges", ["a b", " ", "a"])])
+    yield "eos", llama(VOCABULARY[:4] + [value("tokenizer.ggml.eos_token_id", U32, u32(2**32 - 2))])
+    yield "tokens_no_array", llama([value("tokenizer.ggml.tokens", STRING, text("a"))])
+
+
+def safetensors(header, data=b"", length=None):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return u64(len(header) if length is None else length) + header + data
+
+
+def safetensors_seeds():
+    def one(shape, span, dtype="F32"):
+        return {"dtype": dtype, "shape": shape, "data_offsets": span}
+
+    yield "valid", safetensors({"a": one([2, 2], [0, 16]), "__metadata__": {"format": "pt"}}, bytes(16))
+    yield "empty", safetensors({})
+    yield "half", safetensors({"a": one([3], [0, 6], "BF16"), "b": one([1], [6, 8], "F16")}, bytes(8))
+    yield "length", safetensors({}, length=2**64 - 1)
+    yield "length_beyond", safetensors({}, length=1000)
+    yield "product", safetensors({"a": one([2**33, 2**33], [0, 16])}, bytes(16))
+    yield "negative", safetensors({"a": one([-1], [0, 4])}, bytes(4))
+    yield "overlap", safetensors({"a": one([2], [0, 8]), "b": one([2], [4, 12])}, bytes(12))
+    yield "hole", safetensors({"a": one([1], [4, 8])}, bytes(8))
+    yield "backwards", safetensors({"a": one([1], [8, 4])}, bytes(8))
+    yield "twice", safetensors(b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[],"data_offsets":[4,8]}}', bytes(8))
+    yield "deep", safetensors(b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}")
+    yield "dtype", safetensors({"a": one([1], [0, 4], "X" * 40)}, bytes(4))
+
+
+def job_seeds():
+    base = {"path": "m.gguf", "name": "m", "template": None, "context_length": None, "digest": None}
+    job = {"version": 1, "base": base, "device": "auto", "threads": 2, "numerics": "fast"}
+    options = {
+        "max_epochs": 3, "max_steps": 10, "method": "lora", "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0,
+        "lora_target_modules": ["q_proj", "down_proj"], "use_rslora": True, "learning_rate": 1e-4,
+        "lr_scheduler": "cosine", "min_lr_ratio": 0.1, "warmup_ratio": 0.03, "weight_decay": 0.01,
+        "max_grad_norm": 1, "batch_size": 2048, "gradient_accumulation_steps": 2, "max_seq_length": 512,
+        "packing": True, "train_on_inputs": False, "n_evals": 4, "validation_fraction": 0.1, "seed": 7,
+    }  # fmt: skip
+    yield "minimal", json.dumps(dict(job, options={}))
+    yield "options", json.dumps(dict(job, options=options))
+    yield "auto", json.dumps(dict(job, options={k: "auto" for k in options}))
+    yield "null", json.dumps(dict(job, options={k: None for k in options}))
+    yield "huge", json.dumps(dict(job, threads=2**63 - 1, options={k: 2**63 - 1 for k in options}))
+    yield "negative", json.dumps(dict(job, options={k: -1e308 for k in options}))
+    yield "types", json.dumps({"version": "1", "base": [], "options": 3})
+    yield "deep", "[" * 5000
+
+
+def row_seeds():
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the 12", "weight": 0.5}]
+    for name, row in [
+        ("pair", {"prompt": "the <|im_end|>", "completion": "abab"}),
+        ("messages", {"messages": messages}),
+        ("text", {"text": "a\u00e9 \ud83d\ude00\n\nthe"}),
+        ("null", {"prompt": None, "completion": "x"}),
+        ("null_text", {"text": None}),
+        ("nul", {"text": "a\0b"}),
+        ("empty", {"prompt": "", "completion": ""}),
+        ("role", {"messages": [{"role": "tool", "content": "x"}]}),
+        ("weight", {"messages": [dict(messages[1], weight=-1e300)]}),
+        ("long", {"prompt": "ab " * 100, "completion": "the " * 100}),
+        ("other", {"question": 1}),
+    ]:
+        yield name, b"\x20" + json.dumps(row).encode()
+        yield name + "_trained", b"\xa0" + json.dumps(row).encode()
+    yield "deep", b"\x20" + b'{"text":' + b"[" * 5000
+
+
+def tokenizer_seeds():
+    texts = {
+        "words": "the  ab'll 12345\r\n\n\t x\u00e9\u4e2d\U0001f44d\u0301",
+        "special": "<|im_start|>user\n<t>><t>><|im_end|",
+        "invalid": b"a\xff\xc3(\xe2\x82\xed\xa0\x80\xf4\x90\x80\x80",
+        "long": "aaaaaaaaaaaaaaaaaaaaaaaa          \n\n\n\n\n111111",
+    }
+    for name, t in texts.items():
+        for kind in range(8):
+            yield "%s_%d" % (name, kind), bytes([kind]) + (t.encode() if isinstance(t, str) else t)
+
+
+def template_seeds():
+    yield "chatml", (
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+        "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    yield "spaces", "{%- if a  and b -%}\n  {{- m[\"role\"] + 'x' \n + \"y'\" }} {% endif %}\n"
+    yield "unfinished", "{{ 'a\\"
+    yield "quotes", "{{ 'a\\'' + \"\\\"\" + m['x' }}"
+
+
+def main():
+    for name, seeds in [
+        ("gguf", gguf_seeds()),
+        ("safetensors", safetensors_seeds()),
+        ("job", job_seeds()),
+        ("row", row_seeds()),
+        ("tokenizer", tokenizer_seeds()),
+        ("template", template_seeds()),
+    ]:
+        folder = os.path.join(sys.argv[1], name)
+        os.makedirs(folder, exist_ok=True)
+        for seed, data in seeds:
+            with open(os.path.join(folder, seed), "wb") as f:
+                f.write(data.encode() if isinstance(data, str) else data)
+
+
+if __name__ == "__main__":
+    main()
