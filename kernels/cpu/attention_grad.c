@@ -51,7 +51,10 @@ cut_scratch(const ft_attention *a, float *memory, grad_scratch *t)
 	int64_t by_length = length * d;
 	int64_t by_block = FT_QUERY_BLOCK * d;
 	int64_t by_score = FT_QUERY_BLOCK * length;
+	int64_t total = 5 * by_length + 6 * by_block + 2 * by_score;
 
+	if (memory == NULL) /* only the size is asked for */
+		return (size_t) total * sizeof(float);
 	t->keys = memory;
 	t->values = t->keys + by_length;
 	t->key_dims = t->values + by_length;
@@ -65,7 +68,7 @@ cut_scratch(const ft_attention *a, float *memory, grad_scratch *t)
 	t->dq = t->dout_dims + by_block;
 	t->p = t->dq + by_block;
 	t->ds = t->p + by_score;
-	return (size_t) (5 * by_length + 6 * by_block + 2 * by_score) * sizeof(float);
+	return (size_t) total * sizeof(float);
 }
 
 /* Store rows of f32 in the result's type. */

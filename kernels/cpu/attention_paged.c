@@ -266,13 +266,15 @@ cut_scratch(const paged_job *job, float *memory, paged_scratch *t)
 	int64_t d = ft_round_up(job->cache->head_dim, FT_GROUP);
 	int64_t m = job->rows_per_task * (job->heads / job->cache->kv_heads);
 	int64_t context = ft_round_up(job->batch->max_context, FT_KV_BLOCK) + FT_KV_BLOCK;
+	int64_t total = ft_round_up(m * d, FT_GROUP) + m * d + d * FT_KV_BLOCK + m * context;
 
+	if (memory == NULL) /* only the size is asked for */
+		return (size_t) total * sizeof(float);
 	t->queries = memory;
 	t->result = t->queries + ft_round_up(m * d, FT_GROUP);
 	t->block = t->result + m * d;
 	t->scores = t->block + d * FT_KV_BLOCK;
-	return (size_t) (ft_round_up(m * d, FT_GROUP) + m * d + d * FT_KV_BLOCK + m * context) *
-		   sizeof(float);
+	return (size_t) total * sizeof(float);
 }
 
 static void
