@@ -91,24 +91,24 @@ ALTER TABLE finetune.model ENABLE ALWAYS TRIGGER record_dependency;
 -- Inference
 CREATE FUNCTION @extschema@.complete(model pg_catalog.text, prompt pg_catalog.text)
 	RETURNS pg_catalog.text
-	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 1000000
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 10000
 	AS 'MODULE_PATHNAME', 'pgft_complete';
 
 CREATE FUNCTION @extschema@.complete(model pg_catalog.text, prompt pg_catalog.text,
 									 options pg_catalog.jsonb)
 	RETURNS pg_catalog.jsonb
-	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 1000000
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 10000
 	AS 'MODULE_PATHNAME', 'pgft_complete_options';
 
 CREATE FUNCTION @extschema@.complete(model pg_catalog.text, messages pg_catalog.jsonb,
 									 options pg_catalog.jsonb DEFAULT '{}')
 	RETURNS pg_catalog.jsonb
-	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 1000000
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 10000
 	AS 'MODULE_PATHNAME', 'pgft_complete_messages';
 
 CREATE FUNCTION @extschema@.count_tokens(model pg_catalog.text, input pg_catalog.text)
 	RETURNS pg_catalog.int4
-	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 10000
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 1000
 	AS 'MODULE_PATHNAME', 'pgft_count_tokens';
 
 -- Bytes of a base model's file, for who may use it; null when it cannot be seen.

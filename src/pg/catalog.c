@@ -4,6 +4,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
@@ -48,8 +49,10 @@ pgft_catalog_enter(PgftCatalog *catalog, bool latest)
 	SetUserIdAndSecContext(owner, catalog->save_context | SECURITY_LOCAL_USERID_CHANGE);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	catalog->pushed_snapshot = latest;
-	if (latest)
+
+	/* While workers of a parallel query run there is but the query's snapshot to be had */
+	catalog->pushed_snapshot = latest && !IsInParallelMode();
+	if (catalog->pushed_snapshot)
 		PushActiveSnapshot(GetLatestSnapshot());
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");

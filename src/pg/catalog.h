@@ -25,8 +25,8 @@ typedef struct PgftCatalog
  * (SPI_palloc).  On an error the transaction's end undoes all of it.
  *
  * `latest`: queries see what is committed now, as lookups in the system
- * catalogs do, rather than the snapshot of the running query; for reading
- * only.
+ * catalogs do, rather than the snapshot of the running query (but for a
+ * parallel one); for reading only.
  */
 extern void pgft_catalog_enter(PgftCatalog *catalog, bool latest);
 extern void pgft_catalog_leave(PgftCatalog *catalog);

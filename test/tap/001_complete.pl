@@ -124,6 +124,12 @@ is(log_count($node, qr/loaded a base/), 1, 'the base was loaded once');
 is( answer(q(SELECT complete('one', repeat('word', 500000)) = 'echo: ' || repeat('word', 500000))),
 	't', 'a long prompt and a long answer');
 
+# In a parallel query
+is( answer(q(SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;
+		CREATE TABLE big AS SELECT i FROM generate_series(1, 20000) i; ANALYZE big;
+		SELECT string_agg(complete('one', i::text), ',' ORDER BY i) FROM big WHERE i % 5000 = 0)),
+	'echo: 5000,echo: 10000,echo: 15000,echo: 20000', 'a call beside parallel workers');
+
 # A replaced file is another model
 append_to_file("$models/one.gguf", ' more');
 is(answer(q(SELECT complete('one', 'again'))), 'echo: again', 'an answer of a replaced file');
