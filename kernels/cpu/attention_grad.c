@@ -53,6 +53,7 @@ cut_scratch(const ft_attention *a, float *memory, grad_scratch *t)
 	int64_t by_score = FT_QUERY_BLOCK * length;
 	int64_t total = 5 * by_length + 6 * by_block + 2 * by_score;
 
+	*t = (grad_scratch){0};
 	if (memory == NULL) /* only the size is asked for */
 		return (size_t) total * sizeof(float);
 	t->keys = memory;

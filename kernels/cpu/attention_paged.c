@@ -268,6 +268,7 @@ cut_scratch(const paged_job *job, float *memory, paged_scratch *t)
 	int64_t context = ft_round_up(job->batch->max_context, FT_KV_BLOCK) + FT_KV_BLOCK;
 	int64_t total = ft_round_up(m * d, FT_GROUP) + m * d + d * FT_KV_BLOCK + m * context;
 
+	*t = (paged_scratch){0};
 	if (memory == NULL) /* only the size is asked for */
 		return (size_t) total * sizeof(float);
 	t->queries = memory;
