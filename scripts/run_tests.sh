@@ -19,9 +19,11 @@ scratch=$(mktemp -d "${TMPDIR:-/tmp}/pg_finetune_test.XXXXXX")
 tree=$scratch/tree
 mkdir "$tree" "$scratch/log"
 
+session=
 clean_up()
 {
-	# Whatever an interrupted test has left running.
+	# Whatever an interrupted run has left: its programs share a session, its clusters do not.
+	[ -z "$session" ] || pkill -KILL -s "$session"
 	find "$scratch" -name postmaster.pid -exec head -n 1 {} \; 2>/dev/null |
 		while read -r pid; do kill -QUIT "$pid" 2>/dev/null; done
 	rm -rf "$scratch"
@@ -103,7 +105,9 @@ if [ "$(id -u)" = 0 ]; then
 	as_user=(runuser -u postgres -- env "HOME=$scratch")
 fi
 # shellcheck disable=SC2086 # a list of words
-(cd "$tree" && "${as_user[@]}" PG_CONFIG="$pg_config" perl ../run_suites.pl "$scratch" $parts)
+(cd "$tree" && exec setsid --wait "${as_user[@]}" PG_CONFIG="$pg_config" perl ../run_suites.pl "$scratch" $parts) &
+session=$!
+wait $session
 status=$?
 
 if [ $status != 0 ]; then
