@@ -16,6 +16,7 @@
 #include "foreign/foreign.h"
 #include "job.h"
 #include "json.h"
+#include "miscadmin.h"
 #include "model.h"
 #include "nodes/parsenodes.h"
 #include "pg_finetune.h"
@@ -144,6 +145,9 @@ pgft_server_changed(PG_FUNCTION_ARGS)
 	Node *parsetree = trigger_data(fcinfo)->parsetree;
 	ForeignServer *server;
 
+	/* pg_upgrade brings the tables over as they are */
+	if (IsBinaryUpgrade)
+		PG_RETURN_NULL();
 	if (IsA(parsetree, CreateForeignServerStmt))
 	{
 		server = our_server(castNode(CreateForeignServerStmt, parsetree)->servername);
@@ -256,7 +260,7 @@ pgft_server_dropped(PG_FUNCTION_ARGS)
 	trigger_data(fcinfo);
 
 	/* The extension itself may have been dropped */
-	if (!OidIsValid(pgft_relation_oid("model")))
+	if (IsBinaryUpgrade || !OidIsValid(pgft_relation_oid("model")))
 		PG_RETURN_NULL();
 	pgft_catalog_enter(&catalog, false);
 	names = dropped_servers(&none);

@@ -113,7 +113,8 @@ void
 pgft_define_settings(void)
 {
 	define_reloadable_settings();
-	if (process_shared_preload_libraries_in_progress)
-		define_postmaster_settings();
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	define_postmaster_settings();
 	MarkGUCPrefixReserved("pg_finetune");
 }

@@ -166,8 +166,11 @@ answer(q(CREATE SERVER one TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS 
 is(answer(q(SELECT ml.complete('one', 'x'))), 'echo: x', 'in another schema');
 
 # Without preload everything can be created, and the functions say what to set
-$node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
+$node->append_conf('postgresql.conf',
+	"shared_preload_libraries = ''\npg_finetune.work_directory = 'pgsql_tmp_elsewhere'");
 $node->restart;
+my ($rc, $out, $err) = $node->psql('postgres', q(LOAD 'pg_finetune'));
+is($err, '', 'the library loads quietly');
 fails(q(SELECT ml.complete('one', 'x')), '55000', qr/must be loaded via shared_preload_libraries.*HINT/s,
 	'not preloaded');
 $node->safe_psql('postgres', 'CREATE DATABASE plain');
