@@ -295,12 +295,19 @@ CREATE VIEW finetune.jobs WITH (security_barrier) AS
 	SELECT d.job_id, d.status, d.phase, d.model, d.base_model,
 		   pg_catalog.pg_get_userbyid(d.owner) AS owner,
 		   d.created_at AS created_on, d.started_at AS started_on,
-		   d.finished_at AS finished_on, d.progress, d.step, d.total_steps, d.queue_position,
+		   d.finished_at AS finished_on, d.progress, d.step, d.total_steps, q.queue_position,
 		   d.attempts, d.device, d.rows, d.trained_tokens, d.training_loss, d.validation_loss,
 		   d.validation_token_accuracy, d.tokens_per_second, d.estimated_finish, d.data_hash,
 		   d.training_query AS training_data, d.validation_query AS validation_data, d.options,
 		   d.error
 	FROM finetune.job_detail d
+		LEFT JOIN (	-- all places at once: job_detail counts for each job anew
+			SELECT j.id, pg_catalog.row_number()
+				   OVER (ORDER BY j.priority DESC, j.created_at, j.id) AS queue_position
+			FROM finetune.job j
+			WHERE j.phase OPERATOR(pg_catalog.=) 'pending'
+				AND j.attempt OPERATOR(pg_catalog.=) 0) q
+			ON q.id OPERATOR(pg_catalog.=) d.id
 	WHERE pg_catalog.pg_has_role(d.owner, 'USAGE');
 
 CREATE VIEW finetune.metrics WITH (security_barrier) AS

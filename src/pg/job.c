@@ -261,8 +261,8 @@ pgft_job_cancel(const pg_uuid_t *id)
 	pgft_select("SELECT model_id FROM finetune.job WHERE id = $1", 1, types, values);
 	model = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	lock_model(&model);
-	pgft_execute("UPDATE finetune.job SET phase = 'cancelled', finished_at = clock_timestamp()"
-				 " WHERE id = $1 AND " UNFINISHED,
+	pgft_execute("UPDATE finetune.job j SET phase = 'cancelled', finished_at = clock_timestamp(),"
+				 " owner = " PGFT_JOB_OWNER " WHERE id = $1 AND " UNFINISHED,
 				 1, types, values, NULL, SPI_OK_UPDATE);
 	if (SPI_processed > 0)
 	{

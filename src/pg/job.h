@@ -17,6 +17,14 @@
 /* Attempts without a new checkpoint after which a job has failed. */
 #define PGFT_JOB_MAX_ATTEMPTS 3
 
+/*
+ * In SQL, for a job j: who owns its model, or owned it when last asked.  Jobs
+ * follow their models' owners; the history keeps the last.
+ */
+#define PGFT_JOB_OWNER                                                           \
+	"coalesce((SELECT s.srvowner FROM finetune.model m JOIN pg_foreign_server s" \
+	" ON s.srvname::text = m.name WHERE m.id = j.model_id), j.owner::oid)::regrole"
+
 /* What a session asks for. */
 typedef struct PgftJobRequest
 {

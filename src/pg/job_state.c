@@ -169,8 +169,9 @@ pgft_job_claim(MemoryContext context)
 		Datum values[] = {UUIDPGetDatum(&id)};
 		char *message;
 
-		pgft_execute("UPDATE finetune.job SET attempt = attempt + 1, fruitless = fruitless + 1,"
-					 " has_directory = true, started_at = coalesce(started_at, clock_timestamp())"
+		pgft_execute("UPDATE finetune.job j SET attempt = attempt + 1, fruitless = fruitless + 1,"
+					 " owner = " PGFT_JOB_OWNER
+					 ", has_directory = true, started_at = coalesce(started_at, clock_timestamp())"
 					 " WHERE id = $1",
 					 1, types, values, NULL, SPI_OK_UPDATE);
 		pgft_select("SELECT " JOB_COLUMNS " FROM finetune.job j WHERE j.id = $1", 1, types, values);
@@ -200,7 +201,7 @@ pgft_job_update(const PgftJob *job, const char *set, int nargs, const Oid *types
 		if (nulls)
 			all_nulls[i + 2] = nulls[i];
 	}
-	pgft_execute(psprintf("UPDATE finetune.job SET %s WHERE " MINE, set), nargs + 2, all_types,
+	pgft_execute(psprintf("UPDATE finetune.job j SET %s WHERE " MINE, set), nargs + 2, all_types,
 				 all_values, all_nulls, SPI_OK_UPDATE);
 	return SPI_processed > 0;
 }
@@ -285,6 +286,7 @@ pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint)
 
 		mine = pgft_job_update(job,
 							   "phase = 'failed', finished_at = clock_timestamp(),"
+							   " owner = " PGFT_JOB_OWNER ","
 							   " error = jsonb_build_object('code', $3, 'message', $4,"
 							   " 'hint', nullif($5, ''))",
 							   3, types, values, NULL);
@@ -360,8 +362,10 @@ pgft_job_complete(PgftJob *job, const char *adapter_directory)
 		facts.weights_digest = pgft_weights_store(&job->model_id, adapter_directory);
 		if (!pgft_model_set_ready(&job->model_id, &facts))
 			elog(ERROR, "model of job \"%s\" vanished while locked", job->name);
-		pgft_job_update(job, "phase = 'completed', finished_at = clock_timestamp()", 0, NULL, NULL,
-						NULL);
+		pgft_job_update(job,
+						"phase = 'completed', finished_at = clock_timestamp(),"
+						" owner = " PGFT_JOB_OWNER,
+						0, NULL, NULL, NULL);
 		pgft_job_add_event(&job->id, "info", "completed", "weights stored, model ready", NULL);
 		pgft_job_notify(&job->id);
 	}

@@ -78,6 +78,8 @@ typedef struct Worker
 	Oid database;
 	PgftJob *job;
 	char *directory;
+	const char *base_path; /* the base's file, as the engine is told, and as users know it */
+	const char *base_file;
 	MemoryContext attempt; /* reset at each attempt */
 	char last_words[1024]; /* of the last attempt that came to nothing */
 	int sqlstate;          /* of the same */
@@ -132,6 +134,18 @@ reload_settings(void)
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 	}
+}
+
+static bool
+extension_is_here(void)
+{
+	bool here;
+
+	StartTransactionCommand();
+	here =
+		OidIsValid(get_extension_oid(PGFT_LIBRARY, true)) && OidIsValid(pgft_relation_oid("job"));
+	CommitTransactionCommand();
+	return here;
 }
 
 /* Has somebody cancelled the job? Shared memory says when to ask, the row says what is true. */
@@ -380,6 +394,8 @@ describe_base(Worker *worker)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("the base model does not exist")));
 	pgft_model_resolve(base);
+	worker->base_path = MemoryContextStrdup(worker->attempt, base->path);
+	worker->base_file = MemoryContextStrdup(worker->attempt, base->file);
 	initStringInfo(&buf);
 	appendStringInfoChar(&buf, '{');
 	pgft_json_add_string(&buf, "path", base->path);
@@ -535,16 +551,38 @@ attend_engine(Worker *worker, Training *training)
 	return status;
 }
 
+/* The engine names the base's file by its path, which is no business of the job's owner. */
+static char *
+without_path(Worker *worker, const char *text)
+{
+	StringInfoData buf;
+	const char *found;
+
+	if (text == NULL)
+		return NULL;
+	initStringInfo(&buf);
+	while (worker->base_path && (found = strstr(text, worker->base_path)) != NULL)
+	{
+		appendBinaryStringInfo(&buf, text, found - text);
+		appendStringInfoString(&buf, worker->base_file);
+		text = found + strlen(worker->base_path);
+	}
+	appendStringInfoString(&buf, text);
+	return buf.data;
+}
+
 /* What an engine's "failed" means for the job. */
 static Outcome
 engine_failed(Worker *worker, PgftJobEvents *events)
 {
 	const char *code = events->code ? events->code : "internal";
-	const char *message = events->message ? events->message : "training failed";
+	const char *message =
+		events->message ? without_path(worker, events->message) : "training failed";
+	const char *hint = without_path(worker, events->hint);
 
 	if (strcmp(code, "device") == 0)
 	{
-		Outcome outcome = wait_for_better_times(worker, message, events->hint);
+		Outcome outcome = wait_for_better_times(worker, message, hint);
 
 		return outcome == OUTCOME_GO_ON ? OUTCOME_SPARE : outcome;
 	}
@@ -554,7 +592,7 @@ engine_failed(Worker *worker, PgftJobEvents *events)
 		remember_failure(worker, pgft_engine_sqlstate(code), message);
 		return OUTCOME_RETRY;
 	}
-	pgft_job_fail(worker->job, pgft_engine_sqlstate(code), message, events->hint);
+	pgft_job_fail(worker->job, pgft_engine_sqlstate(code), message, hint);
 	return OUTCOME_ENDED;
 }
 
@@ -569,9 +607,13 @@ engine_ended(Worker *worker, Training *training, int status, const char *last_wo
 		return OUTCOME_GO_ON;
 	if (training->events.failed)
 		return engine_failed(worker, &training->events);
+
+	/* one that is killed has had no time for last words */
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+		last_words = "";
 	remember_failure(worker, ERRCODE_SYSTEM_ERROR,
 					 psprintf("training engine died: %s%s%s", pgft_child_status_text(status),
-							  last_words[0] ? ": " : "", last_words));
+							  last_words[0] ? ": " : "", without_path(worker, last_words)));
 	return OUTCOME_RETRY;
 }
 
@@ -655,6 +697,7 @@ is_transient(int sqlstate)
 static void
 reset_attempt(Worker *worker)
 {
+	worker->base_path = worker->base_file = NULL;
 	MemoryContextReset(worker->attempt);
 	MemoryContextSwitchTo(worker->attempt);
 }
@@ -673,6 +716,10 @@ attempt_failed(Worker *worker)
 	MemoryContextSwitchTo(worker->attempt);
 	end_engine();
 	RESUME_INTERRUPTS();
+
+	/* dropped with all its jobs */
+	if (!extension_is_here())
+		return OUTCOME_LOST;
 
 	ereport(LOG,
 			(errcode(edata->sqlerrcode), errmsg("job %s: %s", worker->job->name, edata->message)));
@@ -746,18 +793,6 @@ run_job(Worker *worker)
 
 /* ---- The process ---- */
 
-static bool
-extension_is_here(void)
-{
-	bool here;
-
-	StartTransactionCommand();
-	here =
-		OidIsValid(get_extension_oid(PGFT_LIBRARY, true)) && OidIsValid(pgft_relation_oid("job"));
-	CommitTransactionCommand();
-	return here;
-}
-
 /*
  * The attempt ends because the server does, or because the database is wanted
  * by others: it is not held against the job.  Nothing is worth waiting for.
@@ -816,7 +851,10 @@ pgft_job_worker_main(Datum arg)
 	else
 	{
 		MemoryContextSwitchTo(worker.attempt);
-		pgft_job_clean(&worker.job->id);
+		if (extension_is_here())
+			pgft_job_clean(&worker.job->id);
+		else
+			pgft_remove_tree(worker.directory);
 		pgft_slot_set_result(PGFT_LOOK_RAN);
 	}
 	proc_exit(0);
