@@ -11,6 +11,7 @@
  */
 #include "decode.h"
 
+#include "arena.h"
 #include "buffer.h"
 
 #include <math.h>
@@ -36,8 +37,7 @@ struct ft_decoder
 	int n_wanted;   /* rows of logits that the last run left */
 
 	/* device: activations */
-	char *arena;
-	int64_t arena_bytes;
+	ft_arena arena;
 	float *h;      /* [T, C] residual stream */
 	void *x;       /* [T, C] normed */
 	void *qkv;     /* [T, (H + 2G)·D] */
@@ -88,9 +88,8 @@ ints_of(const ft_decoder *d)
 	return at;
 }
 
-/* Plan the device memory: called with base NULL it only adds up. */
-static int64_t
-plan(ft_decoder *d, char *base)
+static ft_status
+plan(ft_decoder *d)
 {
 	const ft_config *c = &d->model->config;
 	ft_dtype compute = d->model->compute;
@@ -98,35 +97,20 @@ plan(ft_decoder *d, char *base)
 	int64_t s = d->max_sequences;
 	int64_t q = (int64_t) c->heads * c->head_dim;
 	int64_t kv = (int64_t) c->kv_heads * c->head_dim;
-	struct
-	{
-		void **at;
-		ft_dtype dtype;
-		int64_t n;
-	} parts[] = {
-		{(void **) &d->h, FT_F32, t * c->hidden},
-		{&d->x, compute, t * c->hidden},
-		{&d->qkv, compute, t * (q + 2 * kv)},
-		{&d->heads, compute, t * q},
-		{&d->gate_up, compute, t * 2 * c->ffn},
-		{&d->act, compute, t * c->ffn},
-		{&d->branch, compute, t * c->hidden},
-		{(void **) &d->last_h, FT_F32, s * c->hidden},
-		{&d->last_branch, compute, s * c->hidden},
-		{&d->last_x, compute, s * c->hidden},
-		{(void **) &d->logits, FT_F32, s * c->vocab},
-		{(void **) &d->sampled, FT_I32, s},
-		{(void **) &d->device_ints, FT_I32, (int64_t) d->n_ints},
-	};
-	int64_t at = 0;
 
-	for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
-	{
-		if (base)
-			*parts[i].at = base + at;
-		at += (ft_row_bytes(parts[i].dtype, parts[i].n) + 63) / 64 * 64;
-	}
-	return at;
+	FT_TRY(ft_arena_want(&d->arena, &d->h, t * c->hidden, FT_F32));
+	FT_TRY(ft_arena_want(&d->arena, &d->x, t * c->hidden, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->qkv, t * (q + 2 * kv), compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->heads, t * q, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->gate_up, t * 2 * c->ffn, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->act, t * c->ffn, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->branch, t * c->hidden, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->last_h, s * c->hidden, FT_F32));
+	FT_TRY(ft_arena_want(&d->arena, &d->last_branch, s * c->hidden, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->last_x, s * c->hidden, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->logits, s * c->vocab, FT_F32));
+	FT_TRY(ft_arena_want(&d->arena, &d->sampled, s, FT_I32));
+	return ft_arena_want(&d->arena, &d->device_ints, (int64_t) d->n_ints, FT_I32);
 }
 
 ft_status
@@ -145,11 +129,11 @@ ft_decoder_create(const ft_model *model, int max_rows, int max_sequences, ft_dec
 	d->max_sequences = max_sequences;
 	d->max_blocks = ft_kv_blocks_for(model->rope_positions);
 	d->n_ints = ints_of(d).blocks + (size_t) max_sequences * (size_t) d->max_blocks;
-	d->arena_bytes = plan(d, NULL);
-	status = d->ops->stream_create(model->device, &d->stream);
+	status = plan(d);
 	if (status == FT_OK)
-		status = d->ops->mem_alloc(model->device, FT_MEM_DEVICE, (size_t) d->arena_bytes,
-								   (void **) &d->arena);
+		status = ft_arena_allocate(&d->arena, d->ops, model->device);
+	if (status == FT_OK)
+		status = d->ops->stream_create(model->device, &d->stream);
 	if (status == FT_OK)
 		status = d->ops->mem_alloc(model->device, FT_MEM_HOST, d->n_ints * sizeof(int32_t),
 								   (void **) &d->host_ints);
@@ -162,7 +146,6 @@ ft_decoder_create(const ft_model *model, int max_rows, int max_sequences, ft_dec
 		ft_decoder_free(d);
 		return status;
 	}
-	plan(d, d->arena);
 	*decoder = d;
 	return FT_OK;
 }
@@ -172,8 +155,7 @@ ft_decoder_free(ft_decoder *decoder)
 {
 	if (!decoder)
 		return;
-	if (decoder->arena)
-		decoder->ops->mem_free(decoder->model->device, FT_MEM_DEVICE, decoder->arena);
+	ft_arena_free(&decoder->arena);
 	if (decoder->host_ints)
 		decoder->ops->mem_free(decoder->model->device, FT_MEM_HOST, decoder->host_ints);
 	if (decoder->stream)
@@ -186,7 +168,7 @@ ft_decoder_free(ft_decoder *decoder)
 int64_t
 ft_decoder_bytes(const ft_decoder *decoder)
 {
-	return decoder->arena_bytes;
+	return decoder->arena.bytes;
 }
 
 static ft_status

@@ -227,12 +227,13 @@ prepare_serving(const ft_registry_config *config, ft_base *base)
 		bytes = DEFAULT_CACHE_BYTES;
 		if (bytes < one_context * block)
 			bytes = one_context * block;
-		if (bytes > info.memory_free / 2)
-			bytes = info.memory_free / 2;
+		if (bytes > info.memory_free / 4)
+			bytes = info.memory_free / 4;
 	}
 	blocks = bytes / block;
-	if (blocks > INT32_MAX / 2)
-		blocks = INT32_MAX / 2;
+	/* more than a full context each is never used */
+	if (blocks > (int64_t) one_context * config->max_sequences)
+		blocks = (int64_t) one_context * config->max_sequences;
 	if (blocks < 1)
 		return ft_fail(FT_NO_MEMORY,
 					   "a key/value cache of %lld bytes does not hold a block of %lld bytes",
