@@ -16,16 +16,15 @@
 #undef ENABLE_GSS
 
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "engine_client.h"
+#include "health.h"
 #include "http.h"
 #include "json.h"
 #include "libpq/libpq.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "paths.h"
 #include "pg_finetune.h"
 #include "pgstat.h"
 #include "settings.h"
@@ -136,32 +135,17 @@ keep_idle(int fd, uint64 generation)
 		idle[idle_count++] = fd;
 }
 
-/* A new connection; -1 with errno set when there is none to be had now. */
+/* A new connection; -1 when there is none to be had now. */
 static int
 open_socket(void)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	char *path = pgft_socket_path();
 	int fd;
 
-	strlcpy(address.sun_path, path, sizeof(address.sun_path));
-	pfree(path);
 	if (!AcquireExternalFD())
 		return -1;
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	fd = pgft_engine_connect();
 	if (fd < 0)
-	{
 		ReleaseExternalFD();
-		return -1;
-	}
-	if (connect(fd, (struct sockaddr *) &address, sizeof(address)) < 0)
-	{
-		int save_errno = errno;
-
-		close_socket(fd);
-		errno = save_errno;
-		return -1;
-	}
 	return fd;
 }
 

@@ -8,13 +8,10 @@
  */
 #include "postgres.h"
 
-#include <fcntl.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "child.h"
+#include "health.h"
 #include "launcher.h"
 #include "miscadmin.h"
 #include "paths.h"
@@ -48,6 +45,7 @@ typedef struct Server
 	int64 started_at;
 	int64 start_at; /* when the next may be started */
 	int delay;
+	PgftHealth health;
 	char *settings; /* the running engine's, as text to compare */
 } Server;
 
@@ -90,22 +88,18 @@ start_engine(Server *server)
 static bool
 engine_listens(void)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	bool connected;
+	int fd = pgft_engine_connect();
 
-	if (fd < 0)
-		return false;
-	strlcpy(address.sun_path, pgft_socket_path(), sizeof(address.sun_path));
-	connected = connect(fd, (struct sockaddr *) &address, sizeof(address)) == 0;
-	close(fd);
-	return connected;
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
 }
 
 static void
 engine_is_gone(Server *server)
 {
 	pgft_child_end(server->child);
+	pgft_health_stop(&server->health);
 	server->child = NULL;
 	server->ready = false;
 	pgft_server_set(server->generation, 0, false);
@@ -156,7 +150,7 @@ time_to_sleep(const Server *server)
 	if (server->child == NULL)
 		return pgft_serve ? Max(server->start_at - now, 0) : -1;
 	if (server->ready)
-		return -1;
+		return Max(server->health.ask_at - now, 0);
 	return now - server->started_at < 5000 ? READY_POLL_MS : READY_POLL_SLOW_MS;
 }
 
@@ -182,7 +176,15 @@ server_sleep(Server *server)
 	else if (!server->ready && engine_listens())
 	{
 		server->ready = true;
+		pgft_health_start(&server->health);
 		pgft_server_set(server->generation, pgft_child_pid(server->child), true);
+	}
+	else if (server->ready && !pgft_health_check(&server->health))
+	{
+		ereport(LOG, (errmsg("pg_finetune engine (PID %d) does not answer any more",
+							 (int) pgft_child_pid(server->child))));
+		pgft_child_kill(server->child);
+		server->ready = false;
 	}
 }
 
@@ -206,7 +208,7 @@ follow_settings(Server *server)
 void
 pgft_server_worker_main(Datum arg)
 {
-	Server server = {0};
+	Server server = {.health = {.fd = -1}};
 	MemoryContext loop_context;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);

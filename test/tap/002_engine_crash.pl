@@ -75,6 +75,14 @@ for my $signal (qw(KILL SEGV BUS ABRT TERM))
 is((sqlstate_of($node, q(SELECT complete('one', 'die'))))[0], '57P03', 'it dies of a request');
 is($node->safe_psql('postgres', q(SELECT complete('one', 'x'))), 'echo: x', 'the next one is answered');
 
+# One that hangs is ended by its supervisor
+my $session = begin_sleeping(q(SELECT complete('one', 'sleep')));
+my $hanging = engine_pid($node);
+kill 'STOP', $hanging;
+like(output_of($session), qr/ERROR:  57P03: the engine ended while/, 'a hanging engine: the completion fails');
+like(slurp_file($node->logfile), qr/engine \(PID $hanging\) does not answer/, 'the log says why');
+is($node->safe_psql('postgres', q(SELECT complete('one', 'x'))), 'echo: x', 'the next one is answered');
+
 # One that is cancelled by SIGINT to the whole group of processes goes on
 my $engine = engine_pid($node);
 kill 'INT', $engine;
