@@ -212,7 +212,8 @@ release(ft_mat m)
 	ops->mem_free(device, FT_MEM_DEVICE, m.data);
 }
 
-/* A weight of random blocks: bytes below 0x3c keep every f16 in them small and finite. */
+/* A weight of random blocks whose bytes keep every number in them finite, and normal in the plain
+ * types. */
 static ft_weight *
 weight_of(ft_dtype dtype, int64_t rows, int64_t cols, unsigned use)
 {
@@ -222,7 +223,7 @@ weight_of(ft_dtype dtype, int64_t rows, int64_t cols, unsigned use)
 	ft_weight *w;
 
 	for (size_t i = 0; i < bytes; i++)
-		data[i] = (unsigned char) (i * 2654435761u >> 13) % 0x2c;
+		data[i] = dtype == FT_BF16 ? 0x3c : (unsigned char) (i * 2654435761u >> 13) % 0x2c;
 	must(ops->weight_create(device, &part, 1, use, &w));
 	free(data);
 	return w;

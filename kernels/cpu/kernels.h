@@ -28,8 +28,10 @@ typedef struct ft_kernels
 				 const float *panel, int64_t pk, int64_t pg, int64_t m, int groups, int64_t k);
 
 	/* panel[k][16] = columns [first, first + k) of one packed group of 16 rows, first and k whole
-	 * blocks (pack.h); entries for stored types only. */
-	void (*unpack[FT_DTYPE_COUNT])(float *panel, const uint8_t *group, int64_t first, int64_t k);
+	 * blocks (pack.h); entries for stored types only.  As many bytes are prefetched from `ahead`,
+	 * which may be any address. */
+	void (*unpack[FT_DTYPE_COUNT])(float *panel, const uint8_t *group, int64_t first, int64_t k,
+								   const uint8_t *ahead);
 
 	void (*to_f32)(float *y, const uint16_t *x, int64_t n);
 	void (*to_bf16)(uint16_t *y, const float *x, int64_t n);

@@ -16,6 +16,11 @@
 #define TILE_GROUPS 4
 #define TILE_COLUMNS (TILE_GROUPS * FT_GROUP)
 #define MAX_ROWS 512 /* of a pass over the weight */
+#define MIN_ROWS 48
+#define FEW_ROWS 4
+/* Input rows of a pass, in bytes: they are read once for every tile and should stay in the L2
+ * cache. */
+#define PASS_BYTES (512 * 1024)
 
 typedef struct serve_job
 {
@@ -66,6 +71,14 @@ store_group(const serve_job *job, const float *acc, const ft_part *part, int64_t
 	}
 }
 
+/* Packed bytes of columns [k0, ..) of a group. */
+static const uint8_t *
+packed_columns(const ft_part *part, int64_t group, int64_t k0)
+{
+	return part->groups + group * part->group_bytes +
+		   k0 / ft_pack_columns(part->dtype) * ft_pack_block_bytes(part->dtype);
+}
+
 /* Groups [begin, begin + n) of one tile. */
 static void
 serve_tile(const serve_job *job, serve_scratch *scratch, int64_t begin, int n)
@@ -73,18 +86,28 @@ serve_tile(const serve_job *job, serve_scratch *scratch, int64_t begin, int n)
 	const ft_kernels *kernels = job->s->device->kernels;
 	const ft_weight *w = job->weight;
 	const ft_part *part[TILE_GROUPS];
+	/* with few rows a short step, so that reading the weights goes on beside the arithmetic */
+	const int64_t step = job->rows <= FEW_ROWS ? FT_PANEL_K / 4 : FT_PANEL_K;
 
 	for (int g = 0; g < n; g++)
 		part[g] = part_of_group(w, begin + g);
 	memset(scratch->acc, 0, (size_t) (job->rows * TILE_COLUMNS) * sizeof(float));
-	for (int64_t k0 = 0; k0 < w->cols; k0 += FT_PANEL_K)
+	for (int64_t k0 = 0; k0 < w->cols; k0 += step)
 	{
-		int64_t k = ft_min(FT_PANEL_K, w->cols - k0);
+		int64_t k = ft_min(step, w->cols - k0);
 
 		for (int g = 0; g < n; g++)
-			kernels->unpack[part[g]->dtype](
-				scratch->panel + g * FT_PANEL_K * FT_GROUP,
-				part[g]->groups + (begin + g - part[g]->first_group) * part[g]->group_bytes, k0, k);
+		{
+			int64_t group = begin + g - part[g]->first_group;
+			/* then come the next columns of this group, or the first ones of the next tile's */
+			const uint8_t *ahead = k0 + step < w->cols
+									   ? packed_columns(part[g], group, k0 + step)
+									   : packed_columns(part[g], group + TILE_GROUPS, 0);
+
+			kernels->unpack[part[g]->dtype](scratch->panel + g * FT_PANEL_K * FT_GROUP,
+											part[g]->groups + group * part[g]->group_bytes, k0, k,
+											ahead);
+		}
 		kernels->gemm(scratch->acc, TILE_COLUMNS, job->x + k0, job->ldx, 1, scratch->panel,
 					  FT_GROUP, FT_PANEL_K * FT_GROUP, job->rows, n, k);
 	}
@@ -127,21 +150,25 @@ ft_linear_serve(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta
 {
 	serve_job job = {.s = s, .y = y, .weight = w, .beta = beta};
 	int threads = ft_pool_threads(s->device->pool);
+	int64_t pass = PASS_BYTES / (int64_t) sizeof(float) / w->cols;
 	const float *rows;
 
+	/* passes of equal length, in the steps of the kernel's row blocks */
+	pass = pass < MIN_ROWS ? MIN_ROWS : ft_min(pass, MAX_ROWS);
+	pass = ft_divide_up(x.rows, ft_divide_up(x.rows, pass));
+	pass = ft_divide_up(pass, 12) * 12;
 	FT_TRY(rows_as_f32(s, x, &rows, &job.ldx));
-	FT_TRY(ft_worker_scratch_reserve(s, sizeof(serve_scratch) + (size_t) ft_min(x.rows, MAX_ROWS) *
-																	TILE_COLUMNS * sizeof(float)));
-	for (job.first = 0; job.first < x.rows; job.first += MAX_ROWS)
+	FT_TRY(ft_worker_scratch_reserve(s, sizeof(serve_scratch) +
+											(size_t) pass * TILE_COLUMNS * sizeof(float)));
+	for (job.first = 0; job.first < x.rows; job.first += pass)
 	{
 		/* two pieces a thread at least, so that one that is held up does not hold up all */
-		int64_t grain = ft_divide_up(w->n_groups, (int64_t) 2 * threads);
+		int64_t tiles = ft_divide_up(w->n_groups, TILE_GROUPS);
+		int64_t grain = ft_divide_up(tiles, (int64_t) 2 * threads);
 
-		if (grain > 4 * TILE_GROUPS)
-			grain = 4 * TILE_GROUPS;
-		job.rows = ft_min(MAX_ROWS, x.rows - job.first);
+		job.rows = ft_min(pass, x.rows - job.first);
 		job.x = rows + job.first * job.ldx;
-		ft_pool_run(s->device->pool, w->n_groups, grain, serve_task, &job);
+		ft_pool_run(s->device->pool, w->n_groups, ft_min(grain, 4) * TILE_GROUPS, serve_task, &job);
 	}
 	return FT_OK;
 }
