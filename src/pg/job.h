@@ -49,7 +49,7 @@ typedef struct PgftJob
 	char *training_query;
 	char *validation_query; /* NULL: none */
 	Jsonb *options;
-	char *phase; /* as it was found */
+	const char *phase; /* as it was found, or as this worker left it */
 	int attempt;
 	int fruitless;     /* attempts since the last checkpoint, this one included */
 	char *base_digest; /* of the base's file at the first attempt, NULL before it */
@@ -118,7 +118,7 @@ extern bool pgft_job_next_attempt(PgftJob *job);
 /* Take the current attempt back: it ended through no fault of the job. */
 extern bool pgft_job_release_attempt(PgftJob *job, const char *message);
 
-/* Move on to another phase, with an event of the same name. */
+/* Move on to another phase (a literal), with an event of the same name. */
 extern bool pgft_job_set_phase(PgftJob *job, const char *phase, const char *message);
 
 /* End it by an error. */

@@ -127,6 +127,15 @@ on_started(PgftJobEvents *events, Jsonb *event)
 						   : psprintf("training on %s", device ? device : "?"),
 					   event);
 	pgft_job_notify(&events->job->id);
+	events->job->phase = "running";
+	if (events->job->base_digest == NULL)
+	{
+		char *digest = pgft_json_string(&event->root, "base_digest");
+
+		if (digest)
+			events->job->base_digest =
+				MemoryContextStrdup(GetMemoryChunkContext(events->job), digest);
+	}
 	pgft_slot_set_phase(PGFT_PHASE_RUNNING);
 }
 
@@ -269,6 +278,7 @@ on_completed(PgftJobEvents *events, Jsonb *event)
 	pgft_job_add_event(&events->job->id, "info", "uploading", "training done, storing weights",
 					   event);
 	pgft_job_notify(&events->job->id);
+	events->job->phase = "uploading";
 	pgft_slot_set_phase(PGFT_PHASE_UPLOADING);
 	events->adapter = keep_string(events, event, "adapter");
 	events->completed = true;

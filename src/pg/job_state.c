@@ -265,6 +265,7 @@ pgft_job_set_phase(PgftJob *job, const char *phase, const char *message)
 	mine = pgft_job_update(job, "phase = $3", 1, types, values, NULL);
 	if (mine)
 	{
+		job->phase = phase;
 		pgft_job_add_event(&job->id, "info", phase, message, NULL);
 		pgft_job_notify(&job->id);
 	}

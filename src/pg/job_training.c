@@ -1,0 +1,306 @@
+/*
+ * job_training.c: runs the training engine on a job's directory, writes down
+ * what it says, and decides what its end means.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+
+#include "access/xact.h"
+#include "child.h"
+#include "engine_client.h"
+#include "job_events.h"
+#include "job_worker.h"
+#include "json.h"
+#include "mb/pg_wchar.h"
+#include "options.h"
+#include "paths.h"
+#include "pg_finetune.h"
+#include "settings.h"
+#include "shmem.h"
+#include "storage/fd.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* Training gives way to queries */
+#define ENGINE_NICENESS 10
+
+/* An engine says something at least every 5 s; one that is silent this long hangs */
+#define HEARTBEAT_MS 60000
+
+/* Lines that may wait are written together */
+#define FLUSH_MS 500
+
+/* An engine that was asked to end is killed after this */
+#define STOP_MS 3000
+
+static PgftChild *engine = NULL;
+
+void
+pgft_training_end_engine(void)
+{
+	if (engine)
+		pgft_child_end(engine);
+	engine = NULL;
+}
+
+/* ---- job.json ---- */
+
+/* The base, in the form that job.json has it; an error when it is not to be had. */
+static char *
+describe_base(PgftJobWorker *worker)
+{
+	PgftModel *base = pgft_model_by_id(&worker->job->base_id);
+	StringInfoData buf;
+
+	if (base == NULL || !OidIsValid(base->server))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("the base model does not exist")));
+	pgft_model_resolve(base);
+	worker->base_path = MemoryContextStrdup(worker->attempt, base->path);
+	worker->base_file = MemoryContextStrdup(worker->attempt, base->file);
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	pgft_json_add_string(&buf, "path", base->path);
+	pgft_json_add_string(&buf, "name", base->name);
+	if (base->chat_template)
+		pgft_json_add_string(&buf, "template", base->chat_template);
+	if (base->context_length > 0)
+		pgft_json_add_int64(&buf, "context_length", base->context_length);
+	if (worker->job->base_digest)
+		pgft_json_add_string(&buf, "digest", worker->job->base_digest);
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
+static void
+write_job_file(PgftJobWorker *worker)
+{
+	char *path = pgft_worker_path(worker, "job.json");
+	char *temporary = pgft_worker_path(worker, "job.json.tmp");
+	MemoryContext context = CurrentMemoryContext;
+	StringInfoData buf;
+	char *text;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(context);
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	pgft_json_add_int64(&buf, "version", 1);
+	pgft_json_add_raw(&buf, "base", describe_base(worker));
+	pgft_json_add_string(&buf, "device", pgft_device);
+	pgft_json_add_int64(&buf, "threads", pgft_threads);
+	pgft_json_add_string(&buf, "numerics", pgft_numerics_name());
+	pgft_json_add_raw(
+		&buf, "options",
+		JsonbToCString(NULL, &pgft_options_for_engine(worker->job->options)->root, 0));
+	appendStringInfoString(&buf, "}\n");
+	text = pg_server_to_any(buf.data, buf.len, PG_UTF8);
+	pgft_write_file(temporary, text, strlen(text));
+	(void) durable_rename(temporary, path, ERROR);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+}
+
+/* ---- The engine ---- */
+
+/* A running engine, and what it has said but nobody has written down. */
+typedef struct Training
+{
+	PgftChild *child;
+	PgftJobEvents events;
+	MemoryContext lines_context;
+	List *lines;
+	int64 flush_at; /* when lines that may wait are written */
+	bool urgent;    /* one of them may not */
+	int64 heard_at;
+	int64 kill_at; /* 0: nobody asked it to end */
+	PgftOutcome ending;
+} Training;
+
+static void
+take_lines(Training *training)
+{
+	MemoryContext old = MemoryContextSwitchTo(training->lines_context);
+	char *line;
+
+	while ((line = pgft_child_next_line(training->child)) != NULL)
+	{
+		if (training->lines == NIL)
+			training->flush_at = pgft_monotonic_ms() + FLUSH_MS;
+		training->lines = lappend(training->lines, pstrdup(line));
+		training->urgent |= !pgft_job_event_can_wait(line);
+		training->heard_at = pgft_monotonic_ms();
+	}
+	MemoryContextSwitchTo(old);
+}
+
+static void
+flush_lines(Training *training)
+{
+	if (training->lines == NIL)
+		return;
+	pgft_job_events_apply(&training->events, training->lines);
+	training->lines = NIL;
+	training->urgent = false;
+	MemoryContextReset(training->lines_context);
+}
+
+static long
+time_to_sleep(Training *training)
+{
+	int64 now = pgft_monotonic_ms();
+	int64 until = training->heard_at + HEARTBEAT_MS;
+
+	if (training->lines != NIL)
+		until = Min(until, training->flush_at);
+	if (training->kill_at > 0)
+		until = Min(until, training->kill_at);
+	return Max(until - now, 0);
+}
+
+/* End the engine where there is a reason to: gently where its work goes on later. */
+static void
+supervise(PgftJobWorker *worker, Training *training)
+{
+	int64 now = pgft_monotonic_ms();
+
+	if (training->ending == PGFT_OUTCOME_GO_ON)
+	{
+		training->ending = training->events.lost ? PGFT_OUTCOME_LOST : pgft_worker_look_up(worker);
+		if (training->ending == PGFT_OUTCOME_LOST)
+			pgft_child_kill(training->child);
+		else if (training->ending == PGFT_OUTCOME_LEAVE)
+		{
+			pgft_child_terminate(training->child);
+			training->kill_at = now + STOP_MS;
+		}
+		else if (now >= training->heard_at + HEARTBEAT_MS)
+		{
+			ereport(LOG, (errmsg("training engine of job %s has said nothing for %d s, ending it",
+								 worker->job->name, HEARTBEAT_MS / 1000)));
+			pgft_child_kill(training->child);
+			training->heard_at = now;
+		}
+	}
+	else if (training->kill_at > 0 && now >= training->kill_at)
+	{
+		pgft_child_kill(training->child);
+		training->kill_at = 0;
+	}
+}
+
+/* Run the engine to its end; returns its wait status. */
+static int
+attend_engine(PgftJobWorker *worker, Training *training)
+{
+	int status;
+
+	for (;;)
+	{
+		bool exited;
+
+		take_lines(training);
+		exited = pgft_child_exited(training->child, &status);
+		if (training->urgent || exited || pgft_monotonic_ms() >= training->flush_at)
+			flush_lines(training);
+		if (exited)
+			break;
+		supervise(worker, training);
+		(void) pgft_child_wait(training->child, time_to_sleep(training));
+	}
+	return status;
+}
+
+/* The engine names the base's file by its path, which is no business of the job's owner. */
+static char *
+without_path(PgftJobWorker *worker, const char *text)
+{
+	StringInfoData buf;
+	const char *found;
+
+	if (text == NULL)
+		return NULL;
+	initStringInfo(&buf);
+	while (worker->base_path && (found = strstr(text, worker->base_path)) != NULL)
+	{
+		appendBinaryStringInfo(&buf, text, found - text);
+		appendStringInfoString(&buf, worker->base_file);
+		text = found + strlen(worker->base_path);
+	}
+	appendStringInfoString(&buf, text);
+	return buf.data;
+}
+
+/* What an engine's "failed" means for the job. */
+static PgftOutcome
+engine_failed(PgftJobWorker *worker, PgftJobEvents *events)
+{
+	const char *code = events->code ? events->code : "internal";
+	const char *message =
+		events->message ? without_path(worker, events->message) : "training failed";
+	const char *hint = without_path(worker, events->hint);
+
+	if (strcmp(code, "device") == 0)
+	{
+		PgftOutcome outcome = pgft_worker_wait(worker, message, hint);
+
+		return outcome == PGFT_OUTCOME_GO_ON ? PGFT_OUTCOME_SPARE : outcome;
+	}
+	/* an engine of an attempt before this one is not quite gone, or asked to end by others */
+	if (strcmp(code, "busy") == 0 || strcmp(code, "cancelled") == 0)
+	{
+		pgft_worker_remember(worker, pgft_engine_sqlstate(code), message);
+		return PGFT_OUTCOME_RETRY;
+	}
+	pgft_job_fail(worker->job, pgft_engine_sqlstate(code), message, hint);
+	return PGFT_OUTCOME_ENDED;
+}
+
+static PgftOutcome
+engine_ended(PgftJobWorker *worker, Training *training, int status, const char *last_words)
+{
+	if (training->ending != PGFT_OUTCOME_GO_ON)
+		return training->ending;
+	if (training->events.lost)
+		return PGFT_OUTCOME_LOST;
+	if (training->events.completed)
+		return PGFT_OUTCOME_GO_ON;
+	if (training->events.failed)
+		return engine_failed(worker, &training->events);
+
+	/* one that is killed has had no time for last words */
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+		last_words = "";
+	pgft_worker_remember(worker, ERRCODE_SYSTEM_ERROR,
+						 psprintf("training engine died: %s%s%s", pgft_child_status_text(status),
+								  last_words[0] ? ": " : "", without_path(worker, last_words)));
+	return PGFT_OUTCOME_RETRY;
+}
+
+PgftOutcome
+pgft_training_run(PgftJobWorker *worker, char **adapter)
+{
+	const char *argv[] = {pgft_engine_program(), "train", pgft_absolute_path(worker->directory),
+						  NULL};
+	Training training = {.ending = PGFT_OUTCOME_GO_ON};
+	PgftOutcome outcome;
+	int status;
+
+	training.events.job = worker->job;
+	training.events.context = worker->attempt;
+	training.lines_context =
+		AllocSetContextCreate(worker->attempt, "engine events", ALLOCSET_DEFAULT_SIZES);
+	training.heard_at = pgft_monotonic_ms();
+	write_job_file(worker);
+	pgft_slot_set_phase(PGFT_PHASE_QUEUED);
+	training.child = engine = pgft_child_start("training engine", argv, ENGINE_NICENESS);
+	status = attend_engine(worker, &training);
+	outcome = engine_ended(worker, &training, status, pgft_child_last_words(training.child));
+	pgft_training_end_engine();
+	*adapter = training.events.adapter;
+	return outcome;
+}
