@@ -49,16 +49,79 @@ ffn_backward(ft_transformer *t, int layer, int64_t rows)
 								s->ffn_rstd);
 }
 
+/* Attention's gradient over whole documents. */
+static ft_status
+attention_grad(ft_transformer *t, ft_mat dqkv, ft_mat dattended, ft_mat qkv, ft_mat attended,
+			   const float *lse)
+{
+	const ft_config *c = &t->model->config;
+	int64_t q = (int64_t) c->heads * c->head_dim;
+	int64_t kv = (int64_t) c->kv_heads * c->head_dim;
+
+	return t->ops->attention_grad(t->stream, &t->attention, ft_mat_cols(dqkv, 0, q),
+								  ft_mat_cols(dqkv, q, kv), ft_mat_cols(dqkv, q + kv, kv),
+								  dattended, ft_mat_cols(qkv, 0, q), ft_mat_cols(qkv, q, kv),
+								  ft_mat_cols(qkv, q + kv, kv), attended, lse);
+}
+
+/* dqkv of the rows from that of whole documents: a shared row gets the sum over the documents. */
+static ft_status
+sum_shared(ft_transformer *t, const ft_microbatch *batch, ft_mat dqkv, ft_mat all_dqkv)
+{
+	ft_mat sum = ft_mat_make(t->dqkv_sum, FT_F32, batch->tokens, dqkv.cols);
+	ft_mat all = all_dqkv;
+
+	if (all.dtype != FT_F32)
+	{
+		all = ft_mat_make(t->wide, FT_F32, batch->all, dqkv.cols);
+		FT_TRY(t->ops->convert(t->stream, all, all_dqkv));
+	}
+	FT_TRY(t->ops->gather_rows(t->stream, sum, all, t->all_of));
+	for (int i = 1; i < batch->n_documents; i++)
+		FT_TRY(t->ops->add(t->stream, ft_mat_rows(sum, 0, batch->shared),
+						   ft_mat_rows(all, batch->starts[i], batch->shared), 1.0f));
+	if (sum.data != dqkv.data)
+		FT_TRY(t->ops->convert(t->stream, dqkv, sum));
+	return FT_OK;
+}
+
+/* The same over rows of which some are shared.  A shared row's own output was computed once, so its
+ * gradient is the first document's alone; as key and value it was seen by all. */
+static ft_status
+shared_attention_grad(ft_transformer *t, const ft_microbatch *batch, int layer, ft_mat dqkv,
+					  ft_mat dattended, ft_mat qkv, ft_mat attended)
+{
+	const ft_config *c = &t->model->config;
+	ft_mat lse = ft_mat_make(t->saved[layer].lse, FT_F32, batch->tokens, c->heads);
+	ft_mat all_lse = ft_mat_make(t->all_lse, FT_F32, batch->all, c->heads);
+	ft_mat all_qkv = ft_mat_make(t->all_qkv, qkv.dtype, batch->all, qkv.cols);
+	ft_mat all_dqkv = ft_mat_make(t->all_dqkv, qkv.dtype, batch->all, qkv.cols);
+	ft_mat all_attended = ft_mat_make(t->all_attended, qkv.dtype, batch->all, attended.cols);
+	ft_mat all_dattended = ft_mat_make(t->all_dattended, qkv.dtype, batch->all, attended.cols);
+	size_t row = (size_t) ft_row_bytes(qkv.dtype, attended.cols);
+
+	FT_TRY(t->ops->gather_rows(t->stream, all_lse, lse, t->row_of));
+	FT_TRY(t->ops->gather_rows(t->stream, all_qkv, qkv, t->row_of));
+	FT_TRY(t->ops->gather_rows(t->stream, all_attended, attended, t->row_of));
+	FT_TRY(t->ops->gather_rows(t->stream, all_dattended, dattended, t->row_of));
+	for (int i = 1; i < batch->n_documents; i++)
+		FT_TRY(t->ops->zero(t->stream,
+							ft_mat_rows(all_dattended, batch->starts[i], batch->shared).data,
+							row * (size_t) batch->shared));
+	FT_TRY(attention_grad(t, all_dqkv, all_dattended, all_qkv, all_attended, t->all_lse));
+	return sum_shared(t, batch, dqkv, all_dqkv);
+}
+
 /* dqkv from the gradient of the attention block's output. */
 static ft_status
-attention_backward(ft_transformer *t, int layer, int64_t rows, ft_mat dqkv)
+attention_backward(ft_transformer *t, const ft_microbatch *batch, int layer, ft_mat dqkv)
 {
 	const ft_config *c = &t->model->config;
 	const ft_layer *w = &t->model->layers[layer];
 	const ft_saved_layer *s = &t->saved[layer];
 	ft_dtype compute = t->model->compute;
+	int64_t rows = batch->tokens;
 	int64_t q_columns = (int64_t) c->heads * c->head_dim;
-	int64_t kv_columns = (int64_t) c->kv_heads * c->head_dim;
 	ft_mat qkv = ft_mat_make(s->qkv, compute, rows, dqkv.cols);
 	ft_mat attended = ft_mat_make(s->attended, compute, rows, q_columns);
 	ft_mat dattended = ft_mat_make(t->branch, FT_F32, rows, q_columns);
@@ -68,24 +131,23 @@ attention_backward(ft_transformer *t, int layer, int64_t rows, ft_mat dqkv)
 		ft_transformer_round(t, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden), t->narrow, &dy));
 	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_OUT, dattended, dy, attended, w->out));
 	FT_TRY(ft_transformer_round(t, dattended, t->narrow, &dy));
-	FT_TRY(t->ops->attention_grad(
-		t->stream, &t->attention, ft_mat_cols(dqkv, 0, q_columns),
-		ft_mat_cols(dqkv, q_columns, kv_columns),
-		ft_mat_cols(dqkv, q_columns + kv_columns, kv_columns), dy, ft_mat_cols(qkv, 0, q_columns),
-		ft_mat_cols(qkv, q_columns, kv_columns),
-		ft_mat_cols(qkv, q_columns + kv_columns, kv_columns), attended, s->lse));
+	if (batch->shared > 0)
+		FT_TRY(shared_attention_grad(t, batch, layer, dqkv, dy, qkv, attended));
+	else
+		FT_TRY(attention_grad(t, dqkv, dy, qkv, attended, s->lse));
 	return t->ops->rope(t->stream, ft_transformer_qk(c, dqkv), c->head_dim, t->positions,
 						t->model->rope_cos, t->model->rope_sin, true);
 }
 
 /* dhidden: from `middle` to the layer's input. */
 static ft_status
-attention_block_backward(ft_transformer *t, int layer, int64_t rows)
+attention_block_backward(ft_transformer *t, const ft_microbatch *batch, int layer)
 {
 	const ft_config *c = &t->model->config;
 	const ft_layer *w = &t->model->layers[layer];
 	const ft_saved_layer *s = &t->saved[layer];
 	ft_dtype compute = t->model->compute;
+	int64_t rows = batch->tokens;
 	ft_mat dqkv =
 		ft_mat_make(t->dqkv, compute, rows, (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim);
 	ft_mat input = ft_mat_make(s->input, FT_F32, rows, c->hidden);
@@ -93,7 +155,7 @@ attention_block_backward(ft_transformer *t, int layer, int64_t rows)
 	ft_mat dnormed = ft_mat_make(t->branch, FT_F32, rows, c->hidden);
 	ft_mat none = {0};
 
-	FT_TRY(attention_backward(t, layer, rows, dqkv));
+	FT_TRY(attention_backward(t, batch, layer, dqkv));
 	FT_TRY(
 		t->ops->rmsnorm(t->stream, normed, none, NULL, input, none, w->attention_norm, c->rms_eps));
 	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_QKV, layer == 0 ? none : dnormed, dqkv, normed,
@@ -112,7 +174,7 @@ ft_transformer_backward(ft_transformer *t, const ft_microbatch *batch)
 		if (t->tick != NULL)
 			FT_TRY(t->tick(t->tick_context));
 		FT_TRY(ffn_backward(t, i, batch->tokens));
-		FT_TRY(attention_block_backward(t, i, batch->tokens));
+		FT_TRY(attention_block_backward(t, batch, i));
 	}
 	return FT_OK;
 }

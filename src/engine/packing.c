@@ -218,6 +218,8 @@ ft_packing_free(ft_packing *packing)
 /* --- host arrays of a batch
  * ----------------------------------------------------------------------- */
 
+#define LEAST_SHARED 8 /* rows: below this the copying costs more than it saves */
+
 ft_status
 ft_microbatch_create(int64_t capacity, ft_microbatch *batch)
 {
@@ -226,10 +228,14 @@ ft_microbatch_create(int64_t capacity, ft_microbatch *batch)
 	memset(batch, 0, sizeof *batch);
 	FT_TRY(ft_alloc((void **) &batch->ids, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->positions, n, sizeof(int32_t)));
-	FT_TRY(ft_alloc((void **) &batch->starts, n + 1, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->rows, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->targets, n, sizeof(int32_t)));
-	return ft_alloc((void **) &batch->weights, n, sizeof(float));
+	FT_TRY(ft_alloc((void **) &batch->weights, n, sizeof(float)));
+	FT_TRY(ft_alloc((void **) &batch->starts, n + 1, sizeof(int32_t)));
+	FT_TRY(ft_alloc((void **) &batch->row_of, n, sizeof(int32_t)));
+	FT_TRY(ft_alloc((void **) &batch->all_of, n, sizeof(int32_t)));
+	FT_TRY(ft_alloc((void **) &batch->all_ids, n, sizeof(int32_t)));
+	return ft_alloc((void **) &batch->all_weights, n, sizeof(float));
 }
 
 void
@@ -237,56 +243,101 @@ ft_microbatch_free(ft_microbatch *batch)
 {
 	free(batch->ids);
 	free(batch->positions);
-	free(batch->starts);
 	free(batch->rows);
 	free(batch->targets);
 	free(batch->weights);
+	free(batch->starts);
+	free(batch->row_of);
+	free(batch->all_of);
+	free(batch->all_ids);
+	free(batch->all_weights);
 	memset(batch, 0, sizeof *batch);
 }
 
-/* Append a document; weights is scratch for its length. */
-static ft_status
-append_document(ft_microbatch *batch, const ft_dataset *dataset, const ft_document *document,
-				float *weights)
+/* Tokens that all documents begin with, none of them in a loss row. */
+static int
+shared_beginning(const ft_microbatch *batch)
 {
-	int64_t at = batch->tokens;
+	const int32_t *first = batch->all_ids;
+	int shared = batch->starts[1];
 
-	FT_TRY(ft_dataset_read(dataset, document, batch->ids + at, weights));
-	for (int32_t i = 0; i < document->length; i++)
+	for (int d = 0; d < batch->n_documents; d++)
 	{
-		batch->positions[at + i] = i;
-		/* row i - 1 predicts token i; the first token of a document is predicted by nobody */
-		if (i > 0 && weights[i] > 0.0f)
+		const int32_t *ids = batch->all_ids + batch->starts[d];
+		const float *weights = batch->all_weights + batch->starts[d];
+		int length = batch->starts[d + 1] - batch->starts[d];
+		int same = 0;
+
+		/* row i predicts token i + 1 */
+		while (same < shared && same + 1 < length && ids[same] == first[same] &&
+			   weights[same + 1] == 0.0f)
+			same++;
+		shared = same;
+	}
+	return shared;
+}
+
+/* Add token i of a document, which stands at `at` among whole documents, as a row of its own. */
+static void
+add_row(ft_microbatch *batch, int64_t at, int i, int length)
+{
+	int64_t row = batch->tokens++;
+
+	batch->ids[row] = batch->all_ids[at];
+	batch->positions[row] = i;
+	batch->row_of[at] = (int32_t) row;
+	batch->all_of[row] = (int32_t) at;
+	/* the first token of a document is predicted by nobody, the last predicts nothing */
+	if (i + 1 < length && batch->all_weights[at + 1] > 0.0f)
+	{
+		batch->rows[batch->trained] = (int32_t) row;
+		batch->targets[batch->trained] = batch->all_ids[at + 1];
+		batch->weights[batch->trained++] = batch->all_weights[at + 1];
+	}
+}
+
+void
+ft_microbatch_arrange(ft_microbatch *batch, int least_shared)
+{
+	batch->tokens = 0;
+	batch->trained = 0;
+	batch->shared = batch->n_documents > 1 ? shared_beginning(batch) : 0;
+	if (batch->shared < least_shared)
+		batch->shared = 0;
+	for (int d = 0; d < batch->n_documents; d++)
+	{
+		int64_t start = batch->starts[d];
+		int length = (int) (batch->starts[d + 1] - start);
+
+		for (int i = 0; i < length; i++)
 		{
-			batch->rows[batch->trained] = (int32_t) (at + i - 1);
-			batch->targets[batch->trained] = batch->ids[at + i];
-			batch->weights[batch->trained] = weights[i];
-			batch->trained++;
+			if (d > 0 && i < batch->shared)
+				batch->row_of[start + i] = (int32_t) i;
+			else
+				add_row(batch, start + i, i, length);
 		}
 	}
-	batch->starts[batch->n_documents++] = (int32_t) at;
-	batch->tokens += document->length;
-	batch->starts[batch->n_documents] = (int32_t) batch->tokens;
-	if (document->length > batch->max_length)
-		batch->max_length = document->length;
-	return FT_OK;
 }
 
 ft_status
 ft_microbatch_fill(ft_microbatch *batch, const ft_dataset *dataset, const ft_document *documents,
 				   const ft_packing *packing, uint32_t index)
 {
-	float *weights;
-	ft_status status = FT_OK;
-
-	batch->tokens = 0;
-	batch->trained = 0;
+	batch->all = 0;
 	batch->n_documents = 0;
 	batch->max_length = 0;
 	batch->starts[0] = 0;
-	FT_TRY(ft_alloc((void **) &weights, (size_t) dataset->max_length, sizeof(float)));
-	for (uint32_t i = packing->first[index]; status == FT_OK && i < packing->first[index + 1]; i++)
-		status = append_document(batch, dataset, &documents[packing->documents[i]], weights);
-	free(weights);
-	return status;
+	for (uint32_t i = packing->first[index]; i < packing->first[index + 1]; i++)
+	{
+		const ft_document *document = &documents[packing->documents[i]];
+
+		FT_TRY(ft_dataset_read(dataset, document, batch->all_ids + batch->all,
+							   batch->all_weights + batch->all));
+		batch->all += document->length;
+		batch->starts[++batch->n_documents] = (int32_t) batch->all;
+		if (document->length > batch->max_length)
+			batch->max_length = document->length;
+	}
+	ft_microbatch_arrange(batch, LEAST_SHARED);
+	return FT_OK;
 }

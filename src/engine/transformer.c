@@ -27,6 +27,8 @@ want_batch(ft_transformer *t)
 	FT_TRY(ft_arena_want(&t->arena, &t->ids, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->positions, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->starts, n + 1, FT_I32));
+	FT_TRY(ft_arena_want(&t->arena, &t->row_of, n, FT_I32));
+	FT_TRY(ft_arena_want(&t->arena, &t->all_of, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->rows, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->targets, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->weights, n, FT_F32));
@@ -76,8 +78,14 @@ want_scratch(ft_transformer *t)
 	FT_TRY(ft_arena_want(&t->arena, &t->dhidden, n * c->hidden, FT_F32));
 	FT_TRY(ft_arena_want(&t->arena, &t->dproduct, n * c->ffn, FT_F32));
 	FT_TRY(ft_arena_want(&t->arena, &t->dqkv, n * qkv_columns(c), compute));
+	FT_TRY(ft_arena_want(&t->arena, &t->all_qkv, n * qkv_columns(c), compute));
+	FT_TRY(ft_arena_want(&t->arena, &t->all_attended, n * head_columns, compute));
+	FT_TRY(ft_arena_want(&t->arena, &t->all_lse, n * c->heads, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->all_dqkv, n * qkv_columns(c), compute));
+	FT_TRY(ft_arena_want(&t->arena, &t->all_dattended, n * head_columns, compute));
 	if (compute != FT_F32)
 	{
+		FT_TRY(ft_arena_want(&t->arena, &t->dqkv_sum, n * qkv_columns(c), FT_F32));
 		FT_TRY(ft_arena_want(&t->arena, &t->wide, n * widest, FT_F32));
 		FT_TRY(ft_arena_want(&t->arena, &t->narrow, n * widest, compute));
 		FT_TRY(ft_arena_want(&t->arena, &t->logits_narrow, t->loss_chunk * c->vocab, compute));
@@ -134,7 +142,11 @@ ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t 
 	if (status == FT_OK)
 		status = ft_arena_allocate(&t->arena, model->ops, model->device);
 	if (status == FT_OK)
+	{
+		if (model->compute == FT_F32)
+			t->dqkv_sum = t->dqkv;
 		status = ft_alloc((void **) &t->host_loss, (size_t) capacity * 2, sizeof(float));
+	}
 	if (status == FT_OK)
 		status = model->ops->stream_create(model->device, &t->stream);
 	if (status == FT_OK)
@@ -178,9 +190,9 @@ ft_transformer_load(ft_transformer *t, const ft_microbatch *batch)
 	size_t n = (size_t) batch->tokens;
 	size_t trained = (size_t) batch->trained;
 
-	if (batch->tokens > t->capacity)
+	if (batch->all > t->capacity)
 		return ft_fail(FT_INTERNAL, "batch of %lld tokens is over the planned %lld",
-					   (long long) batch->tokens, (long long) t->capacity);
+					   (long long) batch->all, (long long) t->capacity);
 	if (batch->max_length > t->model->rope_positions)
 		return ft_fail(FT_INTERNAL, "document of %d tokens is over the planned %d",
 					   batch->max_length, t->model->rope_positions);
@@ -188,6 +200,8 @@ ft_transformer_load(ft_transformer *t, const ft_microbatch *batch)
 	FT_TRY(t->ops->copy_to_device(t->stream, t->positions, batch->positions, n * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->starts, batch->starts,
 								  ((size_t) batch->n_documents + 1) * 4));
+	FT_TRY(t->ops->copy_to_device(t->stream, t->row_of, batch->row_of, (size_t) batch->all * 4));
+	FT_TRY(t->ops->copy_to_device(t->stream, t->all_of, batch->all_of, n * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->rows, batch->rows, trained * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->targets, batch->targets, trained * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->weights, batch->weights, trained * 4));
@@ -234,26 +248,46 @@ adapted_linear(ft_transformer *t, int layer, ft_lora_group group, ft_mat y, ft_m
 	return FT_OK;
 }
 
+/* attended and lse of the rows from qkv. */
+static ft_status
+attend(ft_transformer *t, const ft_microbatch *batch, int layer, ft_mat qkv, ft_mat attended)
+{
+	const ft_config *c = &t->model->config;
+	int64_t q = (int64_t) c->heads * c->head_dim;
+	int64_t kv = (int64_t) c->kv_heads * c->head_dim;
+	ft_mat lse = ft_mat_make(t->saved[layer].lse, FT_F32, batch->tokens, c->heads);
+	ft_mat all_qkv = ft_mat_make(t->all_qkv, qkv.dtype, batch->all, qkv.cols);
+	ft_mat all_attended = ft_mat_make(t->all_attended, qkv.dtype, batch->all, q);
+	ft_mat all_lse = ft_mat_make(t->all_lse, FT_F32, batch->all, c->heads);
+
+	if (batch->shared == 0)
+		return t->ops->attention(t->stream, &t->attention, attended, lse.data,
+								 ft_mat_cols(qkv, 0, q), ft_mat_cols(qkv, q, kv),
+								 ft_mat_cols(qkv, q + kv, kv));
+	FT_TRY(t->ops->gather_rows(t->stream, all_qkv, qkv, t->row_of));
+	FT_TRY(t->ops->attention(t->stream, &t->attention, all_attended, t->all_lse,
+							 ft_mat_cols(all_qkv, 0, q), ft_mat_cols(all_qkv, q, kv),
+							 ft_mat_cols(all_qkv, q + kv, kv)));
+	FT_TRY(t->ops->gather_rows(t->stream, attended, all_attended, t->all_of));
+	return t->ops->gather_rows(t->stream, lse, all_lse, t->all_of);
+}
+
 /* branch = o(attention(qkv(norm(input)))) */
 static ft_status
-attention_block(ft_transformer *t, int layer, int64_t rows, ft_mat normed)
+attention_block(ft_transformer *t, const ft_microbatch *batch, int layer, ft_mat normed)
 {
 	const ft_config *c = &t->model->config;
 	const ft_layer *w = &t->model->layers[layer];
 	ft_saved_layer *s = &t->saved[layer];
 	ft_dtype compute = t->model->compute;
-	int64_t q_columns = (int64_t) c->heads * c->head_dim;
-	int64_t kv_columns = (int64_t) c->kv_heads * c->head_dim;
+	int64_t rows = batch->tokens;
 	ft_mat qkv = ft_mat_make(s->qkv, compute, rows, qkv_columns(c));
-	ft_mat attended = ft_mat_make(s->attended, compute, rows, q_columns);
+	ft_mat attended = ft_mat_make(s->attended, compute, rows, (int64_t) c->heads * c->head_dim);
 
 	FT_TRY(adapted_linear(t, layer, FT_GROUP_QKV, qkv, normed, w->qkv));
 	FT_TRY(t->ops->rope(t->stream, ft_transformer_qk(c, qkv), c->head_dim, t->positions,
 						t->model->rope_cos, t->model->rope_sin, false));
-	FT_TRY(t->ops->attention(t->stream, &t->attention, attended, s->lse,
-							 ft_mat_cols(qkv, 0, q_columns),
-							 ft_mat_cols(qkv, q_columns, kv_columns),
-							 ft_mat_cols(qkv, q_columns + kv_columns, kv_columns)));
+	FT_TRY(attend(t, batch, layer, qkv, attended));
 	return adapted_linear(t, layer, FT_GROUP_OUT, ft_mat_make(t->branch, FT_F32, rows, c->hidden),
 						  attended, w->out);
 }
@@ -296,7 +330,7 @@ ft_transformer_forward(ft_transformer *t, const ft_microbatch *batch)
 			FT_TRY(t->tick(t->tick_context));
 		FT_TRY(t->ops->rmsnorm(t->stream, normed, input, s->attention_rstd, previous,
 							   i == 0 ? none : branch, w->attention_norm, c->rms_eps));
-		FT_TRY(attention_block(t, i, rows, normed));
+		FT_TRY(attention_block(t, batch, i, normed));
 		FT_TRY(t->ops->rmsnorm(t->stream, normed, middle, s->ffn_rstd, input, branch, w->ffn_norm,
 							   c->rms_eps));
 		FT_TRY(ffn_block(t, i, rows, normed));

@@ -15,20 +15,37 @@
 
 #include "lora.h"
 
-/* A packed batch on the host.  Row t is trained to predict the token after it; loss rows are those
- * rows. */
+/*
+ * A packed batch on the host.
+ *
+ * Documents often begin alike: a system prompt, the words of an instruction.
+ * The tokens that all documents of a batch begin with stand in it once, and the
+ * products, norms and activations of these rows are computed once; only
+ * attention sees every document whole.  So there are two layouts: rows [T] (the
+ * shared beginning, then the rest of each document) and, for attention, all
+ * documents whole [all].  Without a shared beginning they are the same.
+ *
+ * Row t is trained to predict the token after it; loss rows are those rows.
+ */
 typedef struct ft_microbatch
 {
 	int64_t tokens;     /* T */
 	int32_t *ids;       /* [T] */
 	int32_t *positions; /* [T] from 0 in each document */
+	int64_t trained;    /* loss rows */
+	int32_t *rows;      /* [trained] ascending */
+	int32_t *targets;   /* [trained] */
+	float *weights;     /* [trained] */
+
+	int64_t all; /* tokens of all documents */
 	int n_documents;
-	int32_t *starts;  /* [n_documents + 1] */
-	int max_length;   /* of the longest document */
-	int64_t trained;  /* loss rows */
-	int32_t *rows;    /* [trained] ascending */
-	int32_t *targets; /* [trained] */
-	float *weights;   /* [trained] */
+	int32_t *starts;    /* [n_documents + 1] in the layout of whole documents */
+	int max_length;     /* of the longest document */
+	int shared;         /* rows that all documents begin with; 0: none */
+	int32_t *row_of;    /* [all] the row of each token of whole documents */
+	int32_t *all_of;    /* [T] where a row's token stands in whole documents, for the first time */
+	int32_t *all_ids;   /* [all] */
+	float *all_weights; /* [all] weight of a token as a target */
 } ft_microbatch;
 
 /* Sums over the loss rows of one or more batches. */
@@ -73,6 +90,8 @@ typedef struct ft_transformer
 	int32_t *ids;
 	int32_t *positions;
 	int32_t *starts;
+	int32_t *row_of;
+	int32_t *all_of;
 	int32_t *rows;
 	int32_t *targets;
 	float *weights;
@@ -93,7 +112,14 @@ typedef struct ft_transformer
 	float *dhidden;  /* [T, C] gradient of the residual stream */
 	float *dproduct; /* [T, F] */
 	void *dqkv;      /* [T, (H + 2G)·D] compute */
-	float *logits;   /* [chunk, V] */
+	float *dqkv_sum; /* the same, before it is rounded; = dqkv in f32 */
+	/* whole documents, where a beginning is shared */
+	void *all_qkv;        /* [all, (H + 2G)·D] compute */
+	void *all_attended;   /* [all, H·D] compute */
+	float *all_lse;       /* [all, H] */
+	void *all_dqkv;       /* [all, (H + 2G)·D] compute */
+	void *all_dattended;  /* [all, H·D] compute */
+	float *logits;        /* [chunk, V] */
 	void *logits_narrow;  /* [chunk, V] compute */
 	float *chunk_hidden;  /* [chunk, C] */
 	void *chunk_normed;   /* [chunk, C] compute */

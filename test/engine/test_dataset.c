@@ -497,10 +497,11 @@ test_microbatch(void **state)
 	{
 		must(ft_microbatch_fill(&batch, d, d->train, &packing, 0));
 		assert_int_equal(batch.n_documents, 2);
-		assert_int_equal(batch.tokens, d->train[2].length + d->train[0].length);
+		assert_int_equal(batch.all, d->train[2].length + d->train[0].length);
+		assert_int_equal(batch.tokens, batch.all - batch.shared);
 		assert_int_equal(batch.starts[1], d->train[2].length);
-		assert_int_equal(batch.positions[batch.starts[1]], 0);
-		assert_int_equal(batch.positions[batch.starts[1] - 1], d->train[2].length - 1);
+		assert_int_equal(batch.positions[batch.row_of[batch.starts[1]]], 0);
+		assert_int_equal(batch.positions[batch.row_of[batch.all - 1]], d->train[0].length - 1);
 		assert_int_equal(batch.trained, 4);
 		/* each loss row predicts the token behind it */
 		for (int64_t i = 0; i < batch.trained; i++)

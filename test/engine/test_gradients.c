@@ -101,7 +101,7 @@ test_gradients_equal_pytorch(void **state)
 
 		tiny_open(&run, variants[v], 2);
 		adapter = tiny_adapter(&run, variants[v]);
-		pack_by_hand(&batch, documents, n);
+		pack_by_hand(&batch, documents, n, NEVER_SHARED);
 		must(ft_transformer_create(run.model, adapter, batch.tokens, &t));
 
 		sums = (ft_loss_sums){0};
@@ -151,7 +151,7 @@ test_ten_steps_equal_pytorch(void **state)
 		assert_int_equal(size, N_STEPS);
 		tiny_open(&run, variants[v], 1);
 		adapter = tiny_adapter(&run, variants[v]);
-		pack_by_hand(&batch, documents, n);
+		pack_by_hand(&batch, documents, n, NEVER_SHARED);
 		must(ft_optimizer_plan(&optimizer, adapter, 0.01, 1.0, &arena));
 		must(ft_arena_allocate(&arena, run.ops, run.device));
 		must(ft_transformer_create(run.model, adapter, batch.tokens, &t));
@@ -231,13 +231,13 @@ test_packed_equals_unpacked(void **state)
 	float *expected_gradient;
 	float *gradient;
 
-	pack_by_hand(&batch, f->documents, f->n);
+	pack_by_hand(&batch, f->documents, f->n, NEVER_SHARED);
 	expected_gradient = gradient_of_batch(f->t, &batch, scale, &packed);
 	ft_microbatch_free(&batch);
 	must(ft_lora_zero_gradient(f->t->lora, f->t->stream));
 	for (int i = 0; i < f->n; i++)
 	{
-		pack_by_hand(&batch, &f->documents[i], 1);
+		pack_by_hand(&batch, &f->documents[i], 1, NEVER_SHARED);
 		must(ft_transformer_train(f->t, &batch, scale, &alone));
 		ft_microbatch_free(&batch);
 	}
@@ -247,6 +247,71 @@ test_packed_equals_unpacked(void **state)
 	assert_true(relative_error(gradient, expected_gradient, f->adapter->n) < 1e-6);
 	free(gradient);
 	free(expected_gradient);
+}
+
+/* What documents begin with in common is computed once, and nothing else changes. */
+static void
+test_shared_beginning_changes_nothing(void **state)
+{
+	fixture *f = *state;
+	hand_document *documents;
+	double weight;
+
+	must(ft_alloc((void **) &documents, (size_t) f->n, sizeof *documents));
+	for (int i = 0; i < f->n; i++)
+	{
+		/* ten tokens of the first, then the document itself */
+		documents[i].length = f->documents[i].length + 10;
+		memcpy(documents[i].ids, f->documents[2].ids, 10 * sizeof(int32_t));
+		memcpy(documents[i].ids + 10, f->documents[i].ids,
+			   (size_t) f->documents[i].length * sizeof(int32_t));
+		memcpy(documents[i].weights + 10, f->documents[i].weights,
+			   (size_t) f->documents[i].length * sizeof(float));
+		documents[i].ids[10] = i;
+	}
+	weight = weight_by_hand(documents, f->n);
+	for (int n = 1; n <= f->n; n++)
+	{
+		ft_microbatch apart;
+		ft_microbatch together;
+		ft_loss_sums sums;
+		ft_loss_sums shared_sums;
+		float *expected_gradient;
+		float *gradient;
+
+		pack_by_hand(&apart, documents, n, NEVER_SHARED);
+		pack_by_hand(&together, documents, n, 4);
+		assert_int_equal(apart.tokens - together.tokens, (n - 1) * 10);
+		assert_int_equal(apart.all, together.all);
+		assert_int_equal(together.shared, n > 1 ? 10 : 0);
+		expected_gradient = gradient_of_batch(f->t, &apart, 1 / weight, &sums);
+		gradient = gradient_of_batch(f->t, &together, 1 / weight, &shared_sums);
+		assert_true(fabs(shared_sums.loss / sums.loss - 1) < 1e-6);
+		assert_true(shared_sums.trained == sums.trained && shared_sums.correct == sums.correct);
+		assert_true(relative_error(gradient, expected_gradient, f->adapter->n) < 2e-6);
+		free(gradient);
+		free(expected_gradient);
+		ft_microbatch_free(&apart);
+		ft_microbatch_free(&together);
+	}
+	free(documents);
+}
+
+/* A loss row is never shared, however much documents have in common. */
+static void
+test_trained_tokens_are_not_shared(void **state)
+{
+	fixture *f = *state;
+	hand_document documents[3] = {f->documents[0], f->documents[0], f->documents[0]};
+	ft_microbatch batch;
+
+	pack_by_hand(&batch, documents, 3, 1);
+	/* its first weight is that of token 4, which row 3 predicts */
+	assert_int_equal(batch.shared, 3);
+	assert_int_equal(batch.trained, 3 * 5);
+	for (int64_t i = 0; i < batch.trained; i++)
+		assert_true(batch.rows[i] >= 3);
+	ft_microbatch_free(&batch);
 }
 
 static void
@@ -261,7 +326,7 @@ test_untrained_tokens_change_nothing(void **state)
 	float *gradient;
 	float *more_gradient;
 
-	pack_by_hand(&batch, f->documents, f->n);
+	pack_by_hand(&batch, f->documents, f->n, NEVER_SHARED);
 	gradient = gradient_of_batch(f->t, &batch, scale, &sums);
 	ft_microbatch_free(&batch);
 
@@ -273,7 +338,7 @@ test_untrained_tokens_change_nothing(void **state)
 	memset(more[1].weights, 0, sizeof more[1].weights);
 	for (int i = 1; i < f->n; i++)
 		more[i + 1] = f->documents[i];
-	pack_by_hand(&batch, more, f->n + 1);
+	pack_by_hand(&batch, more, f->n + 1, NEVER_SHARED);
 	more_gradient = gradient_of_batch(f->t, &batch, scale, &more_sums);
 	assert_true(fabs(more_sums.loss / sums.loss - 1) < 1e-6);
 	assert_int_equal(more_sums.trained, sums.trained);
@@ -293,7 +358,7 @@ test_batch_without_trained_token(void **state)
 	float *gradient;
 
 	memset(document.weights, 0, sizeof document.weights);
-	pack_by_hand(&batch, &document, 1);
+	pack_by_hand(&batch, &document, 1, NEVER_SHARED);
 	gradient = gradient_of_batch(f->t, &batch, 0.0, &sums);
 	assert_true(sums.loss == 0 && sums.weight == 0);
 	for (int64_t i = 0; i < f->adapter->n; i++)
@@ -312,7 +377,7 @@ test_same_bits_again(void **state)
 	float *first;
 	float *second;
 
-	pack_by_hand(&batch, f->documents, f->n);
+	pack_by_hand(&batch, f->documents, f->n, NEVER_SHARED);
 	first = gradient_of_batch(f->t, &batch, scale, &sums);
 	second = gradient_of_batch(f->t, &batch, scale, &sums);
 	assert_memory_equal(first, second, (size_t) f->adapter->n * sizeof(float));
@@ -328,6 +393,8 @@ main(void)
 		cmocka_unit_test(test_gradients_equal_pytorch),
 		cmocka_unit_test(test_ten_steps_equal_pytorch),
 		cmocka_unit_test_setup_teardown(test_packed_equals_unpacked, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_shared_beginning_changes_nothing, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_trained_tokens_are_not_shared, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_untrained_tokens_change_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_batch_without_trained_token, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_same_bits_again, setup, teardown),

@@ -93,7 +93,7 @@ golden_documents(int *n)
 }
 
 void
-pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n)
+pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n, int least_shared)
 {
 	must(ft_microbatch_create((int64_t) n * 64, batch));
 	for (int i = 0; i < n; i++)
@@ -102,19 +102,14 @@ pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n)
 
 		for (int j = 0; j < d->length; j++)
 		{
-			batch->ids[batch->tokens + j] = d->ids[j];
-			batch->positions[batch->tokens + j] = j;
-			if (j == 0 || d->weights[j] == 0.0f)
-				continue;
-			batch->rows[batch->trained] = (int32_t) batch->tokens + j - 1;
-			batch->targets[batch->trained] = d->ids[j];
-			batch->weights[batch->trained++] = d->weights[j];
+			batch->all_ids[batch->all] = d->ids[j];
+			batch->all_weights[batch->all++] = d->weights[j];
 		}
-		batch->tokens += d->length;
-		batch->starts[++batch->n_documents] = (int32_t) batch->tokens;
+		batch->starts[++batch->n_documents] = (int32_t) batch->all;
 		if (d->length > batch->max_length)
 			batch->max_length = d->length;
 	}
+	ft_microbatch_arrange(batch, least_shared);
 }
 
 double

@@ -41,8 +41,10 @@ typedef struct hand_document
 
 /* Those of documents.json; *n of them, free. */
 hand_document *golden_documents(int *n);
-/* Pack them into one batch; ft_microbatch_free. */
-void pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n);
+/* Pack them into one batch; ft_microbatch_free.  A beginning that they share is computed once from
+ * so many tokens on. */
+#define NEVER_SHARED 1000
+void pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n, int least_shared);
 double weight_by_hand(const hand_document *documents, int n);
 
 /* √(Σ (a − b)² / Σ b²) */

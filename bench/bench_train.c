@@ -1,0 +1,157 @@
+/*
+ * bench_train.c: how fast the real model is trained: optimizer steps of LoRA on
+ * every linear layer, without files and evaluation around them.
+ *
+ * A batch is documents of 64 tokens of which the last 10 are trained, about
+ * what a table of prompts and short completions gives.  The arithmetic of a
+ * token is counted from the shapes: the base forward and for the gradient of
+ * its inputs, the adapter forward and twice backward, the head at trained
+ * tokens; attention and element-wise work are left out.
+ *
+ * Prints "metric<TAB>value<TAB>unit[<TAB>reference]".
+ */
+#include "device.h"
+#include "events.h"
+#include "trainer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#define MODEL "cache/SmolLM2-135M-Instruct.Q4_1.gguf"
+#define ROUNDS 3 /* the median counts */
+#define DOCUMENT 64
+#define TRAINED 10
+#define RANK 16
+
+static void
+must(ft_status status)
+{
+	if (status == FT_OK)
+		return;
+	fprintf(stderr, "bench_train: %s\n", ft_error_message());
+	exit(1);
+}
+
+static int
+ascending(const void *a, const void *b)
+{
+	double x = *(const double *) a;
+	double y = *(const double *) b;
+
+	return (x > y) - (x < y);
+}
+
+/* Documents without anything in common. */
+static void
+fill(ft_microbatch *batch, int64_t tokens)
+{
+	must(ft_microbatch_create(tokens, batch));
+	batch->all = tokens;
+	batch->max_length = DOCUMENT;
+	for (int64_t i = 0; i < tokens; i++)
+	{
+		batch->all_ids[i] = (int32_t) (1000 + i * 7919 % 40000);
+		batch->all_weights[i] = i % DOCUMENT >= DOCUMENT - TRAINED ? 1.0f : 0.0f;
+		if (i % DOCUMENT == 0)
+			batch->starts[batch->n_documents++] = (int32_t) i;
+	}
+	batch->starts[batch->n_documents] = (int32_t) tokens;
+	ft_microbatch_arrange(batch, DOCUMENT);
+}
+
+/* Multiply-adds times two of a whole step. */
+static double
+operations(const ft_config *c, const ft_microbatch *batch)
+{
+	double base = 0;
+	double adapter = 0;
+	double tokens = (double) batch->tokens;
+
+	for (int t = 0; t < FT_TARGET_COUNT; t++)
+	{
+		int in;
+		int out;
+
+		ft_target_shape(c, (ft_target) t, &in, &out);
+		base += (double) in * out * c->layers;
+		adapter += (double) RANK * (in + out) * c->layers;
+	}
+	return 2.0 * (tokens * (2 * base + 3 * adapter) +
+				  2.0 * (double) batch->trained * c->hidden * c->vocab);
+}
+
+/* Optimizer steps of that many tokens, and their forward pass alone. */
+static void
+measure(const ft_model *model, int64_t tokens)
+{
+	double steps[ROUNDS];
+	double forwards[ROUNDS];
+	ft_adapter *adapter;
+	ft_transformer *t;
+	ft_optimizer optimizer;
+	ft_arena arena = {0};
+	ft_microbatch batch;
+	ft_loss_sums sums = {0};
+
+	fill(&batch, tokens);
+	must(ft_adapter_create(model, RANK, 2 * RANK, false, (1u << FT_TARGET_COUNT) - 1, &adapter));
+	must(ft_adapter_init(adapter, &model->config, 1));
+	must(ft_optimizer_plan(&optimizer, adapter, 0.0, 1.0, &arena));
+	must(ft_arena_allocate(&arena, model->ops, model->device));
+	must(ft_transformer_create(model, adapter, tokens, &t));
+	for (int i = -1; i < ROUNDS; i++) /* the first is a warm-up */
+	{
+		double begin = ft_monotonic_seconds();
+		double middle;
+		double norm;
+
+		must(ft_transformer_evaluate(t, &batch, &sums));
+		middle = ft_monotonic_seconds();
+		must(ft_lora_zero_gradient(t->lora, t->stream));
+		must(ft_transformer_train(t, &batch, 1.0 / (double) batch.trained, &sums));
+		must(ft_optimizer_step(&optimizer, t->stream, adapter, t->lora->gradient, i + 2, 1e-4,
+							   &norm));
+		must(ft_transformer_adapter_changed(t));
+		must(model->ops->stream_synchronize(t->stream));
+		forwards[i < 0 ? 0 : i] = middle - begin;
+		steps[i < 0 ? 0 : i] = ft_monotonic_seconds() - middle;
+	}
+	qsort(steps, ROUNDS, sizeof(double), ascending);
+	qsort(forwards, ROUNDS, sizeof(double), ascending);
+	printf("train_%lld\t%.1f\ttokens/s\n", (long long) tokens, (double) tokens / steps[ROUNDS / 2]);
+	printf("train_%lld_forward\t%.1f\ttokens/s\n", (long long) tokens,
+		   (double) tokens / forwards[ROUNDS / 2]);
+	printf("train_%lld_arithmetic\t%.1f\tGFLOP/s\tpeak_f32\n", (long long) tokens,
+		   1e-9 * operations(&model->config, &batch) / steps[ROUNDS / 2]);
+	fflush(stdout);
+	ft_transformer_free(t);
+	ft_arena_free(&arena);
+	ft_adapter_free(adapter);
+	ft_microbatch_free(&batch);
+}
+
+int
+main(void)
+{
+	int threads = (int) sysconf(_SC_NPROCESSORS_ONLN);
+	const ft_ops *ops;
+	ft_device *device;
+	ft_model_file *file;
+	ft_model *model;
+
+	if (access(MODEL, R_OK) != 0)
+	{
+		fprintf(stderr, "bench_train: skip: %s is not there\n", MODEL);
+		return 0;
+	}
+	must(ft_model_file_open(MODEL, &file));
+	must(ft_device_open_named("cpu", threads, FT_NUMERICS_FAST, &ops, &device));
+	must(ft_model_load(file, ops, device, FT_USE_TRAIN, DOCUMENT, &model));
+	measure(model, 512);
+	measure(model, 2048);
+	ft_model_free(model);
+	ops->device_close(device);
+	ft_model_file_close(file);
+	return 0;
+}
