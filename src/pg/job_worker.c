@@ -60,6 +60,23 @@ end_reader(int code, Datum arg)
 	pgft_data_end_reader();
 }
 
+/* What a database or role may have set for sessions is not for this one. */
+static void
+override_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_deferrable", "off"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 static bool
 must_leave(void)
 {
@@ -326,7 +343,7 @@ run_job(PgftJobWorker *worker)
 static void
 give_back(PgftJobWorker *worker)
 {
-	SetConfigOption("lock_timeout", "500ms", PGC_USERSET, PGC_S_SESSION);
+	SetConfigOption("lock_timeout", "500ms", PGC_SUSET, PGC_S_OVERRIDE);
 	PG_TRY();
 	{
 		pgft_job_release_attempt(worker->job, "interrupted, goes on later");
@@ -351,6 +368,7 @@ pgft_job_worker_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(worker.database, InvalidOid, 0);
 	before_shmem_exit(end_reader, (Datum) 0);
+	override_settings();
 
 	if (!extension_is_here())
 	{

@@ -172,6 +172,17 @@ $id = $node->safe_psql('postgres', "SELECT job_id FROM finetune.jobs WHERE model
 start_job($node, 'nudge', options => { max_steps => 2 });
 is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'COMMIT PREPARED starts the job');
 
+# --- What a database sets for its sessions does not keep workers from their work
+
+$node->safe_psql('postgres', 'ALTER DATABASE postgres SET default_transaction_read_only = on;'
+	  . " ALTER DATABASE postgres SET default_transaction_isolation = 'serializable'");
+{
+	local $ENV{PGOPTIONS} = '-c default_transaction_read_only=off';
+	is(wait_for_status($node, start_job($node, 'settings', options => { max_steps => 2 }), 'SUCCESS')->{status},
+		'SUCCESS', 'a job in a database that is read only by default');
+	$node->safe_psql('postgres', 'ALTER DATABASE postgres RESET ALL');
+}
+
 # --- Notifications
 
 my ($rc, $out, $err) = $node->psql(
