@@ -44,8 +44,8 @@ struct ft_http
 {
 	struct event_base *base;
 	struct evhttp *evhttp;
-	struct evhttp_bound_socket *socket;
-	struct event *wake; /* activated when calls are posted */
+	struct evconnlistener *listener; /* evhttp's, until that is freed */
+	struct event *wake;              /* activated when calls are posted */
 	struct event *signals[MAX_SIGNALS];
 	int n_signals;
 	ft_http_handler handler;
@@ -181,9 +181,7 @@ begin_to_stop(ft_http *http)
 	static const struct timeval patience = {2, 0};
 
 	http->ending = true;
-	if (http->socket)
-		evhttp_del_accept_socket(http->evhttp, http->socket);
-	http->socket = NULL;
+	evconnlistener_disable(http->listener);
 	if (http->stopping)
 		http->stopping(http->stopping_context);
 	event_base_loopexit(http->base, http->n_open == 0 ? NULL : &patience);
@@ -276,6 +274,35 @@ ft_http_stop_on_signal(ft_http *http, int signal)
  * -----------------------------------------------------------------------------------------------
  */
 
+static void
+listen_again(evutil_socket_t fd, short events, void *listener)
+{
+	(void) fd;
+	(void) events;
+	evconnlistener_enable(listener);
+}
+
+/* Out of descriptors, say: the connection stays in the queue, and asking again at once would only
+ * spin. The argument is evhttp's, which has the listener. */
+static void
+accept_failed(struct evconnlistener *listener, void *argument)
+{
+	static const struct timeval pause = {0, 100000};
+
+	(void) argument;
+	ft_log("warning", "could not accept a connection: %s", strerror(EVUTIL_SOCKET_ERROR()));
+	if (event_base_once(evconnlistener_get_base(listener), -1, EV_TIMEOUT, listen_again, listener,
+						&pause) == 0)
+		evconnlistener_disable(listener);
+}
+
+static void
+log_libevent(int severity, const char *message)
+{
+	if (severity >= EVENT_LOG_WARN)
+		ft_log("warning", "libevent: %s", message);
+}
+
 /* An event base that can report EV_CLOSED. */
 static struct event_base *
 create_base(void)
@@ -312,12 +339,13 @@ open_server(ft_http *http, int listening)
 								  LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC, 0, listening);
 	if (!listener)
 		return fail_libevent("a listener");
-	http->socket = evhttp_bind_listener(http->evhttp, listener);
-	if (!http->socket)
+	evconnlistener_set_error_cb(listener, accept_failed);
+	if (!evhttp_bind_listener(http->evhttp, listener))
 	{
 		evconnlistener_free(listener);
 		return fail_libevent("a listener");
 	}
+	http->listener = listener;
 	return FT_OK;
 }
 
@@ -327,6 +355,7 @@ ft_http_create(int listening, ft_http_handler handler, void *context, ft_http **
 	ft_http *http;
 	ft_status status;
 
+	event_set_log_callback(log_libevent);
 	if (evthread_use_pthreads() != 0)
 		return fail_libevent("its locks");
 	FT_TRY(ft_alloc((void **) &http, 1, sizeof *http));

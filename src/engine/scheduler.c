@@ -433,6 +433,17 @@ compute(ft_scheduler *s, const ft_base *base)
 	return ft_decoder_sample(base->decoder, s->samples, s->drawn);
 }
 
+/* Logits that are not finite (of a damaged model, say) may draw anything. */
+static ft_status
+check_drawn(const ft_request *request, int32_t id)
+{
+	int vocab = request->model.base->model->config.vocab;
+
+	if (id < 0 || id >= vocab)
+		return ft_fail(FT_NON_FINITE, "token %d was drawn from a vocabulary of %d", id, vocab);
+	return FT_OK;
+}
+
 /* What the step means for each of the batch. */
 static void
 account(ft_scheduler *s, ft_status status)
@@ -453,7 +464,9 @@ account(ft_scheduler *s, ft_status status)
 			if (!s->items[i].wants_logits)
 				continue;
 			s->now.tokens++;
-			own = ft_generation_push(&request->generation, s->drawn[drawn]);
+			own = check_drawn(request, s->drawn[drawn]);
+			if (own == FT_OK)
+				own = ft_generation_push(&request->generation, s->drawn[drawn]);
 			if (own == FT_OK)
 				own = ft_ids_push(&request->tokens, s->drawn[drawn]);
 			drawn++;

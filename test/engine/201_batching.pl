@@ -152,6 +152,19 @@ close $engine->{control};
 $engine->wait_exit;
 ok(1, 'the end of the parent is its end');
 
+# --- descriptors ------------------------------------------------------------------------------
+
+my $narrow = ServeTest->new(descriptors => 40);
+my @idle   = map { $narrow->connect } 1 .. 60;
+ok(ServeTest::wait_until(sub { $narrow->log_text =~ /could not accept/ }), 'without descriptors none is accepted');
+sleep 1;
+my $warnings = () = $narrow->log_text =~ /could not accept/g;
+cmp_ok($warnings, '<', 100, 'and the engine does not spin');
+@idle = ();
+($status) = $narrow->get('/health');
+is($status, 200, 'it goes on once there are some');
+is($narrow->stop, 0, 'and ends well');
+
 for my $usage ([], ['--socket'], [ '--socket', 'x', '--threads', 'two' ], [ '--socket', 'x', '--numerics', 'exact' ])
 {
 	my $code = system("$engine->{engine} serve @$usage 2>/dev/null");

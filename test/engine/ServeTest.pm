@@ -26,6 +26,7 @@ sub new
 		folder => $folder,
 		socket => "$folder/socket",
 		log    => "$folder/log",
+		descriptors => $options{descriptors},    # a limit, or undef
 		engine => $options{engine} // $ENV{ENGINE} // 'build/pg_finetune_engine',
 	}, $class;
 	$self->start(@{ $options{args} // [] });
@@ -43,7 +44,8 @@ sub start
 		close $write;
 		fcntl($read, F_SETFD, 0) or POSIX::_exit(125);
 		open STDERR, '>>', $self->{log} or POSIX::_exit(125);
-		exec $self->{engine}, 'serve', '--socket', $self->{socket}, '--threads', 2,
+		my @limited = $self->{descriptors} ? ('sh', '-c', "ulimit -n $self->{descriptors}; exec \"\$0\" \"\$@\"") : ();
+		exec @limited, $self->{engine}, 'serve', '--socket', $self->{socket}, '--threads', 2,
 			'--control-fd', fileno($read), @args
 			or POSIX::_exit(125);
 	}
