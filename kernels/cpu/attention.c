@@ -53,15 +53,15 @@ ft_attention_check(const char *operation, const ft_attention *a, ft_mat q, ft_ma
 	return FT_OK;
 }
 
-void
-ft_attention_rows(const ft_kernels *kernels, float *y, ft_mat m, int64_t row, int64_t column,
+ft_rows
+ft_attention_rows(const ft_kernels *kernels, float *scratch, ft_mat m, int64_t row, int64_t column,
 				  int64_t rows, int64_t cols)
 {
+	if (m.dtype == FT_F32)
+		return (ft_rows){ft_at(m, row, column), m.ld, 0};
 	for (int64_t i = 0; i < rows; i++)
-		if (m.dtype == FT_F32)
-			memcpy(y + i * cols, ft_at(m, row + i, column), (size_t) cols * sizeof *y);
-		else
-			kernels->to_f32(y + i * cols, ft_at(m, row + i, column), cols);
+		kernels->to_f32(scratch + i * cols, ft_at(m, row + i, column), cols);
+	return (ft_rows){scratch, cols, 0};
 }
 
 void
@@ -84,20 +84,21 @@ ft_attention_pack_keys(float *panel, ft_mat m, int64_t row, int64_t column, int6
 	}
 }
 
-void
-ft_attention_pack_dims(float *panel, ft_mat m, int64_t row, int64_t column, int64_t rows, int64_t d)
+ft_rows
+ft_attention_dims(float *scratch, ft_mat m, int64_t row, int64_t column, int64_t rows, int64_t cols)
 {
-	for (int64_t g = 0; g < d; g += FT_GROUP, panel += rows * FT_GROUP)
+	if (m.dtype == FT_F32 && cols % FT_GROUP == 0)
+		return (ft_rows){ft_at(m, row, column), m.ld, FT_GROUP};
+	for (int64_t g = 0; g < cols; g += FT_GROUP)
 	{
-		int64_t width = ft_min(FT_GROUP, d - g);
+		int64_t width = ft_min(FT_GROUP, cols - g);
 
 		for (int64_t i = 0; i < rows; i++)
 		{
 			const void *from = ft_at(m, row + i, column + g);
-			float *to = panel + i * FT_GROUP;
+			float *to = scratch + (g * rows + i * FT_GROUP);
 
-			if (width < FT_GROUP)
-				memset(to, 0, FT_GROUP * sizeof *to);
+			memset(to, 0, FT_GROUP * sizeof *to);
 			if (m.dtype == FT_F32)
 				memcpy(to, from, (size_t) width * sizeof *to);
 			else
@@ -105,6 +106,7 @@ ft_attention_pack_dims(float *panel, ft_mat m, int64_t row, int64_t column, int6
 					to[j] = ft_bf16_to_f32(((const uint16_t *) from)[j]);
 		}
 	}
+	return (ft_rows){scratch, FT_GROUP, rows * FT_GROUP};
 }
 
 /* Softmax of one row's scores in place: zero outside of [first, last]. Returns log of the sum. */
@@ -126,7 +128,7 @@ softmax_row(const ft_kernels *kernels, float *scores, int64_t n, int64_t first, 
  * packed, `packed` of them. */
 static void
 attend_block(attention_job *job, const attention_scratch *t, int head, int64_t start, int64_t begin,
-			 int64_t rows, int64_t base, int64_t packed)
+			 int64_t rows, int64_t base, ft_rows values)
 {
 	const ft_attention *a = job->a;
 	const ft_kernels *kernels = job->s->device->kernels;
@@ -135,17 +137,18 @@ attend_block(attention_job *job, const attention_scratch *t, int head, int64_t s
 	int64_t n = begin + rows - base; /* keys that any of the rows sees */
 	int64_t ld = ft_round_up(n, FT_GROUP);
 	float inverse[FT_QUERY_BLOCK];
+	ft_rows queries =
+		ft_attention_rows(kernels, t->queries, job->q, start + begin, head * d, rows, d);
 
-	ft_attention_rows(kernels, t->queries, job->q, start + begin, head * d, rows, d);
 	memset(t->scores, 0, (size_t) (rows * ld) * sizeof *t->scores);
-	kernels->gemm(t->scores, ld, t->queries, d, 1, t->keys, FT_GROUP, d * FT_GROUP, rows,
+	kernels->gemm(t->scores, ld, queries.data, queries.ld, 1, t->keys, FT_GROUP, d * FT_GROUP, rows,
 				  (int) (ld / FT_GROUP), d);
 	for (int64_t i = 0; i < rows; i++)
 		job->lse[(start + begin + i) * a->heads + head] = softmax_row(
 			kernels, t->scores + i * ld, ld, ft_attention_first_key(a, begin + i) - base,
 			begin + i - base, a->scale, &inverse[i]);
 	memset(t->result, 0, (size_t) (rows * width) * sizeof *t->result);
-	kernels->gemm(t->result, width, t->scores, ld, 1, t->values, FT_GROUP, packed * FT_GROUP, rows,
+	kernels->gemm(t->result, width, t->scores, ld, 1, values.data, values.ld, values.pg, rows,
 				  (int) (width / FT_GROUP), n);
 	for (int64_t i = 0; i < rows; i++)
 	{
@@ -204,18 +207,17 @@ attention_task(void *context, int worker, int64_t begin, int64_t end)
 		int64_t first = part * TASK_ROWS;
 		int64_t last = ft_min(length, first + TASK_ROWS);
 		int64_t base;
-		int64_t packed;
+		ft_rows values;
 
 		if (first >= last)
 			continue;
 		base = ft_attention_first_key(a, first);
-		packed = last - base;
-		ft_attention_pack_keys(t.keys, job->k, start + base, kv_head * d, packed, d);
-		ft_attention_pack_dims(t.values, job->v, start + base, kv_head * d, packed, d);
+		ft_attention_pack_keys(t.keys, job->k, start + base, kv_head * d, last - base, d);
+		values = ft_attention_dims(t.values, job->v, start + base, kv_head * d, last - base, d);
 		for (int64_t row = first; row < last; row += FT_QUERY_BLOCK)
 			for (int h = 0; h < group; h++)
 				attend_block(job, &t, kv_head * group + h, start, row,
-							 ft_min(FT_QUERY_BLOCK, last - row), base, packed);
+							 ft_min(FT_QUERY_BLOCK, last - row), base, values);
 	}
 }
 

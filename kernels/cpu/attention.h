@@ -17,14 +17,23 @@
 ft_status ft_attention_check(const char *operation, const ft_attention *a, ft_mat q, ft_mat k,
 							 ft_mat v, ft_mat out);
 
-/* y[rows][cols] = m[row .., column ..] as f32. */
-void ft_attention_rows(const ft_kernels *kernels, float *y, ft_mat m, int64_t row, int64_t column,
-					   int64_t rows, int64_t cols);
+/* Rows of f32, or panels of 16 columns of them: element (i, 16 g + j) is data[i · ld + g · pg + j].
+ */
+typedef struct ft_rows
+{
+	const float *data;
+	int64_t ld;
+	int64_t pg;
+} ft_rows;
+
+/* m[row .., column ..] as f32: as it lies, or converted into scratch of [rows][cols]. */
+ft_rows ft_attention_rows(const ft_kernels *kernels, float *scratch, ft_mat m, int64_t row,
+						  int64_t column, int64_t rows, int64_t cols);
+/* The same as panels of 16 columns, zero beyond cols; scratch of [cols rounded up][rows]. */
+ft_rows ft_attention_dims(float *scratch, ft_mat m, int64_t row, int64_t column, int64_t rows,
+						  int64_t cols);
 /* panel[key / 16][d][key % 16] = m[row + key, column + d]; zero beyond `rows`. */
 void ft_attention_pack_keys(float *panel, ft_mat m, int64_t row, int64_t column, int64_t rows,
-							int64_t d);
-/* panel[d / 16][row][d % 16] = m[row + .., column + d]; zero beyond d. */
-void ft_attention_pack_dims(float *panel, ft_mat m, int64_t row, int64_t column, int64_t rows,
 							int64_t d);
 
 /* Keys [first, last] that the query at position `at` of its sequence sees. */

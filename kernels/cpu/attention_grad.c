@@ -87,11 +87,12 @@ store_rows(const ft_kernels *kernels, ft_mat m, int64_t row, int64_t column, con
 /* P and dS of the block's rows from scores and dO Vᵀ, both [rows][ld], keys from `base` on. */
 static void
 score_gradients(const grad_job *job, const grad_scratch *t, int head, int64_t start, int64_t begin,
-				int64_t rows, int64_t base, int64_t ld)
+				int64_t rows, int64_t base, int64_t ld, ft_rows douts)
 {
 	const ft_attention *a = job->a;
 	const ft_kernels *kernels = job->s->device->kernels;
 	int64_t d = a->head_dim;
+	ft_rows outs = ft_attention_rows(kernels, t->outs, job->out, start + begin, head * d, rows, d);
 
 	for (int64_t i = 0; i < rows; i++)
 	{
@@ -103,7 +104,7 @@ score_gradients(const grad_job *job, const grad_scratch *t, int head, int64_t st
 		size_t after = (size_t) (ld - last - 1) * sizeof *p;
 		float delta;
 
-		kernels->dots(&delta, t->douts + i * d, t->outs + i * d, d, 1, d);
+		kernels->dots(&delta, douts.data + i * douts.ld, outs.data + i * outs.ld, d, 1, d);
 		kernels->exp_row(p + first, a->scale, job->lse[(start + begin + i) * a->heads + head],
 						 last + 1 - first);
 		kernels->softmax_grad(ds + first, p + first, delta, a->scale, last + 1 - first);
@@ -114,10 +115,10 @@ score_gradients(const grad_job *job, const grad_scratch *t, int head, int64_t st
 	}
 }
 
-/* One head's rows [begin, begin + rows) of the sequence at `start` of `length` rows. */
+/* One head's rows [begin, begin + rows) of the sequence at `start`. */
 static void
-grad_block(grad_job *job, const grad_scratch *t, int head, int64_t start, int64_t length,
-		   int64_t begin, int64_t rows)
+grad_block(grad_job *job, const grad_scratch *t, int head, int64_t start, int64_t begin,
+		   int64_t rows, ft_rows keys)
 {
 	const ft_attention *a = job->a;
 	const ft_kernels *kernels = job->s->device->kernels;
@@ -129,27 +130,27 @@ grad_block(grad_job *job, const grad_scratch *t, int head, int64_t start, int64_
 	int64_t n = begin + rows - base;
 	int64_t ld = ft_round_up(n, FT_GROUP);
 
-	ft_attention_rows(kernels, t->queries, job->q, start + begin, head * d, rows, d);
-	ft_attention_rows(kernels, t->douts, job->dout, start + begin, head * d, rows, d);
-	ft_attention_rows(kernels, t->outs, job->out, start + begin, head * d, rows, d);
-	ft_attention_pack_dims(t->query_dims, job->q, start + begin, head * d, rows, d);
-	ft_attention_pack_dims(t->dout_dims, job->dout, start + begin, head * d, rows, d);
+	int64_t at = start + begin;
+	ft_rows queries = ft_attention_rows(kernels, t->queries, job->q, at, head * d, rows, d);
+	ft_rows douts = ft_attention_rows(kernels, t->douts, job->dout, at, head * d, rows, d);
+	ft_rows query_dims = ft_attention_dims(t->query_dims, job->q, at, head * d, rows, d);
+	ft_rows dout_dims = ft_attention_dims(t->dout_dims, job->dout, at, head * d, rows, d);
 
 	memset(t->p, 0, (size_t) (rows * ld) * sizeof *t->p);
 	memset(t->ds, 0, (size_t) (rows * ld) * sizeof *t->ds);
-	kernels->gemm(t->p, ld, t->queries, d, 1, t->keys + base * d, FT_GROUP, d * FT_GROUP, rows,
-				  (int) (ld / FT_GROUP), d);
-	kernels->gemm(t->ds, ld, t->douts, d, 1, t->values + base * d, FT_GROUP, d * FT_GROUP, rows,
-				  (int) (ld / FT_GROUP), d);
-	score_gradients(job, t, head, start, begin, rows, base, ld);
+	kernels->gemm(t->p, ld, queries.data, queries.ld, 1, t->keys + base * d, FT_GROUP, d * FT_GROUP,
+				  rows, (int) (ld / FT_GROUP), d);
+	kernels->gemm(t->ds, ld, douts.data, douts.ld, 1, t->values + base * d, FT_GROUP, d * FT_GROUP,
+				  rows, (int) (ld / FT_GROUP), d);
+	score_gradients(job, t, head, start, begin, rows, base, ld, douts);
 
-	kernels->gemm(t->dv + base * width, width, t->p, 1, ld, t->dout_dims, FT_GROUP, rows * FT_GROUP,
-				  n, groups, rows);
-	kernels->gemm(t->dk + base * width, width, t->ds, 1, ld, t->query_dims, FT_GROUP,
-				  rows * FT_GROUP, n, groups, rows);
+	kernels->gemm(t->dv + base * width, width, t->p, 1, ld, dout_dims.data, dout_dims.ld,
+				  dout_dims.pg, n, groups, rows);
+	kernels->gemm(t->dk + base * width, width, t->ds, 1, ld, query_dims.data, query_dims.ld,
+				  query_dims.pg, n, groups, rows);
 	memset(t->dq, 0, (size_t) (rows * width) * sizeof *t->dq);
-	kernels->gemm(t->dq, width, t->ds, ld, 1, t->key_dims + base * FT_GROUP, FT_GROUP,
-				  length * FT_GROUP, rows, groups, n);
+	kernels->gemm(t->dq, width, t->ds, ld, 1, keys.data + base * keys.ld, keys.ld, keys.pg, rows,
+				  groups, n);
 	store_rows(kernels, job->dq, start + begin, head * d, t->dq, width, rows, d);
 }
 
@@ -171,16 +172,17 @@ grad_task(void *context, int worker, int64_t first_unit, int64_t end_unit)
 		int64_t start = a->starts_host[unit / a->kv_heads];
 		int64_t length = a->starts_host[unit / a->kv_heads + 1] - start;
 		size_t bytes = (size_t) (length * width) * sizeof(float);
+		ft_rows keys;
 
 		ft_attention_pack_keys(t.keys, job->k, start, column, length, d);
 		ft_attention_pack_keys(t.values, job->v, start, column, length, d);
-		ft_attention_pack_dims(t.key_dims, job->k, start, column, length, d);
+		keys = ft_attention_dims(t.key_dims, job->k, start, column, length, d);
 		memset(t.dk, 0, bytes);
 		memset(t.dv, 0, bytes);
 		for (int h = 0; h < group; h++)
 			for (int64_t row = 0; row < length; row += FT_QUERY_BLOCK)
-				grad_block(job, &t, (int) (unit % a->kv_heads) * group + h, start, length, row,
-						   ft_min(FT_QUERY_BLOCK, length - row));
+				grad_block(job, &t, (int) (unit % a->kv_heads) * group + h, start, row,
+						   ft_min(FT_QUERY_BLOCK, length - row), keys);
 		store_rows(kernels, job->dk, start, column, t.dk, width, length, d);
 		store_rows(kernels, job->dv, start, column, t.dv, width, length, d);
 	}

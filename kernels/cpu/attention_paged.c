@@ -225,8 +225,14 @@ attend_rows(paged_job *job, const paged_scratch *t, int i, int head, int64_t row
 	int64_t ld = ft_round_up(end - base, FT_KV_BLOCK);
 
 	for (int64_t r = 0; r < rows; r++)
-		ft_attention_rows(kernels, t->queries + r * group * d, job->q, row + r, head * group * d, 1,
-						  group * d);
+	{
+		float *to = t->queries + r * group * d;
+		ft_rows from =
+			ft_attention_rows(kernels, to, job->q, row + r, head * group * d, 1, group * d);
+
+		if (from.data != to)
+			memcpy(to, from.data, (size_t) (group * d) * sizeof *to);
+	}
 	memset(t->scores, 0, (size_t) (m * ld) * sizeof *t->scores);
 	for (int64_t p = base; p < end; p += FT_KV_BLOCK)
 		kernels->gemm(t->scores + p - base, ld, t->queries, d, 1, key_panel(job, t, i, p, head),
