@@ -17,6 +17,8 @@
 
 #define FT_MAX_EOS 8
 
+/* A file may also bring factors that RoPE's inverse frequencies are divided by, as GGUF files of
+ * Llama 3.1 do: the tensor "rope_freqs.weight", f32 [1, head_dim / 2], all positive. */
 typedef enum ft_rope_scaling
 {
 	FT_ROPE_PLAIN,

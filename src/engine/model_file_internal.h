@@ -34,8 +34,8 @@ struct ft_model_file
 ft_status ft_model_file_open_container(const char *path, ft_model_file **file);
 ft_status ft_model_file_read_header(ft_model_file *file);
 
-/* From the GGUF header (gguf_model.c): first config, then, once it has been checked, tensors, vocabulary
- * and template. */
+/* From the GGUF header (gguf_model.c): first config, then, once it has been checked, tensors,
+ * vocabulary and template. */
 ft_status ft_gguf_read_config(ft_model_file *file);
 ft_status ft_gguf_read_contents(ft_model_file *file);
 

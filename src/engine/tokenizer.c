@@ -297,6 +297,8 @@ make_bpe(ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of)
 ft_status
 ft_tokenizer_check_kind(const char *model, const char *pre)
 {
+	if (model[0] == '\0')
+		return ft_fail(FT_UNSUPPORTED, "the file has no tokenizer");
 	if (strcmp(model, "gpt2") != 0)
 		return ft_hint(ft_fail(FT_UNSUPPORTED, "tokenizer model \"%s\" is not supported", model),
 					   "Supported is byte-level BPE, which GGUF files call \"gpt2\".");

@@ -30,13 +30,13 @@ typedef struct ft_string
 typedef struct ft_vocabulary
 {
 	char model[16]; /* "gpt2" (byte-level BPE) or "llama" (SentencePiece style) */
-	char pre[32];	/* pre-tokeniser: "smollm", "llama-bpe", "qwen2", "default" … */
+	char pre[32];   /* pre-tokeniser: "smollm", "llama-bpe", "qwen2", "default" … */
 	size_t n_tokens;
 	ft_string *tokens; /* byte-level ones in GPT-2's printable alphabet, as stored */
-	int32_t *types;	   /* ft_token_type */
-	float *scores;	   /* NULL for byte-level BPE */
+	int32_t *types;    /* ft_token_type */
+	float *scores;     /* NULL for byte-level BPE */
 	size_t n_merges;
-	ft_string *merges; /* "left right", by rank */
+	ft_string *merges;          /* "left right", by rank */
 	int bos, eos, unknown, pad; /* -1: none */
 	bool add_bos;
 	bool add_space_prefix;
@@ -63,16 +63,18 @@ int32_t ft_tokenizer_find(const ft_tokenizer *tokenizer, const char *token);
 size_t ft_tokenizer_size(const ft_tokenizer *tokenizer);
 bool ft_tokenizer_is_special(const ft_tokenizer *tokenizer, int32_t id);
 
-/* What the file names, -1 where it names none; adds_bos: a text that no template frames begins with bos. */
+/* What the file names, -1 where it names none; adds_bos: a text that no template frames begins with
+ * bos. */
 int32_t ft_tokenizer_bos(const ft_tokenizer *tokenizer);
 int32_t ft_tokenizer_eos(const ft_tokenizer *tokenizer);
 bool ft_tokenizer_adds_bos(const ft_tokenizer *tokenizer);
 
-/* FT_UNSUPPORTED, by name and with a hint, when ft_tokenizer_create would refuse the vocabulary's kind. */
+/* FT_UNSUPPORTED, by name and with a hint, when ft_tokenizer_create would refuse the vocabulary's
+ * kind. */
 ft_status ft_tokenizer_check_kind(const char *model, const char *pre);
 
-/* How many bytes at the end of text[0, n) begin a UTF-8 character that is not complete (0 to 3): a stream
- * holds them back. */
+/* How many bytes at the end of text[0, n) begin a UTF-8 character that is not complete (0 to 3): a
+ * stream holds them back. */
 size_t ft_utf8_incomplete(const char *text, size_t n);
 
 #endif

@@ -109,25 +109,27 @@ test_opens(void **state)
 	ft_model_file_close(file);
 }
 
-/* Row r of q in the file is filled with r; Hugging Face's row order must come out. */
+/* Row r of q or k in the file is filled with r; Hugging Face's row order must come out, within each
+ * head of 8 rows. */
 static void
-check_permutation(uint32_t type, size_t row_bytes)
+check_permutation(const char *name, const char *ours, uint64_t rows, uint32_t type,
+				  size_t row_bytes)
 {
 	static const int order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
-	uint64_t dims[2] = {32, 32};
+	uint64_t dims[2] = {32, rows};
 	unsigned char bytes[32 * 128];
 	unsigned char read[sizeof bytes];
 	gguf_build b = {0};
 	ft_model_file *file;
 	const ft_model_tensor *t;
 
-	for (size_t i = 0; i < 32 * row_bytes; i++)
+	for (size_t i = 0; i < rows * row_bytes; i++)
 		bytes[i] = (unsigned char) (i / row_bytes);
-	gguf_build_tensor(&b, "blk.0.attn_q.weight", type, dims, 2, bytes, 32 * row_bytes);
+	gguf_build_tensor(&b, name, type, dims, 2, bytes, rows * row_bytes);
 	gguf_build_llama(&b);
 	assert_int_equal(open_built(&b, &file), FT_OK);
-	t = ft_model_file_find(file, "model.layers.0.self_attn.q_proj.weight");
-	assert_int_equal(t->bytes, 32 * row_bytes);
+	t = ft_model_file_find(file, ours);
+	assert_int_equal(t->bytes, rows * row_bytes);
 	assert_int_equal(ft_model_file_read(file, t, read), FT_OK);
 	for (size_t i = 0; i < t->bytes; i++)
 	{
@@ -141,10 +143,13 @@ check_permutation(uint32_t type, size_t row_bytes)
 static void
 test_permutation(void **state)
 {
+	static const char q[] = "model.layers.0.self_attn.q_proj.weight";
+	static const char k[] = "model.layers.0.self_attn.k_proj.weight";
+
 	(void) state;
-	check_permutation(0, 128);
-	check_permutation(8, 34);
-	check_permutation(3, 20);
+	check_permutation("blk.0.attn_q.weight", q, 32, 0, 128);
+	check_permutation("blk.0.attn_q.weight", q, 32, 8, 34);
+	check_permutation("blk.0.attn_k.weight", k, 16, 3, 20);
 }
 
 /* Every proper beginning of a file is refused as truncated. */

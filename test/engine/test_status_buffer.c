@@ -187,6 +187,10 @@ test_too_much(void **state)
 	assert_int_equal(ft_alloc(&memory, SIZE_MAX, 2), FT_NO_MEMORY);
 	assert_null(memory);
 	assert_int_equal(ft_alloc(&memory, SIZE_MAX / 2 + 1, 1), FT_NO_MEMORY);
+	/* products that are 0 once they have wrapped */
+	assert_int_equal(ft_alloc(&memory, (size_t) 1 << 60, 16), FT_NO_MEMORY);
+	assert_int_equal(ft_grow(&memory, &capacity, 16, (size_t) 1 << 60), FT_NO_MEMORY);
+	assert_null(memory);
 	assert_int_equal(ft_alloc(&memory, 0, 8), FT_OK);
 	assert_non_null(memory);
 	free(memory);

@@ -102,12 +102,12 @@ def gguf_seeds():
     yield "version2", llama(VOCABULARY, version=2)
     yield "n_values", llama(n_values=huge)
     yield "n_tensors", llama(n_tensors=(1 << 64) // 176 + 1)
-    yield "key_length", head + u64(0) + u64(1) + u64(2**64 - 1) + b"a"
+    yield "key_length", head + u64(0) + u64(1) + u64(2**64 - 1) + b"a" * 40
     yield "string_length", head + u64(0) + u64(1) + text("k") + u32(STRING) + u64(2**64 - 1)
     yield "array_overflow", head + u64(0) + u64(1) + text("k") + u32(ARRAY) + u32(STRING) + u64(2**60 + 1)
     yield "array_of_arrays", head + u64(0) + u64(1) + text("k") + u32(ARRAY) + u32(ARRAY) + u64(1 << 40)
     yield "array_type", head + u64(0) + u64(1) + text("k") + u32(ARRAY) + u32(255) + u64(1)
-    yield "value_type", head + u64(0) + u64(1) + text("k") + u32(2**31)
+    yield "value_type", head + u64(0) + u64(1) + text("k") + u32(2**31) + bytes(40)
     yield "dimensions", llama(tensors=[info("token_embd.weight", [1] * 9, 0, 0)])
     yield "dimension_overflow", llama(tensors=[info("token_embd.weight", [1 << 33, 1 << 33], 0, 0)])
     yield "dimension_wraps", llama(tensors=[info("token_embd.weight", [1 << 62, 4, 4], 0, 0)])

@@ -90,6 +90,7 @@ ODD = [
     "0", "12", "123", "1234", "1234567890", "3.14", " 1", "  1", "   12", "1 2  3", "a1b22c333", "½²³", "ⅧⅨ", "①②", "٠١٢٣", "१२३", "𝟘𝟙𝟚", "一二三",
     "x²y³", "1st 2nd", "$1,000.50", "10%", "№5", "\U00011f50\U00011f51", "\U0001e4f0",
     "a\U00011f04\U0001e4d0b \U00011f12\U0001e4f0", "\U00011de0\U00016ff4 x\U00011de1y",
+    "\U0001e4f0" * 8, "I'Mx'LLy 'Tz'REa'Sb",
     "'s", "I'm", "don't", "we'll've", "they're", "'S 'T 'RE 'VE 'M 'LL 'D", "it''s", "'ſ", "rock'n'roll", "’s don’t", "'", "''", "' s", "'sa",
     "👍", "👍🏽", "👩‍👩‍👧‍👦", "🇩🇪🇫🇷", "🏳️‍🌈", "❤️", "☺", "e\u0301", "\u0301", "a\u0300\u0301\u0302", "Å Å Å", "ﬁ ﬂ", "ß ẞ", "İı", "ǅ", "ª º",
     "…", "—–-", "“quoted”", "«a»", "¡Hola! ¿Qué?", "a,b;c:d.e!f?g", "(a)[b]{c}<d>", "!!!", "?!?!", "....", " ...", "--->", "a/b\\c|d", "~`@#$%^&*()_+-=",
@@ -175,7 +176,7 @@ def small_vocabulary():
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(vocab_size=1100, initial_alphabet=alphabet, max_token_length=12)
-    corpus = [t for t in texts() if "<" not in t] * 2 + ["12 123 1234 2024 1999"] * 20 + [" it's 'S\n\n  \n"] * 10
+    corpus = [t for t in texts() if "<" not in t] * 2 + ["12 123 1234 2024 1999"] * 20 + [" it's 'S\n\n  \n", "\U0001e4f0" * 8] * 10
     trained.train_from_iterator(corpus, trainer)
     model = json.loads(trained.to_str())["model"]
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
