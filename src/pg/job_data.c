@@ -128,12 +128,27 @@ wait_for_reader(PgftJobWorker *worker)
 	return outcome;
 }
 
+/* The job fails with the query's own error. */
+static PgftOutcome
+fail_job(PgftJobWorker *worker, JsonbContainer *error)
+{
+	char *code = pgft_json_string(error, "code");
+	char *message = pgft_json_string(error, "message");
+
+	if (code == NULL || strlen(code) != 5)
+		code = "XX000";
+	return pgft_job_fail(worker->job, MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]),
+						 message ? message : "reading the data failed",
+						 pgft_json_string(error, "hint"))
+			   ? PGFT_OUTCOME_ENDED
+			   : PGFT_OUTCOME_LOST;
+}
+
 PgftOutcome
 pgft_data_read(PgftJobWorker *worker)
 {
 	Jsonb *report;
 	JsonbContainer *error;
-	char *code;
 	int64 rows = 0;
 	PgftOutcome outcome;
 
@@ -164,12 +179,7 @@ pgft_data_read(PgftJobWorker *worker)
 	}
 	error = pgft_json_object(&report->root, "error");
 	if (error)
-	{
-		code = pgft_json_string(error, "code");
-		pgft_job_fail(worker->job, MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]),
-					  pgft_json_string(error, "message"), pgft_json_string(error, "hint"));
-		return PGFT_OUTCOME_ENDED;
-	}
+		return fail_job(worker, error);
 	pgft_json_int64(&report->root, "rows", &rows);
 	return pgft_job_set_phase(worker->job, "queued", psprintf(INT64_FORMAT " rows read", rows))
 			   ? PGFT_OUTCOME_GO_ON
