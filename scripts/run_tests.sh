@@ -87,7 +87,7 @@ echo "1..$checks" >>"$scratch/checks.tap"
 
 if [ -n "$runnable" ]; then
 	tar -c --exclude-vcs --exclude=./build --exclude=./cache --exclude=./tmp_check . | tar -x -C "$tree"
-	find build -type f -perm -u+x ! -name '*.o' ! -name '*.so' -print0 2>/dev/null |
+	find build -type f -perm -u+x ! -name '*.o' -print0 2>/dev/null |
 		tar -c --null -T - | tar -x -C "$tree"
 	mkdir "$tree/cache"
 	for file in cache/*.gguf; do
