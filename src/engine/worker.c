@@ -25,7 +25,9 @@ struct ft_worker_thread
 	pthread_cond_t wake;
 	task *tasks;
 	task **tasks_end;
+	pthread_cond_t end; /* on the clock that never jumps */
 	bool stop;
+	bool ended;
 };
 
 static void *
@@ -51,6 +53,8 @@ worker_main(void *argument)
 		free(t);
 		pthread_mutex_lock(&w->mutex);
 	}
+	w->ended = true;
+	pthread_cond_signal(&w->end);
 	pthread_mutex_unlock(&w->mutex);
 	return NULL;
 }
@@ -59,12 +63,17 @@ ft_status
 ft_worker_create(ft_worker_thread **worker)
 {
 	ft_worker_thread *w;
+	pthread_condattr_t attributes;
 	sigset_t all, before;
 
 	FT_TRY(ft_alloc((void **) &w, 1, sizeof *w));
 	w->tasks_end = &w->tasks;
 	pthread_mutex_init(&w->mutex, NULL);
 	pthread_cond_init(&w->wake, NULL);
+	pthread_condattr_init(&attributes);
+	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+	pthread_cond_init(&w->end, &attributes);
+	pthread_condattr_destroy(&attributes);
 	/* signals are the main thread's */
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &before);
@@ -85,11 +94,8 @@ bool
 ft_worker_free(ft_worker_thread *w, int milliseconds)
 {
 	struct timespec until;
+	bool ended;
 
-	pthread_mutex_lock(&w->mutex);
-	w->stop = true;
-	pthread_cond_signal(&w->wake);
-	pthread_mutex_unlock(&w->mutex);
 	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_sec += milliseconds / 1000;
 	until.tv_nsec += milliseconds % 1000 * 1000000L;
@@ -98,8 +104,16 @@ ft_worker_free(ft_worker_thread *w, int milliseconds)
 		until.tv_sec++;
 		until.tv_nsec -= 1000000000L;
 	}
-	if (pthread_clockjoin_np(w->thread, NULL, CLOCK_MONOTONIC, &until) != 0)
+	pthread_mutex_lock(&w->mutex);
+	w->stop = true;
+	pthread_cond_signal(&w->wake);
+	while (!w->ended && pthread_cond_timedwait(&w->end, &w->mutex, &until) == 0)
+		;
+	ended = w->ended;
+	pthread_mutex_unlock(&w->mutex);
+	if (!ended)
 		return false;
+	pthread_join(w->thread, NULL);
 	while (w->tasks)
 	{
 		task *next = w->tasks->next;
@@ -107,6 +121,7 @@ ft_worker_free(ft_worker_thread *w, int milliseconds)
 		free(w->tasks);
 		w->tasks = next;
 	}
+	pthread_cond_destroy(&w->end);
 	pthread_cond_destroy(&w->wake);
 	pthread_mutex_destroy(&w->mutex);
 	free(w);
