@@ -79,6 +79,9 @@ SELECT try_create('SELECT prompt, completion INTO x FROM t UNION SELECT prompt, 
 SELECT try_create('SELECT prompt, completion FROM t WHERE n = $1');
 SELECT try_create('SELECT prompt, completion FROM nosuch');
 SELECT try_create('SELECT prompt, nosuch FROM t');
+CREATE TEMPORARY TABLE fleeting (prompt text, completion text);
+SELECT try_create('TABLE fleeting');
+SELECT try_create('SELECT prompt, (SELECT max(f.completion) FROM fleeting f) AS completion FROM t');
 SELECT try_create('TABLE t', 'DELETE FROM t');
 SELECT try_create('TABLE t', 'SELECT n FROM t');
 

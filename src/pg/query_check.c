@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "lib/stringinfo.h"
@@ -81,6 +82,24 @@ parse_single_select(const char *query, const char *what)
 	return raw;
 }
 
+/* Nobody but this session sees its temporary tables. */
+static void
+refuse_temporary(List *rtable, const char *what)
+{
+	ListCell *cell;
+
+	foreach (cell, rtable)
+	{
+		RangeTblEntry *entry = lfirst_node(RangeTblEntry, cell);
+
+		if (OidIsValid(entry->relid) && get_rel_persistence(entry->relid) == RELPERSISTENCE_TEMP)
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("%s must not read temporary table \"%s\"", what,
+								   get_rel_name(entry->relid)),
+							errhint("The query is run later, by another process.")));
+	}
+}
+
 /*
  * Refuse what a READ ONLY transaction would refuse, at any depth, and check
  * what the executor checks before it starts.
@@ -102,6 +121,7 @@ check_query_walker(Node *node, void *context)
 		if (query->rowMarks != NIL)
 			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							errmsg("%s must not contain FOR UPDATE or FOR SHARE", what)));
+		refuse_temporary(query->rtable, what);
 		ExecCheckRTPerms(query->rtable, true);
 		return query_tree_walker(query, check_query_walker, context, 0);
 	}
