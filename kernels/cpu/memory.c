@@ -1,9 +1,10 @@
 /*
  * memory.c: device memory of the CPU backend, copies and zeroing.
  *
- * First touch is slow on virtual machines, so large blocks are put on huge
- * pages and faulted in by all threads when they are allocated, not in the first
- * training step.
+ * Large blocks are mappings of their own on huge pages: the kernel hands out
+ * zeroed pages when they are first touched, so an arena that is planned for the
+ * longest batch costs only what the batches use, and once touched it is never
+ * given back before it is freed.
  */
 #include "cpu.h"
 
@@ -11,49 +12,72 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define LARGE ((size_t) 4 << 20)
+#define LARGE ((size_t) 1 << 20)
 #define HUGE_PAGE ((size_t) 2 << 20)
+#define ALIGNMENT 64
 
-static void
-touch_task(void *context, int worker, int64_t begin, int64_t end)
+/* Stands in the 64 bytes before a block. */
+typedef struct block_header
 {
-	char *memory = context;
+	void *mapping; /* NULL: from malloc() */
+	size_t bytes;  /* of the mapping */
+} block_header;
 
-	(void) worker;
-	memset(memory + (size_t) begin * HUGE_PAGE, 0, (size_t) (end - begin) * HUGE_PAGE);
+static ft_status
+map_large(size_t bytes, void **memory)
+{
+	size_t mapped = bytes + HUGE_PAGE + ALIGNMENT;
+	char *mapping = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *start;
+	block_header *header;
+
+	if (mapping == MAP_FAILED)
+		return ft_fail(FT_NO_MEMORY, "out of memory for %zu bytes", bytes);
+	/* the header ends a page, so that the block begins a huge one */
+	start = mapping + HUGE_PAGE - (uintptr_t) mapping % HUGE_PAGE;
+	/* a wish only: without huge pages everything works as well */
+	(void) madvise(mapping, mapped, MADV_HUGEPAGE);
+	header = (block_header *) (start - ALIGNMENT);
+	header->mapping = mapping;
+	header->bytes = mapped;
+	*memory = start;
+	return FT_OK;
 }
 
 ft_status
 ft_cpu_mem_alloc(ft_device *device, ft_mem_space space, size_t bytes, void **memory)
 {
-	size_t alignment = bytes >= LARGE ? HUGE_PAGE : 64;
-	size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-	void *p;
+	size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + ALIGNMENT;
+	char *block;
 
+	(void) device;
 	(void) space;
-	if (rounded < bytes)
+	if (bytes > SIZE_MAX - HUGE_PAGE - 2 * ALIGNMENT)
 		return ft_fail(FT_NO_MEMORY, "cannot allocate %zu bytes", bytes);
-	p = aligned_alloc(alignment, rounded > 0 ? rounded : alignment);
-	if (p == NULL)
-		return ft_fail(FT_NO_MEMORY, "out of memory for %zu bytes", bytes);
 	if (bytes >= LARGE)
-	{
-		/* a wish only: without huge pages everything works as well */
-		(void) madvise(p, rounded, MADV_HUGEPAGE);
-		ft_pool_run(device->pool, (int64_t) (rounded / HUGE_PAGE), 1, touch_task, p);
-	}
-	else
-		memset(p, 0, rounded);
-	*memory = p;
+		return map_large(bytes, memory);
+	block = aligned_alloc(ALIGNMENT, rounded);
+	if (block == NULL)
+		return ft_fail(FT_NO_MEMORY, "out of memory for %zu bytes", bytes);
+	memset(block, 0, rounded);
+	*memory = block + ALIGNMENT;
 	return FT_OK;
 }
 
 void
 ft_cpu_mem_free(ft_device *device, ft_mem_space space, void *memory)
 {
+	block_header *header;
+
 	(void) device;
 	(void) space;
-	free(memory);
+	if (memory == NULL)
+		return;
+	header = (block_header *) ((char *) memory - ALIGNMENT);
+	if (header->mapping != NULL)
+		(void) munmap(header->mapping, header->bytes);
+	else
+		free(header);
 }
 
 ft_status
