@@ -35,7 +35,7 @@ else
 all:
 	@echo "$(PG_CONFIG) is missing: scripts/install_packages.sh build installs what a build needs" >&2; exit 1
 endif
-all: engine
+all: engine cuda
 
 # PGXS tracks no headers here; the module is small enough to be built anew for any.
 $(OBJS): $(wildcard src/pg/*.h)

@@ -51,3 +51,5 @@ install-engine: $(ENGINE)
 uninstall: uninstall-engine
 uninstall-engine:
 	rm -f '$(DESTDIR)$(pkglibdir)/pg_finetune_engine'
+
+include cuda.mk

@@ -3,7 +3,10 @@
  */
 #include "device.h"
 
+#include "backend_cuda.h"
+
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Half of the cores that this process may use: the database has the other half. */
@@ -18,18 +21,32 @@ default_threads(void)
 	return n < 1 ? 1 : n;
 }
 
+static ft_status
+open_cuda(const ft_device_config *config, const ft_ops **ops, ft_device **device)
+{
+	FT_TRY(ft_cuda_backend(ops));
+	return (*ops)->device_open(config, device);
+}
+
 ft_status
 ft_device_open_named(const char *name, int threads, ft_numerics numerics, const ft_ops **ops,
 					 ft_device **device)
 {
-	ft_device_config config = {.name = "cpu", .threads = threads, .numerics = numerics};
+	ft_device_config config = {.name = name, .threads = threads, .numerics = numerics};
 
 	if (name && strncmp(name, "cuda", 4) == 0)
-		return ft_hint(ft_fail(FT_DEVICE, "device \"%s\" is not available", name),
-					   "This engine has operations for the CPU only.");
+		return open_cuda(&config, ops, device);
 	if (name && strcmp(name, "auto") != 0 && strcmp(name, "cpu") != 0)
 		return ft_fail(FT_INVALID, "unknown device \"%s\", expected auto, cpu, cuda or cuda:N",
 					   name);
+	if (!name || strcmp(name, "auto") == 0)
+	{
+		config.name = "cuda";
+		if (open_cuda(&config, ops, device) == FT_OK)
+			return FT_OK;
+		fprintf(stderr, "using the CPU: %s\n", ft_error_message());
+	}
+	config.name = "cpu";
 	if (threads < 1)
 		config.threads = default_threads();
 	*ops = ft_cpu_ops();

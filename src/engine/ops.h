@@ -268,6 +268,21 @@ typedef struct ft_ops
 /* The CPU's table (kernels/cpu/backend.c). */
 const ft_ops *ft_cpu_ops(void);
 
+/* A backend in a shared object records failures through what the program that opened it hands over,
+ * so the program need not export symbols.  The object exports one function, FT_CUDA_ENTRY, of type
+ * ft_backend_entry; it returns NULL when it cannot work with that host. */
+#define FT_BACKEND_HOST_VERSION 1
+#define FT_CUDA_ENTRY "ft_cuda_ops"
+
+typedef struct ft_backend_host
+{
+	int version; /* FT_BACKEND_HOST_VERSION */
+	ft_status (*fail)(ft_status code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+	ft_status (*hint)(ft_status code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+} ft_backend_host;
+
+typedef const ft_ops *(*ft_backend_entry)(const ft_backend_host *host);
+
 /* FT_INTERNAL, naming the entry, when one is missing or the version is another. */
 ft_status ft_ops_check(const ft_ops *ops);
 

@@ -2,7 +2,7 @@
  * test_ops_common.h: what the tests of the table of operations share.
  *
  * The tests drive a backend through its table alone, so that one program
- * judges every backend: PG_FINETUNE_TEST_BACKEND names it ("cpu").  Every test
+ * judges every backend: PG_FINETUNE_TEST_BACKEND names it ("cpu", "cuda").  Every test
  * of a program runs for every variant: on the CPU each instruction set that the
  * processor has, with one thread and with three.
  *
@@ -13,6 +13,7 @@
 #ifndef TEST_OPS_COMMON_H
 #define TEST_OPS_COMMON_H
 
+#include "backend_cuda.h"
 #include "ops.h"
 
 #include <math.h>
@@ -332,8 +333,12 @@ check_same_bits(const char *what, const tensor *a, const tensor *b)
 static const ft_ops *
 backend_by_name(const char *name)
 {
+	const ft_ops *found = NULL;
+
 	if (strcmp(name, "cpu") == 0)
 		return ft_cpu_ops();
+	if (strcmp(name, "cuda") == 0 && ft_cuda_backend(&found) == FT_OK)
+		return found;
 	return NULL;
 }
 

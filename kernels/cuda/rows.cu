@@ -1,0 +1,173 @@
+/*
+ * rows.cu: moving and adding rows, and the lookup of embeddings.
+ */
+#include "packed.cuh"
+
+#define THREADS 256
+#define CHUNK 1024 /* columns that a block handles */
+
+static dim3
+grid_of(ft_mat m)
+{
+	return dim3((unsigned) ft_divide_up(m.cols, CHUNK), (unsigned) ft_min64(m.rows, FT_MAX_GRID_Y));
+}
+
+static bool
+is_empty(ft_mat m)
+{
+	return m.rows == 0 || m.cols == 0;
+}
+
+/* --- embed -------------------------------------------------------------------------------- */
+
+/* A thread eight columns. */
+template <ft_dtype TYPE, typename Y>
+static __global__ void
+embed_part(view<Y> y, ft_packed part, int64_t all_rows, const int32_t *ids)
+{
+	for (int64_t i = blockIdx.y; i < y.rows; i += gridDim.y)
+	{
+		int64_t id = ids[i];
+		bool known = id >= 0 && id < all_rows;
+		int64_t first = (blockIdx.x * (int64_t) THREADS + threadIdx.x) * 8;
+		float v[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+
+		/* An id that is in no part is the first part's to answer. */
+		if (known ? id < part.first || id >= part.first + part.rows : part.first != 0)
+			continue;
+		if (first >= y.cols)
+			continue;
+		if (known)
+			packed_eight<TYPE>(v, part, (id - part.first) * part.units + first / FT_UNIT,
+							   (int) (first % FT_UNIT / 8));
+		for (int j = 0; j < 8 && first + j < y.cols; j++)
+			set_value(y.row(i)[first + j], v[j]);
+	}
+}
+
+ft_status
+ft_cuda_embed(ft_stream *s, ft_mat y, const ft_weight *w, const int32_t *ids)
+{
+	FT_TRY(ft_cuda_enter(s));
+	FT_TRY(ft_cuda_shape("embed", "y", y, y.rows, w->cols));
+	if (!(w->use & FT_USE_EMBED))
+		return ft_fail(FT_UNSUPPORTED, "embed: the weight was not made for it");
+	if (is_empty(y))
+		return FT_OK;
+	for (int i = 0; i < w->n_parts; i++)
+	{
+		const ft_packed *part = &w->parts[i];
+		dim3 grid((unsigned) ft_divide_up(y.cols, THREADS * 8),
+				  (unsigned) ft_min64(y.rows, FT_MAX_GRID_Y));
+
+		FT_TRY(with_stored("embed", part->dtype,
+						   [&](auto stored)
+						   {
+							   return with_type("embed", y.dtype,
+												[&](auto to)
+												{
+													typedef typename decltype(to)::type Y;
+
+													FT_LAUNCH(
+														(embed_part<decltype(stored)::type, Y>),
+														grid, THREADS, 0, s->stream, view_of<Y>(y),
+														*part, w->rows, ids);
+													return ft_cuda_launched("embed");
+												});
+						   }));
+	}
+	return FT_OK;
+}
+
+/* --- gather and scatter -------------------------------------------------------------------- */
+
+template <typename T>
+static __global__ void
+gather(view<T> y, view<const T> x, const int32_t *index)
+{
+	int64_t end = ft_min64((blockIdx.x + 1) * (int64_t) CHUNK, y.cols);
+
+	for (int64_t i = blockIdx.y; i < y.rows; i += gridDim.y)
+	{
+		const T *from = x.row(index[i]);
+
+		for (int64_t j = blockIdx.x * (int64_t) CHUNK + threadIdx.x; j < end; j += THREADS)
+			y.row(i)[j] = from[j];
+	}
+}
+
+ft_status
+ft_cuda_gather_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *index)
+{
+	FT_TRY(ft_cuda_enter(s));
+	FT_TRY(ft_cuda_shape("gather_rows", "y", y, y.rows, x.cols));
+	if (y.dtype != x.dtype)
+		return ft_cuda_unsupported("gather_rows", x.dtype, y.dtype);
+	if (is_empty(y))
+		return FT_OK;
+	return with_type("gather_rows", x.dtype,
+					 [&](auto type)
+					 {
+						 typedef typename decltype(type)::type T;
+
+						 FT_LAUNCH((gather<T>), grid_of(y), THREADS, 0, s->stream, view_of<T>(y),
+								   view_of<const T>(x), index);
+						 return ft_cuda_launched("gather_rows");
+					 });
+}
+
+static __global__ void
+scatter_add(view<float> y, view<const float> x, const int32_t *index)
+{
+	int64_t end = ft_min64((blockIdx.x + 1) * (int64_t) CHUNK, x.cols);
+
+	for (int64_t i = blockIdx.y; i < x.rows; i += gridDim.y)
+	{
+		float *to = y.row(index[i]);
+
+		for (int64_t j = blockIdx.x * (int64_t) CHUNK + threadIdx.x; j < end; j += THREADS)
+			to[j] += x.row(i)[j];
+	}
+}
+
+ft_status
+ft_cuda_scatter_add_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *index)
+{
+	FT_TRY(ft_cuda_enter(s));
+	FT_TRY(ft_cuda_shape("scatter_add_rows", "y", y, y.rows, x.cols));
+	if (x.dtype != FT_F32 || y.dtype != FT_F32)
+		return ft_cuda_unsupported("scatter_add_rows", x.dtype, y.dtype);
+	if (is_empty(x))
+		return FT_OK;
+	FT_LAUNCH(scatter_add, grid_of(x), THREADS, 0, s->stream, view_of<float>(y),
+			  view_of<const float>(x), index);
+	return ft_cuda_launched("scatter_add_rows");
+}
+
+/* --- add ---------------------------------------------------------------------------------- */
+
+static __global__ void
+add_scaled(view<float> y, view<const float> x, float alpha)
+{
+	int64_t end = ft_min64((blockIdx.x + 1) * (int64_t) CHUNK, y.cols);
+
+	for (int64_t i = blockIdx.y; i < y.rows; i += gridDim.y)
+	{
+		for (int64_t j = blockIdx.x * (int64_t) CHUNK + threadIdx.x; j < end; j += THREADS)
+			y.row(i)[j] += alpha * x.row(i)[j];
+	}
+}
+
+ft_status
+ft_cuda_add(ft_stream *s, ft_mat y, ft_mat x, float alpha)
+{
+	FT_TRY(ft_cuda_enter(s));
+	FT_TRY(ft_cuda_shape("add", "y", y, x.rows, x.cols));
+	if (x.dtype != FT_F32 || y.dtype != FT_F32)
+		return ft_cuda_unsupported("add", x.dtype, y.dtype);
+	if (is_empty(y))
+		return FT_OK;
+	FT_LAUNCH(add_scaled, grid_of(y), THREADS, 0, s->stream, view_of<float>(y),
+			  view_of<const float>(x), alpha);
+	return ft_cuda_launched("add");
+}
