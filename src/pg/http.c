@@ -80,7 +80,7 @@ static HttpResult
 parse_head(HttpReply *reply)
 {
 	char *line;
-	const char *end = strstr(reply->in.data, "\r\n\r\n");
+	const char *end = memmem(reply->in.data, reply->in.len, "\r\n\r\n", 4);
 
 	if (end == NULL)
 		return reply->in.len > HTTP_MAX_HEAD ? HTTP_BROKEN : HTTP_MORE;

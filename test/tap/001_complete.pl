@@ -96,6 +96,19 @@ for my $case ([ invalid => '22023' ], [ no_space => '53100' ], [ no_memory => '5
 		"the engine's $case->[0]");
 }
 
+# Replies that are none
+for my $kind (qw(garbage head status no_length negative too_long encoding chunk_size chunk_end
+	chunk_huge cut_head cut_body empty html no_json array no_choices no_text zero surrogate not_utf8 deep))
+{
+	my ($state, $words) = sqlstate_of($node, qq(SELECT complete('one', 'broken $kind')));
+
+	my %other = (cut_head => '57P03', cut_body => '57P03', not_utf8 => '22021', zero => '22P05');
+
+	is($state, $other{$kind} // 'XX000', "broken reply: $kind");
+	unlike($words, qr/JSON data|choices|0xff/, 'nothing of it is quoted');
+	is(answer(q(SELECT complete('one', 'x'))), 'echo: x', 'the next one is answered');
+}
+
 # Files of models
 write_file("$models/bad.gguf", 'bad');
 symlink '/etc/passwd', "$models/outside.gguf";

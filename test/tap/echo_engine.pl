@@ -9,6 +9,7 @@
 #   "sleep ..."        never (until its connection closes, which it says on stderr)
 #   "die ..."          ends by SIGKILL
 #   "fail CODE"        an error of that code
+#   "broken KIND"      what is no reply, by %broken below
 #
 # A model's file that begins with "bad" cannot be loaded.  An answer by an
 # adapter begins with the adapter's file "prefix", so that a test sees whose
@@ -23,6 +24,30 @@ use JSON::PP;
 my %http_code = (
 	invalid => 400, unsupported => 400, not_found => 404, mismatch => 409,
 	corrupt => 422, busy => 429, no_memory => 503, device => 503, no_space => 507);
+
+# Replies that no engine should send; the connection is closed after those in %closed.
+my %broken = (
+	garbage => "\x00\xff\r\n\r\n",
+	head => "HTTP/1.1 200 OK\r\n" . "X-Header: y\r\n" x 10000,
+	status => "HTTP/1.1 9999 OK\r\nContent-Length: 0\r\n\r\n",
+	no_length => "HTTP/1.1 200 OK\r\n\r\n{}",
+	negative => "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
+	too_long => "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n{}",
+	encoding => "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n{}",
+	chunk_size => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n{}\r\n0\r\n\r\n",
+	chunk_end => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}}}0\r\n\r\n",
+	chunk_huge => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7fffffffffffffff\r\n{}",
+	cut_head => "HTTP/1.1 200 OK\r\nContent-Le",
+	cut_body => "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{",
+	empty => "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+	html => "HTTP/1.1 500 Oops\r\nContent-Length: 13\r\n\r\n<html></html>",
+	map { ($_->[0] => "HTTP/1.1 200 OK\r\nContent-Length: " . length($_->[1]) . "\r\n\r\n$_->[1]") }
+	  [ no_json => '{"choices"' ], [ array => '[1]' ], [ no_choices => '{"choices": []}' ],
+	  [ no_text => '{"choices": [{"message": {"content": 1}, "finish_reason": "stop"}]}' ],
+	  [ zero => '{"choices": [{"message": {"content": "a\u0000b"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}' ],
+	  [ surrogate => '{"choices": "\ud800"}' ], [ not_utf8 => "{\"choices\": \"\xff\"}" ],
+	  [ deep => '{"a":' x 100000 ]);
+my %closed = (cut_head => 1, cut_body => 1);
 
 my $program = shift @ARGV // '';
 my %option;
@@ -85,6 +110,13 @@ sub serve_client
 		return if length($buffer{$client}) < $end + $length;
 		my $body = substr($buffer{$client}, $end, $length);
 		substr($buffer{$client}, 0, $end + $length) = '';
+		if ($body =~ /"broken (\w+)/)
+		{
+			print $client $broken{$1};
+			$client->flush;
+			shutdown($client, 2) if $closed{$1};
+			return;
+		}
 		my ($status, $reply) = route("$method $route", $length ? $json->decode($body) : {});
 		if (!defined $status)
 		{
