@@ -4,9 +4,9 @@
 #include "device.h"
 
 #include "backend_cuda.h"
+#include "process.h"
 
 #include <sched.h>
-#include <stdio.h>
 #include <string.h>
 
 /* Half of the cores that this process may use: the database has the other half. */
@@ -44,7 +44,7 @@ ft_device_open_named(const char *name, int threads, ft_numerics numerics, const 
 		config.name = "cuda";
 		if (open_cuda(&config, ops, device) == FT_OK)
 			return FT_OK;
-		fprintf(stderr, "using the CPU: %s\n", ft_error_message());
+		ft_log("log", "using the CPU: %s", ft_error_message());
 	}
 	config.name = "cpu";
 	if (threads < 1)
