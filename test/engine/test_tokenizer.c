@@ -340,7 +340,7 @@ test_decode_range(void **state)
 	json_decref(small);
 }
 
-/* One word of 256 kB, of kinds that a slow tokeniser is slow on: the test's time limit is the
+/* One word of 128 kB, of kinds that a slow tokeniser is slow on: the test's time limit is the
  * runner's, and quadratic work would exceed it by far. */
 static void
 test_long_words(void **state)
@@ -348,7 +348,7 @@ test_long_words(void **state)
 	static const char *const units[] = {"a",  " ", "\n", " \n",  "1",       "-",
 										"ab", "<", "'",  "\xff", "\xc3\xa9"};
 	static const char *const kinds[] = {"smollm", "llama-bpe"};
-	size_t n = 1 << 18;
+	size_t n = 1 << 17;
 	char *text = malloc(n);
 	json_t *small = load(SMALL);
 	ft_ids ids = {0};
