@@ -183,6 +183,80 @@ test_ten_steps_equal_pytorch(void **state)
 	}
 }
 
+#define BEGINNING 10
+
+/* The fixtures' documents, each behind the same tokens, which are not trained; free. */
+static hand_document *
+documents_that_begin_alike(int *n)
+{
+	hand_document *documents = golden_documents(n);
+	hand_document first = documents[2];
+
+	for (int i = 0; i < *n; i++)
+	{
+		hand_document *d = &documents[i];
+
+		memmove(d->ids + BEGINNING, d->ids, (size_t) d->length * sizeof(int32_t));
+		memmove(d->weights + BEGINNING, d->weights, (size_t) d->length * sizeof(float));
+		memcpy(d->ids, first.ids, BEGINNING * sizeof(int32_t));
+		memset(d->weights, 0, BEGINNING * sizeof(float));
+		d->ids[BEGINNING] = i; /* no two go on alike */
+		d->length += BEGINNING;
+	}
+	return documents;
+}
+
+/* Products in 16 bits: the same gradient but for rounding, shared beginning or not. */
+static void
+test_bf16_is_close(void **state)
+{
+	tiny_run run;
+	ft_adapter *adapter;
+	ft_transformer *t;
+	ft_microbatch batch;
+	ft_loss_sums sums;
+	int n;
+	hand_document *documents = documents_that_begin_alike(&n);
+	double scale = 1.0 / weight_by_hand(documents, n);
+	float *gradients[3];
+	double losses[3];
+	int64_t size = 0;
+
+	(void) state;
+	for (int i = 0; i < 3; i++)
+	{
+		if (i == 0)
+			tiny_open(&run, "tied", 2);
+		else
+			tiny_open_bf16(&run, "tied", 2);
+		if (i > 0 && run.model->compute != FT_BF16)
+		{
+			print_message("skip: this processor has neither 16-bit products nor AVX-512\n");
+			skip();
+		}
+		adapter = tiny_adapter(&run, "tied");
+		pack_by_hand(&batch, documents, n, i == 2 ? 1 : NEVER_SHARED);
+		assert_int_equal(batch.shared > 0, i == 2);
+		must(ft_transformer_create(run.model, adapter, batch.all, &t));
+		gradients[i] = gradient_of_batch(t, &batch, scale, &sums);
+		losses[i] = sums.loss;
+		size = adapter->n;
+		ft_microbatch_free(&batch);
+		ft_transformer_free(t);
+		ft_adapter_free(adapter);
+		tiny_close(&run);
+	}
+	assert_true(fabs(losses[1] / losses[0] - 1) < 5e-3);
+	assert_true(fabs(losses[2] / losses[0] - 1) < 5e-3);
+	assert_true(relative_error(gradients[1], gradients[0], size) < 3e-2);
+	assert_true(relative_error(gradients[2], gradients[0], size) < 3e-2);
+	/* and it was indeed another arithmetic */
+	assert_true(relative_error(gradients[1], gradients[0], size) > 1e-4);
+	for (int i = 0; i < 3; i++)
+		free(gradients[i]);
+	free(documents);
+}
+
 /* The fixtures' untied model with a transformer, for what follows. */
 typedef struct fixture
 {
@@ -254,23 +328,11 @@ static void
 test_shared_beginning_changes_nothing(void **state)
 {
 	fixture *f = *state;
-	hand_document *documents;
-	double weight;
+	int n_documents;
+	hand_document *documents = documents_that_begin_alike(&n_documents);
+	double weight = weight_by_hand(documents, n_documents);
 
-	must(ft_alloc((void **) &documents, (size_t) f->n, sizeof *documents));
-	for (int i = 0; i < f->n; i++)
-	{
-		/* ten tokens of the first, then the document itself */
-		documents[i].length = f->documents[i].length + 10;
-		memcpy(documents[i].ids, f->documents[2].ids, 10 * sizeof(int32_t));
-		memcpy(documents[i].ids + 10, f->documents[i].ids,
-			   (size_t) f->documents[i].length * sizeof(int32_t));
-		memcpy(documents[i].weights + 10, f->documents[i].weights,
-			   (size_t) f->documents[i].length * sizeof(float));
-		documents[i].ids[10] = i;
-	}
-	weight = weight_by_hand(documents, f->n);
-	for (int n = 1; n <= f->n; n++)
+	for (int n = 1; n <= n_documents; n++)
 	{
 		ft_microbatch apart;
 		ft_microbatch together;
@@ -281,9 +343,9 @@ test_shared_beginning_changes_nothing(void **state)
 
 		pack_by_hand(&apart, documents, n, NEVER_SHARED);
 		pack_by_hand(&together, documents, n, 4);
-		assert_int_equal(apart.tokens - together.tokens, (n - 1) * 10);
+		assert_int_equal(apart.tokens - together.tokens, (n - 1) * BEGINNING);
 		assert_int_equal(apart.all, together.all);
-		assert_int_equal(together.shared, n > 1 ? 10 : 0);
+		assert_int_equal(together.shared, n > 1 ? BEGINNING : 0);
 		expected_gradient = gradient_of_batch(f->t, &apart, 1 / weight, &sums);
 		gradient = gradient_of_batch(f->t, &together, 1 / weight, &shared_sums);
 		assert_true(fabs(shared_sums.loss / sums.loss - 1) < 1e-6);
@@ -392,6 +454,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_gradients_equal_pytorch),
 		cmocka_unit_test(test_ten_steps_equal_pytorch),
+		cmocka_unit_test(test_bf16_is_close),
 		cmocka_unit_test_setup_teardown(test_packed_equals_unpacked, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_shared_beginning_changes_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_trained_tokens_are_not_shared, setup, teardown),

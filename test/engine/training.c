@@ -27,18 +27,32 @@ path_of(char path[FT_PATH_SIZE], const char *which, const char *name)
 	snprintf(path, FT_PATH_SIZE, "%s/%s/%s", TINY_LLAMA, which, name);
 }
 
-void
-tiny_open(tiny_run *run, const char *which, int threads)
+static void
+open_run(tiny_run *run, const char *which, int threads, ft_numerics numerics)
 {
 	char path[FT_PATH_SIZE];
 
 	memset(run, 0, sizeof *run);
 	path_of(path, which, "base.gguf");
 	must(ft_model_file_open(path, &run->file));
-	must(ft_device_open_named("cpu", threads, FT_NUMERICS_REFERENCE, &run->ops, &run->device));
+	must(ft_device_open_named("cpu", threads, numerics, &run->ops, &run->device));
 	must(ft_model_load(run->file, run->ops, run->device, FT_USE_TRAIN, 0, &run->model));
 	must(ft_tokenizer_create(ft_model_file_vocabulary(run->file), &run->tokenizer));
 	must(ft_chat_template_find(NULL, ft_model_file_template(run->file), &run->chat_template));
+}
+
+void
+tiny_open(tiny_run *run, const char *which, int threads)
+{
+	open_run(run, which, threads, FT_NUMERICS_REFERENCE);
+}
+
+void
+tiny_open_bf16(tiny_run *run, const char *which, int threads)
+{
+	setenv("PG_FINETUNE_CPU", "bf16", 1);
+	open_run(run, which, threads, FT_NUMERICS_FAST);
+	unsetenv("PG_FINETUNE_CPU");
 }
 
 void

@@ -27,6 +27,8 @@ void must(ft_status status);
 
 /* Load the model ("tied" or "untied") for training in f32. */
 void tiny_open(tiny_run *run, const char *which, int threads);
+/* The same with 16-bit products, whether the processor has them or must emulate them. */
+void tiny_open_bf16(tiny_run *run, const char *which, int threads);
 void tiny_close(tiny_run *run);
 /* The adapter of the fixtures. */
 ft_adapter *tiny_adapter(const tiny_run *run, const char *which);
