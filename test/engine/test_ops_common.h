@@ -69,11 +69,11 @@ random_unit(void)
 UNUSED static double
 random_normal(void)
 {
-	double sum = -6;
+	double sum = -2;
 
-	for (int i = 0; i < 12; i++)
+	for (int i = 0; i < 4; i++)
 		sum += random_unit();
-	return sum;
+	return sum * 1.7320508075688772;
 }
 
 /* --- 16-bit floats, written without the project's own conversions ---------------------------- */
