@@ -25,6 +25,7 @@
 #include "storage/latch.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "weights.h"
 
 #define FIRST_DELAY_MS 100
 #define MAX_DELAY_MS 30000
@@ -72,6 +73,7 @@ start_engine(Server *server)
 						  NULL};
 
 	pgft_make_work_directory();
+	pgft_weights_prune_cache();
 	server->generation = pgft_server_next_generation();
 	server->ready = false;
 	server->started_at = pgft_monotonic_ms();

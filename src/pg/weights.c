@@ -9,6 +9,8 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "catalog.h"
@@ -26,6 +28,13 @@
 
 /* Parts fetched at a time when weights are written to the cache */
 #define FETCH_PARTS 4
+
+/* A directory in the making has this in its name */
+#define TEMPORARY_MARK ".tmp."
+
+/* How long directories stay in the cache, in seconds since they were used or begun */
+#define KEEP_UNUSED_S (7 * 24 * 3600)
+#define KEEP_UNFINISHED_S 3600
 
 /* ---- The digest ---- */
 
@@ -374,7 +383,7 @@ verify_directory(const char *directory, const char *digest)
 static void
 fill_cache(const pg_uuid_t *model, const char *digest, const char *path)
 {
-	char *temporary = psprintf("%s.tmp.%d", path, MyProcPid);
+	char *temporary = psprintf("%s" TEMPORARY_MARK "%d", path, MyProcPid);
 
 	pgft_remove_tree(temporary);
 	pgft_make_directory(temporary);
@@ -411,9 +420,35 @@ pgft_weights_to_cache(const pg_uuid_t *model, const char *digest)
 						errmsg("the digest of the model's weights is damaged")));
 	path = pgft_work_path("cache/%s", digest);
 	if (verify_directory(path, digest))
+	{
+		/* Its time says when it was used last */
+		(void) utimes(path, NULL);
 		return path;
+	}
 	pgft_make_work_directory();
 	pgft_remove_tree(path);
 	fill_cache(model, digest, path);
 	return path;
+}
+
+void
+pgft_weights_prune_cache(void)
+{
+	char *cache = pgft_work_path("cache");
+	DIR *dir = AllocateDir(cache);
+	struct dirent *entry;
+	time_t now = time(NULL);
+
+	while (dir != NULL && (entry = ReadDir(dir, cache)) != NULL)
+	{
+		char *path = psprintf("%s/%s", cache, entry->d_name);
+		bool unfinished = strstr(entry->d_name, TEMPORARY_MARK) != NULL;
+		struct stat st;
+
+		if (entry->d_name[0] != '.' && stat(path, &st) == 0 && S_ISDIR(st.st_mode) &&
+			now - st.st_mtime > (unfinished ? KEEP_UNFINISHED_S : KEEP_UNUSED_S))
+			pgft_remove_tree(path);
+	}
+	if (dir != NULL)
+		FreeDir(dir);
 }

@@ -27,4 +27,10 @@ extern char *pgft_weights_store(const pg_uuid_t *model, const char *directory);
  */
 extern char *pgft_weights_to_cache(const pg_uuid_t *model, const char *digest);
 
+/*
+ * Remove what nobody has used for a week from the cache, and what a session
+ * that was killed left unfinished.  For the server worker, between engines.
+ */
+extern void pgft_weights_prune_cache(void);
+
 #endif

@@ -203,9 +203,18 @@ is(scalar(() = glob($node->data_dir . '/pgsql_tmp_finetune/cache/*tmp*')),
 my $digest = store_adapter($node, 'cached', { prefix => 'cached ' });
 is(answer(q(SELECT complete('cached', 'x'))), 'cached echo: x', 'an adapter in the cache');
 $node->stop;
-write_file($node->data_dir . "/pgsql_tmp_finetune/cache/$digest/prefix", 'wrong ');
+my $cache = $node->data_dir . '/pgsql_tmp_finetune/cache';
+write_file("$cache/$digest/prefix", 'wrong ');
+for my $entry ("$cache/unused", "$cache/killed.tmp.1", "$cache/new")
+{
+	mkdir $entry;
+	my $age = $entry =~ /unused/ ? 8 * 24 * 3600 : $entry =~ /killed/ ? 2 * 3600 : 0;
+	utime time - $age, time - $age, $entry;
+}
 $node->start;
 is(answer(q(SELECT complete('cached', 'x'))), 'cached echo: x', 'is written again when damaged');
+is(join(' ', map { -e "$cache/$_" ? 1 : 0 } qw(unused killed.tmp.1 new)),
+	'0 0 1', 'what is old or was left unfinished is removed');
 
 # A base with other bytes is refused by name
 store_adapter($node, 'older', { prefix => 'older ' }, base_digest => 'zero');
