@@ -18,6 +18,9 @@
  */
 #define MAX_POSITIONS (1 << 20)
 
+/* Widest head: published models have up to 256. */
+#define MAX_HEAD_DIM 1024
+
 #define MAX_PARTS 3
 
 typedef struct loader
@@ -321,6 +324,9 @@ check_config(const ft_model_file *file)
 					   "key/value heads %d, head size %d, vocabulary %d, context %d",
 					   ft_model_file_path(file), c->hidden, c->ffn, c->layers, c->heads,
 					   c->kv_heads, c->head_dim, c->vocab, c->max_positions);
+	if (c->head_dim > MAX_HEAD_DIM)
+		return ft_fail(FT_UNSUPPORTED, "%s: head size %d is over the limit of %d",
+					   ft_model_file_path(file), c->head_dim, MAX_HEAD_DIM);
 	if (!(c->rope_theta > 0) || !(c->rms_eps >= 0))
 		return ft_fail(FT_CORRUPT, "%s: rope theta is %g and the norm's epsilon %g",
 					   ft_model_file_path(file), c->rope_theta, c->rms_eps);
@@ -370,6 +376,30 @@ load_all(loader *l)
 	return FT_OK;
 }
 
+/* The context, from what is asked for (0: nothing) and what there is. */
+static ft_status
+choose_positions(const ft_model_file *file, const ft_device_info *info, int *positions)
+{
+	const ft_config *config = ft_model_file_config(file);
+	int64_t bytes;
+
+	if (*positions <= 0 || *positions > config->max_positions)
+		*positions = config->max_positions;
+	/* the tables' size is the one thing here that the size of the file does not bound */
+	bytes = (int64_t) *positions * config->head_dim * (int64_t) sizeof(float);
+	if (*positions > MAX_POSITIONS)
+		ft_fail(FT_UNSUPPORTED, "%s: context of %d tokens is over the limit of %d",
+				ft_model_file_path(file), *positions, MAX_POSITIONS);
+	else if (bytes > info->memory_free / 2)
+		ft_fail(FT_NO_MEMORY, "%s: a context of %d tokens needs %lld MiB, %lld MiB are free",
+				ft_model_file_path(file), *positions, (long long) (bytes >> 20),
+				(long long) (info->memory_free >> 20));
+	else
+		return FT_OK;
+	return ft_hint(*positions > MAX_POSITIONS ? FT_UNSUPPORTED : FT_NO_MEMORY,
+				   "Set the option context_length to a smaller number.");
+}
+
 ft_status
 ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use,
 			  int max_positions, ft_model **model)
@@ -381,13 +411,8 @@ ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, u
 	ft_status status;
 
 	FT_TRY(check_config(file));
-	if (max_positions <= 0 || max_positions > config->max_positions)
-		max_positions = config->max_positions;
-	if (max_positions > MAX_POSITIONS)
-		return ft_hint(ft_fail(FT_UNSUPPORTED, "%s: context of %d tokens is over the limit of %d",
-							   ft_model_file_path(file), max_positions, MAX_POSITIONS),
-					   "Set the option context_length to a smaller number.");
 	FT_TRY(ops->device_info(device, &info));
+	FT_TRY(choose_positions(file, &info, &max_positions));
 	FT_TRY(ft_alloc((void **) &m, 1, sizeof *m));
 	m->config = *config;
 	m->ops = ops;

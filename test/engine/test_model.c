@@ -151,6 +151,39 @@ test_context_is_bounded(void **state)
 	ops->device_close(device);
 }
 
+/* Sizes that nothing in the file stands for are refused before anything is allocated for them. */
+static void
+test_claims_are_bounded(void **state)
+{
+	ft_device_config config = {.name = "cpu", .threads = 1};
+	const ft_ops *ops = ft_cpu_ops();
+	tiny_model tiny = tiny_default;
+	ft_device *device;
+	ft_model_file *file;
+	ft_model *model;
+
+	(void) state;
+	assert_int_equal(ops->device_open(&config, &device), FT_OK);
+	tiny.context = 2000000;
+	tiny_model_write(path, &tiny);
+	assert_int_equal(ft_model_file_open(path, &file), FT_OK);
+	assert_int_equal(ft_model_load(file, ops, device, FT_USE_SERVE, 0, &model), FT_UNSUPPORTED);
+	assert_non_null(strstr(ft_error_message(), "2000000"));
+	assert_non_null(strstr(ft_error_hint(), "context_length"));
+	assert_int_equal(ft_model_load(file, ops, device, FT_USE_SERVE, 500, &model), FT_OK);
+	assert_int_equal(model->rope_positions, 500);
+	ft_model_free(model);
+	ft_model_file_close(file);
+
+	tiny = tiny_default;
+	tiny.head_dim = 2048;
+	tiny_model_write(path, &tiny);
+	assert_int_equal(ft_model_file_open(path, &file), FT_OK);
+	assert_int_equal(ft_model_load(file, ops, device, FT_USE_SERVE, 0, &model), FT_UNSUPPORTED);
+	ft_model_file_close(file);
+	ops->device_close(device);
+}
+
 /* A file that shrinks after its header was read gives an error, whichever tensor it happens in. */
 static void
 test_shrinking_file(void **state)
@@ -229,6 +262,7 @@ main(void)
 		cmocka_unit_test(test_rope_tables),
 		cmocka_unit_test(test_rope_factors),
 		cmocka_unit_test(test_context_is_bounded),
+		cmocka_unit_test(test_claims_are_bounded),
 		cmocka_unit_test(test_shrinking_file),
 		cmocka_unit_test(test_adapter_limits),
 	};
