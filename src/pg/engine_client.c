@@ -589,7 +589,8 @@ pgft_engine_sqlstate(const char *code)
 		{"non_finite", ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE},
 		{"device", ERRCODE_SYSTEM_ERROR},
 		{"busy", ERRCODE_INSUFFICIENT_RESOURCES},
-		{"cancelled", ERRCODE_QUERY_CANCELED},
+		/* the engine is going down: nobody here asked for it, a caller that does closes its connection */
+		{"cancelled", ERRCODE_CANNOT_CONNECT_NOW},
 	};
 
 	for (int i = 0; i < lengthof(map); i++)

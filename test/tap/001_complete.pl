@@ -90,7 +90,7 @@ fails(
 fails(q(SELECT complete('two', 'x')), '42704', qr/model "two" does not exist/, 'unknown model');
 for my $case ([ invalid => '22023' ], [ no_space => '53100' ], [ no_memory => '53200' ],
 	[ busy => '53000' ], [ corrupt => 'XX001' ], [ unsupported => '0A000' ], [ device => '58000' ],
-	[ internal => 'XX000' ])
+	[ cancelled => '57P03' ], [ internal => 'XX000' ])
 {
 	fails(qq(SELECT complete('one', 'fail $case->[0]')), $case->[1], qr/as asked for/,
 		"the engine's $case->[0]");

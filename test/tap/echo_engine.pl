@@ -23,7 +23,8 @@ use JSON::PP;
 
 my %http_code = (
 	invalid => 400, unsupported => 400, not_found => 404, mismatch => 409,
-	corrupt => 422, busy => 429, no_memory => 503, device => 503, no_space => 507);
+	corrupt => 422, busy => 429, no_memory => 503, device => 503,
+	cancelled => 503, no_space => 507);
 
 # Replies that no engine should send; the connection is closed after those in %closed.
 my %broken = (
