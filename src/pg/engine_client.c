@@ -589,7 +589,7 @@ pgft_engine_sqlstate(const char *code)
 		{"non_finite", ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE},
 		{"device", ERRCODE_SYSTEM_ERROR},
 		{"busy", ERRCODE_INSUFFICIENT_RESOURCES},
-		/* the engine is going down: nobody here asked for it, a caller that does closes its connection */
+		/* going down: who gives a request up closes its connection */
 		{"cancelled", ERRCODE_CANNOT_CONNECT_NOW},
 	};
 
