@@ -44,29 +44,29 @@ typedef struct ft_weight ft_weight;
 typedef enum ft_mem_space
 {
 	FT_MEM_DEVICE, /* where operations read and write; 64-byte aligned, zeroed */
-	FT_MEM_HOST	   /* staging memory that copies reach at full speed (pinned on a GPU) */
+	FT_MEM_HOST    /* staging memory that copies reach at full speed (pinned on a GPU) */
 } ft_mem_space;
 
 typedef enum ft_numerics
 {
-	FT_NUMERICS_FAST,	  /* 16-bit products where the hardware has them */
+	FT_NUMERICS_FAST,     /* 16-bit products where the hardware has them */
 	FT_NUMERICS_REFERENCE /* f32 activations and sums, weights exactly as stored */
 } ft_numerics;
 
 typedef struct ft_device_config
 {
 	const char *name; /* "cpu", "cuda", "cuda:1" */
-	int threads;	  /* CPU: threads to use, at least 1 */
+	int threads;      /* CPU: threads to use, at least 1 */
 	ft_numerics numerics;
 } ft_device_config;
 
 typedef struct ft_device_info
 {
-	char name[64];		   /* "cpu", "cuda:0 (NVIDIA H200)" */
-	char features[128];	   /* "avx512 vnni", "sm_90" */
-	int threads;		   /* that operations run on; 0 on a GPU */
+	char name[64];          /* "cpu", "cuda:0 (NVIDIA H200)" */
+	char features[128];     /* "avx512 vnni", "sm_90" */
+	int threads;            /* that operations run on; 0 on a GPU */
 	ft_dtype compute_dtype; /* of activations that enter matrix products, for this numerics */
-	int64_t memory_total;  /* bytes */
+	int64_t memory_total;   /* bytes */
 	int64_t memory_free;
 } ft_device_info;
 
@@ -85,15 +85,15 @@ typedef struct ft_paged_batch
 {
 	int n;
 	int max_blocks;
-	int max_rows;	 /* largest row count of a sequence */
+	int max_rows;    /* largest row count of a sequence */
 	int max_context; /* largest position in the batch, plus 1 */
 	const int32_t *row_start;
 	const int32_t *context;
 	const int32_t *blocks;
 } ft_paged_batch;
 
-/* One layer's cache: [blocks][G][16 · D] each, f32 or bf16.  The order of a head's 16 · D values inside
- * a block is the backend's own; whole blocks may be copied. */
+/* One layer's cache: [blocks][G][16 · D] each, f32 or bf16.  The order of a head's 16 · D values
+ * inside a block is the backend's own; whole blocks may be copied. */
 typedef struct ft_kv_layer
 {
 	void *k;
@@ -106,24 +106,24 @@ typedef struct ft_kv_layer
 /* Packed sequences of a training batch (block-diagonal causal attention). */
 typedef struct ft_attention
 {
-	int heads;				/* H */
-	int kv_heads;			/* G, divides H */
-	int head_dim;			/* D */
-	int window;				/* 0: none; else a row sees itself and window - 1 rows before */
-	float scale;			/* usually 1/√D */
-	int n_sequences;		/* documents in the batch */
-	int max_length;			/* of the longest */
-	const int32_t *starts;	/* [n_sequences + 1], starts[0] = 0, last = T (device) */
+	int heads;                  /* H */
+	int kv_heads;               /* G, divides H */
+	int head_dim;               /* D */
+	int window;                 /* 0: none; else a row sees itself and window - 1 rows before */
+	float scale;                /* usually 1/√D */
+	int n_sequences;            /* documents in the batch */
+	int max_length;             /* of the longest */
+	const int32_t *starts;      /* [n_sequences + 1], starts[0] = 0, last = T (device) */
 	const int32_t *starts_host; /* the same on the host */
 } ft_attention;
 
 /* A run of rows that share an adapter, for one linear layer (host array, device a and b). */
 typedef struct ft_lora_segment
 {
-	int64_t row;	/* first row */
+	int64_t row; /* first row */
 	int64_t rows;
 	int64_t column; /* first column of y that b writes */
-	int64_t out;	/* columns written */
+	int64_t out;    /* columns written */
 	int rank;
 	float scale;
 	const float *a; /* [rank, in] */
@@ -137,17 +137,17 @@ typedef struct ft_adamw
 	float beta2;
 	float eps;
 	float weight_decay; /* decoupled */
-	float grad_scale;	/* gradients are multiplied by this first (clipping) */
-	int64_t step;		/* 1 for the first update */
+	float grad_scale;   /* gradients are multiplied by this first (clipping) */
+	int64_t step;       /* 1 for the first update */
 } ft_adamw;
 
 typedef struct ft_sample
 {
 	float temperature; /* 0: greedy, lowest id wins a tie */
-	float top_p;	   /* 1: off */
-	float min_p;	   /* 0: off */
-	int32_t top_k;	   /* 0: off */
-	float uniform;	   /* in [0, 1): the random number of this draw */
+	float top_p;       /* 1: off */
+	float min_p;       /* 0: off */
+	int32_t top_k;     /* 0: off */
+	float uniform;     /* in [0, 1): the random number of this draw */
 } ft_sample;
 
 typedef struct ft_ops
@@ -190,12 +190,12 @@ typedef struct ft_ops
 	/* dx[T, K] = dy[T, N] · W + beta · dx. */
 	ft_status (*linear_grad_input)(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w,
 								   float beta);
-	/* c[M, N] = alpha · op(a) · op(b) + beta · c, op = transpose where ta / tb is set.  a and b of one
-	 * type, f32 or bf16; c f32, or bf16 with beta 0. */
+	/* c[M, N] = alpha · op(a) · op(b) + beta · c, op = transpose where ta / tb is set.  a and b of
+	 * one type, f32 or bf16; c f32, or bf16 with beta 0. */
 	ft_status (*matmul)(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha,
 						float beta);
-	/* y[row, column..] += scale · (x[row] · aᵀ) · bᵀ for every segment.  y f32 or bf16, x f32 or bf16.
-	 * Row-fixed. */
+	/* y[row, column..] += scale · (x[row] · aᵀ) · bᵀ for every segment.  y f32 or bf16, x f32 or
+	 * bf16. Row-fixed. */
 	ft_status (*lora)(ft_stream *s, ft_mat y, ft_mat x, const ft_lora_segment *segments, int n);
 
 	/* --- rows ------------------------------------------------------------------------------- */
@@ -218,8 +218,8 @@ typedef struct ft_ops
 	 * rstd may be NULL. */
 	ft_status (*rmsnorm)(ft_stream *s, ft_mat y, ft_mat h, float *rstd, ft_mat x, ft_mat branch,
 						 const float *weight, float eps);
-	/* dx += gradient of y's loss through the norm; x is what was normalised (h above); dy f32 or bf16.
-	 * dweight[C] (f32, added to) may be NULL. */
+	/* dx += gradient of y's loss through the norm; x is what was normalised (h above); dy f32 or
+	 * bf16. dweight[C] (f32, added to) may be NULL. */
 	ft_status (*rmsnorm_grad)(ft_stream *s, ft_mat dx, float *dweight, ft_mat dy, ft_mat x,
 							  const float *weight, const float *rstd);
 	/* Rotate, in place, each head's halves (x1, x2) of x[T, n·D] by the angle of positions[t]:
@@ -242,25 +242,25 @@ typedef struct ft_ops
 	/* Store the rows' k and v [T, G·D] (rotated) at their places in the cache. */
 	ft_status (*kv_store)(ft_stream *s, const ft_kv_layer *cache, const ft_paged_batch *batch,
 						  ft_mat k, ft_mat v);
-	/* out[T, H·D] = attention of q [T, H·D] over the cache, each row over the positions up to its own
-	 * (and inside the window).  Row-fixed. */
+	/* out[T, H·D] = attention of q [T, H·D] over the cache, each row over the positions up to its
+	 * own (and inside the window).  Row-fixed. */
 	ft_status (*attention_paged)(ft_stream *s, ft_mat out, ft_mat q, const ft_kv_layer *cache,
 								 const ft_paged_batch *batch, int heads, int window, float scale);
 
-	/* --- loss, optimizer, sampling -------------------------------------------------------------- */
+	/* --- loss, optimizer, sampling --------------------------------------------------------------
+	 */
 
 	/* For each row of logits [n, V] (f32): loss[i] = −log softmax at targets[i] (unweighted),
-	 * correct[i] = 1.0 when the arg-max (lowest id on a tie) is targets[i].  With grad_scale ≠ 0 the
-	 * logits are replaced by their gradient, weights[i] · grad_scale · (softmax − one-hot). */
+	 * correct[i] = 1.0 when the arg-max (lowest id on a tie) is targets[i].  With grad_scale ≠ 0
+	 * the logits are replaced by their gradient, weights[i] · grad_scale · (softmax − one-hot). */
 	ft_status (*cross_entropy)(ft_stream *s, ft_mat logits, const int32_t *targets,
-							   const float *weights, float grad_scale, float *loss,
-							   float *correct);
+							   const float *weights, float grad_scale, float *loss, float *correct);
 	/* *result (device, f64) = Σ x². */
 	ft_status (*sum_squares)(ft_stream *s, double *result, const float *x, int64_t n);
-	ft_status (*adamw)(ft_stream *s, float *param, float *m, float *v, const float *grad,
-					   int64_t n, const ft_adamw *settings);
-	/* ids[i] (device) drawn from row i of logits [n, V] (f32, may be overwritten) by params[i] (host);
-	 * logprobs[i] (device, may be NULL): log softmax of the untouched logits at ids[i]. */
+	ft_status (*adamw)(ft_stream *s, float *param, float *m, float *v, const float *grad, int64_t n,
+					   const ft_adamw *settings);
+	/* ids[i] (device) drawn from row i of logits [n, V] (f32, may be overwritten) by params[i]
+	 * (host); logprobs[i] (device, may be NULL): log softmax of the untouched logits at ids[i]. */
 	ft_status (*sample)(ft_stream *s, ft_mat logits, const ft_sample *params, int32_t *ids,
 						float *logprobs);
 } ft_ops;
