@@ -33,7 +33,7 @@ loss_task(void *context, int worker, int64_t begin, int64_t end)
 		float factor = known ? job->grad_scale * job->weights[i] : 0;
 		int64_t best = kernels->argmax(row, n);
 		float max = row[best];
-		double sum = kernels->sum_exp(row, max, n);
+		double sum = kernels->sum_exp(row, max, 1, n);
 		double at_target;
 
 		/* a target outside of the vocabulary is no target: no loss, no gradient */

@@ -58,8 +58,10 @@ typedef struct ft_kernels
 	void (*softmax_grad)(float *dp, const float *p, float delta, float scale, int64_t n);
 	/* Lowest index of the largest value. */
 	int64_t (*argmax)(const float *x, int64_t n);
-	/* Σ exp(x - max) with a wide sum. */
-	double (*sum_exp)(const float *x, float max, int64_t n);
+	/* Σ exp(scale · (x - max)) with a wide sum. */
+	double (*sum_exp)(const float *x, float max, float scale, int64_t n);
+	/* Positions of the values >= floor, in order, until `room` are found; returns how many. */
+	int64_t (*find_above)(int32_t *index, const float *x, float floor, int64_t n, int64_t room);
 	/* x = exp(x - max) · factor. */
 	void (*exp_scale)(float *x, float max, float factor, int64_t n);
 

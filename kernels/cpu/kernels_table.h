@@ -33,6 +33,7 @@ const ft_kernels KERNELS_NAME = {
 	.softmax_grad = softmax_grad,
 	.argmax = argmax,
 	.sum_exp = sum_exp,
+	.find_above = find_above,
 	.exp_scale = exp_scale,
 	.adamw = adamw,
 };

@@ -6,6 +6,22 @@
  */
 #include "simd.h"
 
+INLINE bool
+v_any(vi mask)
+{
+#if VW == 16
+	return _mm512_movepi32_mask((__m512i) mask) != 0;
+#elif VW == 8
+	return _mm256_movemask_ps((__m256) mask) != 0;
+#else
+	int any = 0;
+
+	for (int j = 0; j < VW; j++)
+		any |= mask[j];
+	return any != 0;
+#endif
+}
+
 static float
 max_row(const float *x, int64_t n)
 {
@@ -66,18 +82,7 @@ argmax(const float *x, int64_t n)
 
 	for (; i + VW <= n; i += VW)
 	{
-		vi equal = v_load(x + i) == want;
-		int any = 0;
-
-#if VW == 16
-		any = _mm512_movepi32_mask((__m512i) equal);
-#elif VW == 8
-		any = _mm256_movemask_ps((__m256) equal);
-#else
-		for (int j = 0; j < VW; j++)
-			any |= equal[j];
-#endif
-		if (any)
+		if (v_any(v_load(x + i) == want))
 			break;
 	}
 	for (; i < n; i++)
@@ -87,10 +92,11 @@ argmax(const float *x, int64_t n)
 }
 
 static double
-sum_exp(const float *x, float max, int64_t n)
+sum_exp(const float *x, float max, float scale, int64_t n)
 {
 	double sum = 0;
 	vf b = v_set1(max);
+	vf f = v_set1(scale);
 
 	for (int64_t first = 0; first < n; first += 64 * VW)
 	{
@@ -99,9 +105,9 @@ sum_exp(const float *x, float max, int64_t n)
 		vf s = v_zero();
 
 		for (; i + VW <= end; i += VW)
-			s = s + v_exp(v_load(x + i) - b);
+			s = s + v_exp((v_load(x + i) - b) * f);
 		if (i < end)
-			s = s + v_exp(v_load_n(x + i, end - i, -INFINITY) - b);
+			s = s + v_exp((v_load_n(x + i, end - i, -INFINITY) - b) * f);
 		for (int j = 0; j < VW; j++)
 			sum += s[j];
 	}
@@ -119,4 +125,28 @@ exp_scale(float *x, float max, float factor, int64_t n)
 		v_store(x + i, v_exp(v_load(x + i) - b) * f);
 	if (i < n)
 		v_store_n(x + i, v_exp(v_load_n(x + i, n - i, 0) - b) * f, n - i);
+}
+
+/* Positions of the values >= floor, in order, until `room` are found; returns how many. */
+static int64_t
+find_above(int32_t *index, const float *x, float floor, int64_t n, int64_t room)
+{
+	vf least = v_set1(floor);
+	int64_t found = 0;
+
+	for (int64_t i = 0; i < n; i += VW)
+	{
+		int64_t count = n - i < VW ? n - i : VW;
+
+		if (count == VW && !v_any(v_load(x + i) >= least))
+			continue;
+		for (int64_t j = i; j < i + count; j++)
+			if (x[j] >= floor)
+			{
+				if (found == room)
+					return found;
+				index[found++] = (int32_t) j;
+			}
+	}
+	return found;
 }
