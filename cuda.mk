@@ -48,7 +48,7 @@ uninstall-cuda:
 EMULATED = $(BUILD)/emulated/pg_finetune_cuda.so
 EMULATED_OBJ = $(patsubst kernels/cuda/%.cu,$(BUILD)/emulated/%.o,$(filter-out %/gemm_lt.cu,$(CUDA_SRC))) \
 	$(BUILD)/emulated/emulator.o
-EMULATED_FLAGS = -x c++ -std=c++17 -O2 -g -fPIC -fno-exceptions -fno-rtti -fvisibility=hidden -Wall -Wextra \
+EMULATED_FLAGS = -x c++ -std=c++17 -nostdinc++ -O2 -g -fPIC -fno-exceptions -fno-rtti -fvisibility=hidden -Wall -Wextra \
 	$(WERROR) $(CUDA_INCLUDES) -I$(CURDIR)/test/gpu
 emulated: $(EMULATED)
 
@@ -65,3 +65,15 @@ $(EMULATED): $(EMULATED_OBJ) $(BUILD)/src/engine/tensor.o kernels/cuda/exports.m
 		-lm -lpthread
 
 -include $(EMULATED_OBJ:.o=.d)
+
+# What needs a GPU: test/gpu/README.md.
+$(BUILD)/gpu/peak: test/gpu/peak.c $(ENGINE_LIB)
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(ENGINE_FLAGS) $(ENGINE_CFLAGS) $(ENGINE_LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
+
+.PHONY: gpu-check gpu-bench
+gpu-check:
+	test/gpu/check.sh
+
+gpu-bench:
+	test/gpu/bench.sh

@@ -10,6 +10,7 @@
  * Prints "metric<TAB>value<TAB>unit[<TAB>reference]".
  */
 #include "decode.h"
+#include "device.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,24 +122,25 @@ prefill(bench *b)
 int
 main(void)
 {
-	ft_device_config config = {.name = "cpu",
-							   .threads = (int) sysconf(_SC_NPROCESSORS_ONLN),
-							   .numerics = FT_NUMERICS_FAST};
-	const ft_ops *ops = ft_cpu_ops();
+	int threads = (int) sysconf(_SC_NPROCESSORS_ONLN);
+	const char *name = getenv("PG_FINETUNE_BENCH_DEVICE");
+	const char *path = getenv("PG_FINETUNE_BENCH_MODEL");
+	const ft_ops *ops;
 	ft_device *device;
 	ft_model_file *file;
 	bench b = {0};
 	double begin, one;
 	int64_t read;
 
-	if (access(MODEL, R_OK) != 0)
+	path = path ? path : MODEL;
+	if (access(path, R_OK) != 0)
 	{
-		fprintf(stderr, "bench_decode: skip: %s is not there\n", MODEL);
+		fprintf(stderr, "bench_decode: skip: %s is not there\n", path);
 		return 0;
 	}
-	must(ops->device_open(&config, &device));
+	must(ft_device_open_named(name ? name : "cpu", threads, FT_NUMERICS_FAST, &ops, &device));
 	begin = now();
-	must(ft_model_file_open(MODEL, &file));
+	must(ft_model_file_open(path, &file));
 	must(ft_model_load(file, ops, device, FT_USE_SERVE, 0, &b.model));
 	printf("load_time\t%.3f\ts\n", now() - begin);
 	must(ft_kv_cache_create(b.model, SEQUENCES * PROMPT / FT_KV_BLOCK, &b.cache));

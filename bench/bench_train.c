@@ -16,6 +16,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #define MODEL "cache/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -135,21 +136,27 @@ int
 main(void)
 {
 	int threads = (int) sysconf(_SC_NPROCESSORS_ONLN);
+	const char *name = getenv("PG_FINETUNE_BENCH_DEVICE");
+	const char *path = getenv("PG_FINETUNE_BENCH_MODEL");
 	const ft_ops *ops;
 	ft_device *device;
 	ft_model_file *file;
 	ft_model *model;
 
-	if (access(MODEL, R_OK) != 0)
+	name = name ? name : "cpu";
+	path = path ? path : MODEL;
+	if (access(path, R_OK) != 0)
 	{
-		fprintf(stderr, "bench_train: skip: %s is not there\n", MODEL);
+		fprintf(stderr, "bench_train: skip: %s is not there\n", path);
 		return 0;
 	}
-	must(ft_model_file_open(MODEL, &file));
-	must(ft_device_open_named("cpu", threads, FT_NUMERICS_FAST, &ops, &device));
+	must(ft_model_file_open(path, &file));
+	must(ft_device_open_named(name, threads, FT_NUMERICS_FAST, &ops, &device));
 	must(ft_model_load(file, ops, device, FT_USE_TRAIN, DOCUMENT, &model));
 	measure(model, 512);
 	measure(model, 2048);
+	if (strcmp(name, "cpu") != 0)
+		measure(model, 16384);
 	ft_model_free(model);
 	ops->device_close(device);
 	ft_model_file_close(file);

@@ -66,7 +66,7 @@ install_all()
 
 wanted="engine"
 wants sql tap && wanted+=" all"
-wants engine && wanted+=" unit-tests"
+wants engine && wanted+=" unit-tests cuda emulated"
 runnable=yes
 # shellcheck disable=SC2086 # a list of words
 if wants engine sql tap; then

@@ -4,6 +4,7 @@
 #include "serving.h"
 
 #include "buffer.h"
+#include "device.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,10 +24,9 @@ must(ft_status status)
 void
 serving_open(serving *s, const char *path, ft_numerics numerics, int threads, int tokens)
 {
-	ft_device_config config = {.name = "cpu", .threads = threads, .numerics = numerics};
+	const char *backend = getenv("PG_FINETUNE_TEST_BACKEND");
 
-	s->ops = ft_cpu_ops();
-	must(s->ops->device_open(&config, &s->device));
+	must(ft_device_open_named(backend ? backend : "cpu", threads, numerics, &s->ops, &s->device));
 	must(ft_model_file_open(path, &s->file));
 	must(ft_model_load(s->file, s->ops, s->device, FT_USE_SERVE, 0, &s->model));
 	must(ft_kv_cache_create(s->model, ft_kv_blocks_for(tokens), &s->cache));

@@ -97,6 +97,7 @@ test_gradients_equal_pytorch(void **state)
 		hand_document *documents = golden_documents(&n);
 		double weight = weight_by_hand(documents, n);
 		float *gradient;
+		float *logits;
 		float *reference;
 
 		tiny_open(&run, variants[v], 2);
@@ -108,7 +109,10 @@ test_gradients_equal_pytorch(void **state)
 		must(ft_transformer_evaluate(t, &batch, &sums));
 		reference = expected(variants[v], "logits", &size);
 		assert_int_equal(size, batch.trained * run.model->config.vocab);
-		assert_true(relative_error(t->logits, reference, size) < TOLERANCE);
+		must(ft_alloc((void **) &logits, (size_t) size, sizeof *logits));
+		must(t->ops->copy_to_host(t->stream, logits, t->logits, (size_t) size * sizeof *logits));
+		assert_true(relative_error(logits, reference, size) < TOLERANCE);
+		free(logits);
 		free(reference);
 
 		gradient = gradient_of_batch(t, &batch, 1.0 / weight, &sums);
@@ -248,8 +252,8 @@ test_bf16_is_close(void **state)
 	}
 	assert_true(fabs(losses[1] / losses[0] - 1) < 5e-3);
 	assert_true(fabs(losses[2] / losses[0] - 1) < 5e-3);
-	assert_true(relative_error(gradients[1], gradients[0], size) < 3e-2);
-	assert_true(relative_error(gradients[2], gradients[0], size) < 3e-2);
+	assert_true(relative_error(gradients[1], gradients[0], size) < 5e-2);
+	assert_true(relative_error(gradients[2], gradients[0], size) < 5e-2);
 	/* and it was indeed another arithmetic */
 	assert_true(relative_error(gradients[1], gradients[0], size) > 1e-4);
 	for (int i = 0; i < 3; i++)

@@ -387,6 +387,7 @@ static int
 run_variants(const char *group, const struct CMUnitTest *tests, size_t n)
 {
 	const char *name = getenv("PG_FINETUNE_TEST_BACKEND");
+	const char *only = getenv("PG_FINETUNE_TEST_NUMERICS"); /* "fast", "reference" */
 	const test_variant *variants = cpu_variants;
 	size_t n_variants = sizeof cpu_variants / sizeof *cpu_variants;
 	int failed = 0;
@@ -406,12 +407,15 @@ run_variants(const char *group, const struct CMUnitTest *tests, size_t n)
 	}
 	for (size_t i = 0; i < n_variants; i++)
 	{
+		bool fast = variants[i].numerics == FT_NUMERICS_FAST;
 		char title[320];
 
+		if (only != NULL && strcmp(only, fast ? "fast" : "reference") != 0)
+			continue;
 		if (!open_variant(&variants[i]))
 			continue;
 		snprintf(title, sizeof title, "%s, %s %s, %d threads, %s", group, info.name, info.features,
-				 info.threads, variants[i].numerics == FT_NUMERICS_FAST ? "fast" : "reference");
+				 info.threads, fast ? "fast" : "reference");
 		random_state = 1;
 		failed += _cmocka_run_group_tests(title, tests, n, NULL, NULL);
 		close_variant();

@@ -30,12 +30,14 @@ path_of(char path[FT_PATH_SIZE], const char *which, const char *name)
 static void
 open_run(tiny_run *run, const char *which, int threads, ft_numerics numerics)
 {
+	const char *backend = getenv("PG_FINETUNE_TEST_BACKEND");
 	char path[FT_PATH_SIZE];
 
 	memset(run, 0, sizeof *run);
 	path_of(path, which, "base.gguf");
 	must(ft_model_file_open(path, &run->file));
-	must(ft_device_open_named("cpu", threads, numerics, &run->ops, &run->device));
+	must(ft_device_open_named(backend ? backend : "cpu", threads, numerics, &run->ops,
+							  &run->device));
 	must(ft_model_load(run->file, run->ops, run->device, FT_USE_TRAIN, 0, &run->model));
 	must(ft_tokenizer_create(ft_model_file_vocabulary(run->file), &run->tokenizer));
 	must(ft_chat_template_find(NULL, ft_model_file_template(run->file), &run->chat_template));

@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #define MOST_THREADS 1024
@@ -28,6 +29,9 @@ fatal(const char *what)
 			blockIdx.z, threadIdx.x);
 	abort();
 }
+
+static void open_memory(void);
+static void close_memory(void);
 
 /* --- threads of a block -------------------------------------------------------------------- */
 
@@ -172,6 +176,7 @@ emulator_run(dim3 grid, dim3 block, size_t shared, void (*body)(void *), void *a
 		fatal("the launch is outside of the device's limits");
 	if (shared_memory == NULL)
 		shared_memory = (unsigned char *) aligned_alloc(256, SHARED_BYTES + GUARD_BYTES);
+	open_memory();
 	kernel_body = body;
 	kernel_argument = argument;
 	blockDim = block;
@@ -194,6 +199,7 @@ emulator_run(dim3 grid, dim3 block, size_t shared, void (*body)(void *), void *a
 			}
 		}
 	}
+	close_memory();
 	pthread_mutex_unlock(&running);
 }
 
@@ -329,56 +335,144 @@ f32_to_f16(float x)
 
 /* --- the runtime --------------------------------------------------------------------------- */
 
-/* Before the memory of an allocation stands its size, around it a guard. */
+/*
+ * Device memory is one range of addresses that may be touched only while a kernel or a copy runs,
+ * so that host code which reads it directly crashes here as it would on a GPU.  Allocations have
+ * guards behind them.
+ */
 struct allocation
 {
+	size_t at; /* in the range */
 	size_t bytes;
-	unsigned char guard[GUARD_BYTES - sizeof(size_t)];
 };
 
-static size_t allocated;
 static pthread_mutex_t allocating = PTHREAD_MUTEX_INITIALIZER;
+static unsigned char *device_memory;
+static allocation *allocations; /* by address */
+static size_t n_allocations;
+static size_t allocated;
+static int users; /* kernels and copies that run */
+
+/* A change of protection costs most of a small test's time, so it is made only when asked for. */
+static bool
+protects(void)
+{
+	static int wanted = -1;
+
+	if (wanted < 0)
+	{
+		const char *value = getenv("PG_FINETUNE_EMULATOR_PROTECT");
+
+		wanted = value != NULL && *value == '1';
+	}
+	return wanted == 1 && device_memory != NULL;
+}
+
+static void
+open_memory(void)
+{
+	pthread_mutex_lock(&allocating);
+	if (users++ == 0 && protects() &&
+		mprotect(device_memory, DEVICE_MEMORY, PROT_READ | PROT_WRITE) != 0)
+		fatal("mprotect");
+	pthread_mutex_unlock(&allocating);
+}
+
+static void
+close_memory(void)
+{
+	pthread_mutex_lock(&allocating);
+	if (--users == 0 && protects() && mprotect(device_memory, DEVICE_MEMORY, PROT_NONE) != 0)
+		fatal("mprotect");
+	pthread_mutex_unlock(&allocating);
+}
+
+static size_t
+space_of(size_t bytes)
+{
+	return (bytes + GUARD_BYTES + 255) / 256 * 256;
+}
+
+/* The first gap that is large enough, as the index before which the new allocation stands. */
+static bool
+find_gap(size_t bytes, size_t *index, size_t *at)
+{
+	*at = 0;
+	for (*index = 0; *index < n_allocations; (*index)++)
+	{
+		if (allocations[*index].at - *at >= space_of(bytes))
+			return true;
+		*at = allocations[*index].at + space_of(allocations[*index].bytes);
+	}
+	return bytes < DEVICE_MEMORY && DEVICE_MEMORY - *at >= space_of(bytes);
+}
+
+static bool
+allocate(size_t bytes, void **memory)
+{
+	size_t index;
+	size_t at;
+
+	if (device_memory == NULL)
+	{
+		device_memory = (unsigned char *) mmap(NULL, DEVICE_MEMORY, PROT_READ | PROT_WRITE,
+											   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (device_memory == MAP_FAILED)
+			fatal("mmap");
+	}
+	if (!find_gap(bytes, &index, &at))
+		return false;
+	allocations = (allocation *) realloc(allocations, (n_allocations + 1) * sizeof *allocations);
+	memmove(allocations + index + 1, allocations + index,
+			(n_allocations - index) * sizeof *allocations);
+	allocations[index] = allocation{at, bytes};
+	n_allocations++;
+	allocated += bytes;
+	*memory = device_memory + at;
+	return true;
+}
 
 cudaError_t
 cudaMalloc(void **memory, size_t bytes)
 {
-	size_t size = (sizeof(allocation) + bytes + GUARD_BYTES + 255) / 256 * 256;
-	allocation *a;
 	bool fits;
 
 	pthread_mutex_lock(&allocating);
-	fits = bytes <= DEVICE_MEMORY - allocated;
-	if (fits)
-		allocated += bytes;
+	fits = allocate(bytes, memory);
 	pthread_mutex_unlock(&allocating);
-	if (!fits)
-		return cudaErrorMemoryAllocation;
-	a = (allocation *) aligned_alloc(256, size);
-	a->bytes = bytes;
-	memset(a->guard, GUARD_BYTE, sizeof a->guard);
-	memset(a + 1, 0xff, bytes);
-	memset((unsigned char *) (a + 1) + bytes, GUARD_BYTE, GUARD_BYTES);
-	*memory = a + 1;
-	return cudaSuccess;
+	open_memory();
+	if (fits)
+	{
+		memset(*memory, 0xff, bytes);
+		memset((unsigned char *) *memory + bytes, GUARD_BYTE, GUARD_BYTES);
+	}
+	close_memory();
+	return fits ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
 cudaError_t
 cudaFree(void *memory)
 {
-	allocation *a = (allocation *) memory - 1;
+	size_t i = 0;
 
 	if (memory == NULL)
 		return cudaSuccess;
-	for (size_t i = 0; i < GUARD_BYTES; i++)
-	{
-		if (((unsigned char *) memory)[a->bytes + i] != GUARD_BYTE ||
-			(i < sizeof a->guard && a->guard[i] != GUARD_BYTE))
-			fatal("a write outside of device memory");
-	}
+	open_memory();
 	pthread_mutex_lock(&allocating);
-	allocated -= a->bytes;
+	while (i < n_allocations && device_memory + allocations[i].at != memory)
+		i++;
+	if (i == n_allocations)
+		fatal("free of what was not allocated");
+	for (size_t j = 0; j < GUARD_BYTES; j++)
+	{
+		if (((unsigned char *) memory)[allocations[i].bytes + j] != GUARD_BYTE)
+			fatal("a write behind device memory");
+	}
+	allocated -= allocations[i].bytes;
+	n_allocations--;
+	memmove(allocations + i, allocations + i + 1, (n_allocations - i) * sizeof *allocations);
 	pthread_mutex_unlock(&allocating);
-	free(a);
+	close_memory();
 	return cudaSuccess;
 }
 
@@ -407,7 +501,9 @@ cudaFreeHost(void *memory)
 cudaError_t
 cudaMemset(void *memory, int byte, size_t bytes)
 {
+	open_memory();
 	memset(memory, byte, bytes);
+	close_memory();
 	return cudaSuccess;
 }
 
@@ -420,15 +516,19 @@ cudaMemsetAsync(void *memory, int byte, size_t bytes, cudaStream_t)
 cudaError_t
 cudaMemset2DAsync(void *memory, size_t pitch, int byte, size_t width, size_t height, cudaStream_t)
 {
+	open_memory();
 	for (size_t i = 0; i < height; i++)
 		memset((char *) memory + i * pitch, byte, width);
+	close_memory();
 	return cudaSuccess;
 }
 
 cudaError_t
 cudaMemcpyAsync(void *to, const void *from, size_t bytes, int, cudaStream_t)
 {
+	open_memory();
 	memcpy(to, from, bytes);
+	close_memory();
 	return cudaSuccess;
 }
 
@@ -436,8 +536,10 @@ cudaError_t
 cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
 				  size_t height, int, cudaStream_t)
 {
+	open_memory();
 	for (size_t i = 0; i < height; i++)
 		memcpy((char *) to + i * to_pitch, (const char *) from + i * from_pitch, width);
+	close_memory();
 	return cudaSuccess;
 }
 
