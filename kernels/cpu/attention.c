@@ -3,6 +3,8 @@
  */
 #include "attention.h"
 
+#include "transpose.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -67,20 +69,22 @@ ft_attention_rows(const ft_kernels *kernels, float *scratch, ft_mat m, int64_t r
 void
 ft_attention_pack_keys(float *panel, ft_mat m, int64_t row, int64_t column, int64_t rows, int64_t d)
 {
-	for (int64_t i = 0; i < ft_round_up(rows, FT_GROUP); i++)
+	for (int64_t i = 0; i < rows; i += FT_GROUP, panel += d * FT_GROUP)
 	{
-		float *to = panel + i / FT_GROUP * d * FT_GROUP + i % FT_GROUP;
-		const void *from = ft_at(m, row + i, column);
+		int64_t n = ft_min(FT_GROUP, rows - i);
 
-		if (i >= rows)
+		if (m.dtype == FT_F32)
+		{
+			ft_transpose_panel(panel, ft_at(m, row + i, column), m.ld, n, d);
+			continue;
+		}
+		for (int64_t k = 0; k < FT_GROUP; k++)
+		{
+			const uint16_t *from = ft_at(m, row + i + ft_min(k, n - 1), column);
+
 			for (int64_t j = 0; j < d; j++)
-				to[j * FT_GROUP] = 0;
-		else if (m.dtype == FT_F32)
-			for (int64_t j = 0; j < d; j++)
-				to[j * FT_GROUP] = ((const float *) from)[j];
-		else
-			for (int64_t j = 0; j < d; j++)
-				to[j * FT_GROUP] = ft_bf16_to_f32(((const uint16_t *) from)[j]);
+				panel[j * FT_GROUP + k] = k < n ? ft_bf16_to_f32(from[j]) : 0;
+		}
 	}
 }
 

@@ -7,6 +7,8 @@
  */
 #include "cpu.h"
 
+#include "transpose.h"
+
 #define BLOCK_ROWS 32
 
 typedef struct lora_job
@@ -16,17 +18,6 @@ typedef struct lora_job
 	ft_mat x;
 	const ft_lora_segment *segment;
 } lora_job;
-
-/* panel[r][16] = b[column + j][r] */
-static void
-pack_b(float *panel, const ft_lora_segment *segment, int64_t column, int64_t n)
-{
-	int64_t rank = segment->rank;
-
-	for (int64_t j = 0; j < FT_GROUP; j++)
-		for (int64_t r = 0; r < rank; r++)
-			panel[r * FT_GROUP + j] = j < n ? segment->b[(column + j) * rank + r] : 0;
-}
 
 static void
 add_row(ft_mat y, int64_t row, int64_t column, const float *from, int64_t n, float scale)
@@ -74,7 +65,7 @@ lora_task(void *context, int worker, int64_t begin, int64_t end)
 		{
 			int64_t n = ft_min(FT_GROUP, segment->out - column);
 
-			pack_b(panel, segment, column, n);
+			ft_transpose_panel(panel, segment->b + column * rank, rank, n, rank);
 			for (int64_t i = 0; i < rows * FT_GROUP; i++)
 				acc[i] = 0;
 			kernels->gemm(acc, FT_GROUP, low, rank, 1, panel, FT_GROUP, 0, rows, 1, rank);

@@ -8,6 +8,8 @@
  */
 #include "cpu.h"
 
+#include "transpose.h"
+
 #include <string.h>
 
 #define TILE_ROWS 96
@@ -56,7 +58,9 @@ pack_panel(const matmul_job *job, float *panel, int64_t k0, int64_t k, int64_t c
 
 		if (width < FT_GROUP)
 			memset(panel, 0, (size_t) (k * FT_GROUP) * sizeof *panel);
-		if (job->tb)
+		if (job->tb && b.dtype == FT_F32)
+			ft_transpose_panel(panel, ft_at(b, column + first, k0), b.ld, width, k);
+		else if (job->tb)
 			for (int64_t j = 0; j < width; j++)
 				for (int64_t t = 0; t < k; t++)
 					panel[t * FT_GROUP + j] = element(b, column + first + j, k0 + t);
