@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #define HEARTBEAT_SECONDS 3.0 /* of silence; readers are promised one every 5 s */
+#define HANG_SECONDS 60.0     /* without progress: a layer of a large model may take many */
 #define WATCH_MILLISECONDS 500
 
 struct ft_events
@@ -27,9 +28,8 @@ struct ft_events
 	pthread_t thread;
 	pthread_mutex_t lock; /* of what follows, and of writing */
 	double last_sent;
-	bool broken; /* nobody reads */
-	atomic_ulong progress;
-	_Atomic double long_call_until;
+	bool broken;                /* nobody reads */
+	_Atomic double alive_until; /* when a run that does not move is taken to hang */
 };
 
 double
@@ -51,19 +51,14 @@ write_line(ft_events *events, const char *line, size_t n)
 }
 
 static void
-maybe_heartbeat(ft_events *events, unsigned long *seen)
+maybe_heartbeat(ft_events *events)
 {
 	static const char line[] = "{\"event\":\"heartbeat\"}\n";
-	unsigned long progress = atomic_load(&events->progress);
 	double now = ft_monotonic_seconds();
 
 	pthread_mutex_lock(&events->lock);
-	if (now - events->last_sent >= HEARTBEAT_SECONDS &&
-		(progress != *seen || now < atomic_load(&events->long_call_until)))
-	{
+	if (now - events->last_sent >= HEARTBEAT_SECONDS && now < atomic_load(&events->alive_until))
 		write_line(events, line, sizeof line - 1);
-		*seen = progress;
-	}
 	pthread_mutex_unlock(&events->lock);
 }
 
@@ -71,7 +66,6 @@ static void *
 watch(void *argument)
 {
 	ft_events *events = argument;
-	unsigned long seen = 0;
 	struct pollfd wake = {.fd = events->wake[0], .events = POLLIN};
 
 	for (;;)
@@ -80,7 +74,7 @@ watch(void *argument)
 
 		if (n > 0 || (n < 0 && errno != EINTR))
 			return NULL;
-		maybe_heartbeat(events, &seen);
+		maybe_heartbeat(events);
 	}
 }
 
@@ -108,6 +102,7 @@ ft_events_open(int fd, ft_events **result)
 	FT_TRY(ft_alloc((void **) &events, 1, sizeof *events));
 	events->fd = fd;
 	events->last_sent = ft_monotonic_seconds();
+	ft_events_progress(events);
 	pthread_mutex_init(&events->lock, NULL);
 	if (pipe2(events->wake, O_CLOEXEC) < 0)
 	{
@@ -187,14 +182,11 @@ ft_events_failed(ft_events *events, ft_status code)
 void
 ft_events_progress(ft_events *events)
 {
-	if (events == NULL)
-		return;
-	atomic_fetch_add(&events->progress, 1);
-	atomic_store(&events->long_call_until, 0.0);
+	atomic_store(&events->alive_until, ft_monotonic_seconds() + HANG_SECONDS);
 }
 
 void
 ft_events_long_call(ft_events *events, double seconds)
 {
-	atomic_store(&events->long_call_until, ft_monotonic_seconds() + seconds);
+	atomic_store(&events->alive_until, ft_monotonic_seconds() + seconds);
 }

@@ -2,8 +2,8 @@
  * events.h: what a training run tells its parent, one JSON object a line on
  * standard output (README.md), and the watch over its progress.
  *
- * Heartbeats mean progress, not merely life: the watching thread sends one only
- * when the run has moved since the last, or is inside a call that was announced
+ * Heartbeats mean progress, not merely life: the watching thread sends them
+ * only while the run has moved lately, or is inside a call that was announced
  * to be long.  So a run that hangs falls silent.
  */
 #ifndef FT_EVENTS_H
@@ -27,9 +27,9 @@ ft_status ft_events_send(ft_events *events, const char *name, json_t *fields);
 /* "failed", with the words of this thread's last failure. */
 void ft_events_failed(ft_events *events, ft_status code);
 
-/* The run has moved on; cheap, called between layers and rows. */
+/* The run has moved on; cheap, called between layers and rows.  A minute without it is a hang. */
 void ft_events_progress(ft_events *events);
-/* Until the next progress, up to so many seconds of silence are no hang. */
+/* Until the next progress, up to so many seconds without it are no hang. */
 void ft_events_long_call(ft_events *events, double seconds);
 
 /* Seconds on a clock that never jumps. */

@@ -124,7 +124,7 @@ read_job(const json_t *object, ft_job *job)
 	FT_TRY(take_string(object, "device", "", &job->device));
 	if (job->device == NULL && (job->device = strdup("auto")) == NULL)
 		return ft_fail(FT_NO_MEMORY, "out of memory");
-	FT_TRY(take_int(object, "threads", "", 1, 1, &job->threads));
+	FT_TRY(take_int(object, "threads", "", 1, 0, &job->threads));
 	FT_TRY(read_numerics(object, job));
 	return ft_options_read(options, &job->options);
 }

@@ -50,7 +50,7 @@ typedef struct ft_job
 	int context_length;  /* 0: the file's own */
 	char *base_digest;   /* NULL: not checked */
 	char *device;        /* "auto", "cpu", "cuda" … */
-	int threads;
+	int threads;         /* 0: the device's default */
 	ft_numerics numerics;
 	ft_options options;
 } ft_job;

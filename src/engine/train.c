@@ -22,7 +22,7 @@
 #include <unistd.h>
 
 #define CHECKPOINT_SECONDS 30.0  /* of work that a killed run may lose */
-#define LONG_CALL_SECONDS 1800.0 /* reading a large base from a slow disk */
+#define LONG_CALL_SECONDS 1800.0 /* a large base or checkpoint, and a slow disk */
 #define MAX_PLAN (1 << 20)
 
 typedef struct run
@@ -296,9 +296,11 @@ prepare(run *r)
 	FT_TRY(open_device(r));
 	FT_TRY(ft_path_join(plan, r->directory, "plan.json"));
 	FT_TRY(resolve_options(r, plan));
+	ft_events_long_call(r->events, LONG_CALL_SECONDS);
 	FT_TRY(create_trainer(r, plan));
 	FT_TRY(make_identity(r));
-	return resume(r);
+	FT_TRY(resume(r));
+	return tick(r);
 }
 
 /* --- events
@@ -445,6 +447,7 @@ save(run *r)
 	char name[64];
 
 	count_elapsed(r);
+	ft_events_long_call(r->events, LONG_CALL_SECONDS);
 	FT_TRY(ft_trainer_read_moments(t));
 	FT_TRY(ft_checkpoint_save(r->directory, r->identity, &t->state, t->adapter, &r->model->config,
 							  r->job->base_name, &t->moments));
@@ -488,6 +491,7 @@ train(run *r)
 		FT_TRY(evaluate(r));
 	while (t->state.step < t->total_steps)
 		FT_TRY(one_step(r));
+	ft_events_long_call(r->events, LONG_CALL_SECONDS);
 	FT_TRY(ft_path_join(path, r->directory, "adapter"));
 	FT_TRY(ft_peft_save(t->adapter, &r->model->config, r->job->base_name, path));
 	return send_completed(r);
