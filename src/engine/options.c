@@ -280,25 +280,25 @@ clamp(int64_t value, int64_t low, int64_t high)
 	return value < low ? low : value > high ? high : value;
 }
 
-/* About 32 steps an epoch, between what gives a small table enough steps and what fills a device.
+/* At least 64 steps an epoch where the table is large enough for that, up to what fills a device.
  */
 static int64_t
 auto_batch_size(const ft_data_size *data)
 {
-	int64_t batch = 512;
+	int64_t batch = 256;
 
-	while (batch < 16384 && batch * 2 <= data->tokens / 32)
+	while (batch < 16384 && batch * 2 <= data->tokens / 64)
 		batch *= 2;
 	return batch;
 }
 
-/* Small tables are seen more often: enough epochs for about 250 steps, at most 8. */
+/* A small table is seen more often: enough epochs for 256 steps, at most 8. */
 static int
 auto_epochs(const ft_options *options, const ft_data_size *data)
 {
 	int64_t steps = clamp(data->tokens / options->batch_size, 1, data->documents);
 
-	return (int) clamp((250 + steps - 1) / steps, 1, 8);
+	return (int) clamp((256 + steps - 1) / steps, 1, 8);
 }
 
 /* Adapters of wide models take smaller steps. */

@@ -1,0 +1,164 @@
+/*
+ * test_options.c: values for options that nobody set, and options as JSON.
+ */
+#include "training.h"
+
+#include <jansson.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const ft_config small = {.hidden = 576, .max_positions = 8192};
+static const ft_config wide = {.hidden = 4096, .max_positions = 1024};
+
+static ft_options
+read_options(const char *text)
+{
+	json_t *json = json_loads(text, 0, NULL);
+	ft_options o;
+
+	assert_non_null(json);
+	must(ft_options_read(json, &o));
+	json_decref(json);
+	return o;
+}
+
+static void
+test_defaults(void **state)
+{
+	ft_options o = read_options("{}");
+	ft_data_size data = {.documents = 300, .tokens = 17000, .max_length = 80};
+
+	(void) state;
+	ft_options_resolve(&o, &small, 0, &data);
+	assert_int_equal(o.lora_r, 16);
+	assert_true(o.lora_alpha == 32);
+	assert_int_equal(o.lora_target_modules, 127);
+	assert_true(o.learning_rate > 0 && o.learning_rate <= 1e-3);
+	assert_int_equal(o.lr_scheduler, FT_COSINE);
+	assert_true(o.warmup_ratio == 0.03 && o.weight_decay == 0 && o.max_grad_norm == 1);
+	assert_true(o.validation_fraction == 0.1 && o.seed == 42 && o.packing && !o.train_on_inputs);
+	assert_int_equal(o.max_seq_length, 2048);
+	assert_true(o.batch_size > 0 && o.max_epochs >= 1);
+}
+
+/* Whatever the table's size: no fewer than two hundred steps where the rows allow it, and never so
+ * many that a large table is read over and over. */
+static void
+test_steps_suit_the_table(void **state)
+{
+	int64_t last_batch = 0;
+
+	(void) state;
+	for (int64_t tokens = 100; tokens < 1000000000; tokens *= 3)
+	{
+		ft_data_size data = {.documents = tokens / 50, .tokens = tokens, .max_length = 100};
+		ft_options o = read_options("{}");
+		int64_t steps;
+
+		ft_options_resolve(&o, &small, 0, &data);
+		steps = tokens / o.batch_size * o.max_epochs;
+		assert_true(o.max_epochs >= 1 && o.max_epochs <= 50);
+		assert_true(o.batch_size >= last_batch);
+		last_batch = o.batch_size;
+		if (tokens > 10000)
+			assert_true(steps >= 200);
+		if (tokens > 10000000)
+			assert_int_equal(o.max_epochs, 1);
+	}
+}
+
+static void
+test_what_is_set_stays(void **state)
+{
+	ft_options o = read_options("{\"lora_r\": 8, \"max_epochs\": 3, \"batch_size\": 777, "
+								"\"learning_rate\": 0.5, \"max_seq_length\": 100000, "
+								"\"lora_alpha\": \"auto\", \"method\": null, \"seed\": 0, "
+								"\"lora_target_modules\": [\"q_proj\", \"down_proj\"]}");
+	ft_data_size data = {.documents = 10, .tokens = 1000, .max_length = 200};
+
+	(void) state;
+	ft_options_resolve(&o, &wide, 512, &data);
+	assert_int_equal(o.lora_r, 8);
+	assert_true(o.lora_alpha == 16);
+	assert_int_equal(o.max_epochs, 3);
+	assert_int_equal(o.batch_size, 777);
+	assert_true(o.learning_rate == 0.5);
+	assert_int_equal(o.max_seq_length, 512);
+	assert_int_equal(o.lora_target_modules, 1 << FT_Q_PROJ | 1 << FT_DOWN_PROJ);
+	assert_int_equal(o.seed, 0);
+}
+
+static void
+test_steps_without_epochs(void **state)
+{
+	ft_options o = read_options("{\"max_steps\": 12}");
+	ft_data_size data = {.documents = 10, .tokens = 1000, .max_length = 200};
+
+	(void) state;
+	ft_options_resolve(&o, &small, 0, &data);
+	assert_int_equal(o.max_steps, 12);
+	assert_int_equal(o.max_epochs, 50);
+}
+
+/* The plan file is read back to the same options, to the last bit of a real. */
+static void
+test_round_trip(void **state)
+{
+	ft_options o = read_options("{\"learning_rate\": 0.1234567890123456, \"n_evals\": 3, "
+								"\"lr_scheduler\": \"linear\", \"use_rslora\": true, "
+								"\"gradient_accumulation_steps\": 2, \"packing\": false}");
+	ft_data_size data = {.documents = 300, .tokens = 17000, .max_length = 80};
+	json_t *json;
+	char *text;
+	ft_options again;
+
+	(void) state;
+	ft_options_resolve(&o, &small, 0, &data);
+	json = ft_options_json(&o);
+	text = json_dumps(json, 0);
+	json_decref(json);
+	again = read_options(text);
+	free(text);
+	assert_true(again.learning_rate == o.learning_rate && again.lora_alpha == o.lora_alpha);
+	assert_int_equal(again.lr_scheduler, FT_LINEAR);
+	assert_true(again.use_rslora && !again.packing);
+	assert_int_equal(again.gradient_accumulation_steps, 2);
+	json = ft_options_json(&again);
+	text = json_dumps(json, JSON_SORT_KEYS);
+	json_decref(json);
+	json = ft_options_json(&o);
+	{
+		char *first = json_dumps(json, JSON_SORT_KEYS);
+
+		assert_string_equal(first, text);
+		free(first);
+	}
+	json_decref(json);
+	free(text);
+}
+
+static void
+test_caller_options_are_left_alone(void **state)
+{
+	(void) state;
+	read_options("{\"priority\": 3, \"storage\": \"database\", \"early_stopping_patience\": null}");
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_defaults),
+		cmocka_unit_test(test_steps_suit_the_table),
+		cmocka_unit_test(test_what_is_set_stays),
+		cmocka_unit_test(test_steps_without_epochs),
+		cmocka_unit_test(test_round_trip),
+		cmocka_unit_test(test_caller_options_are_left_alone),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
