@@ -101,7 +101,8 @@ measure(const ft_model *model, int64_t tokens)
 	must(ft_optimizer_plan(&optimizer, adapter, 0.0, 1.0, &arena));
 	must(ft_arena_allocate(&arena, model->ops, model->device));
 	must(ft_transformer_create(model, adapter, tokens, &t));
-	for (int i = -1; i < ROUNDS; i++) /* the first is a warm-up */
+	must(ft_transformer_evaluate(t, &batch, &sums)); /* a warm-up */
+	for (int i = 0; i < ROUNDS; i++)
 	{
 		double begin = ft_monotonic_seconds();
 		double middle;
@@ -111,12 +112,12 @@ measure(const ft_model *model, int64_t tokens)
 		middle = ft_monotonic_seconds();
 		must(ft_lora_zero_gradient(t->lora, t->stream));
 		must(ft_transformer_train(t, &batch, 1.0 / (double) batch.trained, &sums));
-		must(ft_optimizer_step(&optimizer, t->stream, adapter, t->lora->gradient, i + 2, 1e-4,
+		must(ft_optimizer_step(&optimizer, t->stream, adapter, t->lora->gradient, i + 1, 1e-4,
 							   &norm));
 		must(ft_transformer_adapter_changed(t));
 		must(model->ops->stream_synchronize(t->stream));
-		forwards[i < 0 ? 0 : i] = middle - begin;
-		steps[i < 0 ? 0 : i] = ft_monotonic_seconds() - middle;
+		forwards[i] = middle - begin;
+		steps[i] = ft_monotonic_seconds() - middle;
 	}
 	qsort(steps, ROUNDS, sizeof(double), ascending);
 	qsort(forwards, ROUNDS, sizeof(double), ascending);
