@@ -18,6 +18,7 @@
 #define MAX_ROWS 512 /* of a pass over the weight */
 #define MIN_ROWS 48
 #define FEW_ROWS 4
+#define COPY_ROWS 12 /* more of them are copied */
 /* Input rows of a pass, in bytes: they are read once for every tile and should stay in the L2
  * cache. */
 #define PASS_BYTES (512 * 1024)
@@ -27,9 +28,12 @@ typedef struct serve_job
 	ft_stream *s;
 	ft_mat y;
 	const ft_weight *weight;
-	const float *x; /* rows of the pass, f32 */
+	ft_mat input;
+	const float *x; /* element (i, k) is x[k / FT_PANEL_K · chunk + i · ldx + k % FT_PANEL_K] */
 	int64_t ldx;
-	int64_t first;
+	int64_t chunk;
+	float *packed; /* x, where it is a copy */
+	int64_t first; /* rows of the pass */
 	int64_t rows;
 	float beta;
 } serve_job;
@@ -108,8 +112,10 @@ serve_tile(const serve_job *job, serve_scratch *scratch, int64_t begin, int n)
 											part[g]->groups + group * part[g]->group_bytes, k0, k,
 											ahead);
 		}
-		kernels->gemm(scratch->acc, TILE_COLUMNS, job->x + k0, job->ldx, 1, scratch->panel,
-					  FT_GROUP, FT_PANEL_K * FT_GROUP, job->rows, n, k);
+		kernels->gemm(
+			scratch->acc, TILE_COLUMNS,
+			job->x + k0 / FT_PANEL_K * job->chunk + job->first * job->ldx + k0 % FT_PANEL_K,
+			job->ldx, 1, scratch->panel, FT_GROUP, FT_PANEL_K * FT_GROUP, job->rows, n, k);
 	}
 	for (int g = 0; g < n; g++)
 		store_group(job, scratch->acc + g * FT_GROUP, part[g], begin + g - part[g]->first_group);
@@ -125,39 +131,63 @@ serve_task(void *context, int worker, int64_t begin, int64_t end)
 		serve_tile(job, scratch, g, (int) ft_min(TILE_GROUPS, end - g));
 }
 
-/* The rows as f32. */
-static ft_status
-rows_as_f32(ft_stream *s, ft_mat x, const float **rows, int64_t *ld)
+static void
+pack_rows_task(void *context, int worker, int64_t begin, int64_t end)
 {
+	const serve_job *job = context;
+	const ft_kernels *kernels = job->s->device->kernels;
+
+	(void) worker;
+	for (int64_t i = begin; i < end; i++)
+		for (int64_t k0 = 0; k0 < job->input.cols; k0 += FT_PANEL_K)
+		{
+			int64_t k = ft_min(FT_PANEL_K, job->input.cols - k0);
+			float *to = job->packed + k0 / FT_PANEL_K * job->chunk + i * FT_PANEL_K;
+
+			if (job->input.dtype == FT_F32)
+				memcpy(to, ft_at(job->input, i, k0), (size_t) k * sizeof *to);
+			else
+				kernels->to_f32(to, ft_at(job->input, i, k0), k);
+		}
+}
+
+/* Where the kernel reads the rows: as they lie when they are few, else copied as f32 in chunks of
+ * FT_PANEL_K columns, since rows a power of two apart fight for the same cache lines. */
+static ft_status
+prepare_rows(serve_job *job)
+{
+	int64_t chunks = ft_divide_up(job->input.cols, FT_PANEL_K);
 	void *memory;
 
-	if (x.dtype == FT_F32)
+	if (job->input.dtype == FT_F32 && job->input.rows <= COPY_ROWS)
 	{
-		*rows = x.data;
-		*ld = x.ld;
+		job->x = job->input.data;
+		job->ldx = job->input.ld;
+		job->chunk = FT_PANEL_K;
 		return FT_OK;
 	}
-	FT_TRY(ft_scratch_get(&s->shared, (size_t) (x.rows * x.cols) * sizeof(float), &memory));
-	for (int64_t i = 0; i < x.rows; i++)
-		s->device->kernels->to_f32((float *) memory + i * x.cols, ft_at(x, i, 0), x.cols);
-	*rows = memory;
-	*ld = x.cols;
+	job->ldx = FT_PANEL_K;
+	job->chunk = job->input.rows * FT_PANEL_K;
+	FT_TRY(
+		ft_scratch_get(&job->s->shared, (size_t) (chunks * job->chunk) * sizeof(float), &memory));
+	job->packed = memory;
+	job->x = memory;
+	ft_run(job->s, job->input.rows, job->input.cols, pack_rows_task, job);
 	return FT_OK;
 }
 
 ft_status
 ft_linear_serve(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta)
 {
-	serve_job job = {.s = s, .y = y, .weight = w, .beta = beta};
+	serve_job job = {.s = s, .y = y, .input = x, .weight = w, .beta = beta};
 	int threads = ft_pool_threads(s->device->pool);
 	int64_t pass = PASS_BYTES / (int64_t) sizeof(float) / w->cols;
-	const float *rows;
 
 	/* passes of equal length, in the steps of the kernel's row blocks */
 	pass = pass < MIN_ROWS ? MIN_ROWS : ft_min(pass, MAX_ROWS);
 	pass = ft_divide_up(x.rows, ft_divide_up(x.rows, pass));
 	pass = ft_divide_up(pass, 12) * 12;
-	FT_TRY(rows_as_f32(s, x, &rows, &job.ldx));
+	FT_TRY(prepare_rows(&job));
 	FT_TRY(ft_worker_scratch_reserve(s, sizeof(serve_scratch) +
 											(size_t) pass * TILE_COLUMNS * sizeof(float)));
 	for (job.first = 0; job.first < x.rows; job.first += pass)
@@ -167,7 +197,6 @@ ft_linear_serve(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta
 		int64_t grain = ft_divide_up(tiles, (int64_t) 2 * threads);
 
 		job.rows = ft_min(pass, x.rows - job.first);
-		job.x = rows + job.first * job.ldx;
 		ft_pool_run(s->device->pool, w->n_groups, ft_min(grain, 4) * TILE_GROUPS, serve_task, &job);
 	}
 	return FT_OK;
