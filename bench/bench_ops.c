@@ -58,11 +58,12 @@ now(void)
 	return (double) t.tv_sec + 1e-9 * (double) t.tv_nsec;
 }
 
-/* A line of bench/README.md's form; reference is the metric to compare with, or NULL. */
+/* A line of bench/README.md's form, with "ops/" before the names; reference is the metric to
+ * compare with, or NULL. */
 static void
 report(const char *name, double value, const char *unit, const char *reference)
 {
-	printf("%s\t%.4g\t%s%s%s\n", name, value, unit, reference != NULL ? "\t" : "",
+	printf("ops/%s\t%.4g\t%s%s%s\n", name, value, unit, reference != NULL ? "\tops/" : "",
 		   reference != NULL ? reference : "");
 	fflush(stdout);
 }

@@ -24,6 +24,35 @@ test_table(void **state)
 	assert_true(info.compute_dtype == FT_F32 || info.compute_dtype == FT_BF16);
 }
 
+/* What cannot be opened says why. */
+static void
+test_open_refusals(void **state)
+{
+	const char *before = getenv("PG_FINETUNE_CPU");
+	char *kept = before != NULL ? strdup(before) : NULL;
+	ft_device_config config = {"abacus", 1, FT_NUMERICS_FAST};
+	ft_device *unused;
+
+	(void) state;
+	assert_int_equal(ops->device_open(&config, &unused), FT_DEVICE);
+	assert_non_null(strstr(ft_error_message(), "abacus"));
+	if (strcmp(ops->name, "cpu") == 0)
+	{
+		config.name = "cpu";
+		config.threads = 0;
+		assert_int_equal(ops->device_open(&config, &unused), FT_INVALID);
+		config.threads = 1;
+		setenv("PG_FINETUNE_CPU", "mmx", 1);
+		assert_int_equal(ops->device_open(&config, &unused), FT_DEVICE);
+		assert_non_null(strstr(ft_error_message(), "mmx"));
+	}
+	if (kept != NULL)
+		setenv("PG_FINETUNE_CPU", kept, 1);
+	else
+		unsetenv("PG_FINETUNE_CPU");
+	free(kept);
+}
+
 static void
 test_memory(void **state)
 {
@@ -392,6 +421,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_table),
+		cmocka_unit_test(test_open_refusals),
 		cmocka_unit_test(test_memory),
 		cmocka_unit_test(test_embed),
 		cmocka_unit_test(test_gather_scatter),
