@@ -34,9 +34,11 @@ mkdir -p $to/debs
 packages=$(printf '%s\n' $named $(linked) | sort -u)
 (
 	cd $to/debs
+	missing=()
 	for package in $packages; do
-		ls "${package}"_*.deb >/dev/null 2>&1 || apt-get -q download "$package"
+		ls "${package}"_*.deb >/dev/null 2>&1 || missing+=("$package")
 	done
+	[ ${#missing[@]} = 0 ] || apt-get -q download "${missing[@]}"
 )
 
 rm -f $to/model.gguf $to/model.half.*

@@ -67,7 +67,10 @@ fi
 cublas=$(ldconfig -p | sed -n 's/.*libcublasLt\.so\.13 .* => //p' | head -n 1)
 [ -n "$cublas" ] || cublas=$(find / -xdev -name 'libcublasLt.so.13' 2>/dev/null | head -n 1)
 header=$(find /usr/local/cuda*/ "$(dirname "${cublas:-/}")/../include" -name cublasLt.h 2>/dev/null | head -n 1)
-[ -n "$header" ] && export NVCC_APPEND_FLAGS="-I$(dirname "$header")"
+if [ -n "$header" ]; then
+	header=$(dirname "$header")
+	export NVCC_APPEND_FLAGS="-I$header"
+fi
 library_path=$libraries${cublas:+:$(dirname "$cublas")}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 # Our programs need the libraries that were brought; other programs of the machine must not get them.
