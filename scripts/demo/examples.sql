@@ -1,6 +1,5 @@
-\pset format wrapped
-\pset columns 120
-SELECT prompt, completion, left(b.answer, 60) AS base, t.answer AS tuned
+\x on
+SELECT prompt, completion AS expected, left(replace(b.answer, E'\n', ' '), 90) AS base, t.answer AS tuned
 FROM setting
 JOIN base_answer b USING (name)
 JOIN tuned_answer t USING (name)
