@@ -52,6 +52,11 @@ ft_attention_check(const char *operation, const ft_attention *a, ft_mat q, ft_ma
 													  a->starts_host[a->n_sequences] != q.rows)))
 		return ft_fail(FT_INVALID, "%s: the sequences do not cover the %lld rows", operation,
 					   (long long) q.rows);
+	for (int i = 0; i < a->n_sequences; i++)
+		if (a->starts_host[i + 1] < a->starts_host[i] ||
+			a->starts_host[i + 1] - a->starts_host[i] > a->max_length)
+			return ft_fail(FT_INVALID, "%s: sequence %d has rows %d to %d, at most %d expected",
+						   operation, i, a->starts_host[i], a->starts_host[i + 1], a->max_length);
 	return FT_OK;
 }
 

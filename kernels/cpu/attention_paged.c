@@ -41,7 +41,8 @@ typedef struct paged_scratch
 } paged_scratch;
 
 static ft_status
-check_cache(const char *operation, const ft_kv_layer *cache, const ft_paged_batch *batch)
+check_cache(const char *operation, const ft_kv_layer *cache, const ft_paged_batch *batch,
+			int64_t rows)
 {
 	if (!ft_is_float(cache->dtype))
 		return ft_bad_types(operation, cache->dtype, FT_F32);
@@ -50,6 +51,18 @@ check_cache(const char *operation, const ft_kv_layer *cache, const ft_paged_batc
 		return ft_fail(FT_INVALID, "%s: %d sequences with context %d in %d blocks, %d heads of %d",
 					   operation, batch->n, batch->max_context, batch->max_blocks, cache->kv_heads,
 					   cache->head_dim);
+	for (int i = 0; i < batch->n; i++)
+	{
+		int64_t count = (int64_t) batch->row_start[i + 1] - batch->row_start[i];
+
+		if (batch->row_start[i] < 0 || count < 0 || count > batch->max_rows ||
+			batch->row_start[i + 1] > rows || batch->context[i] < 0 ||
+			batch->context[i] + count > batch->max_context)
+			return ft_fail(FT_INVALID,
+						   "%s: sequence %d has rows %d to %d of %lld from position %d on",
+						   operation, i, batch->row_start[i], batch->row_start[i + 1],
+						   (long long) rows, batch->context[i]);
+	}
 	return FT_OK;
 }
 
@@ -110,7 +123,7 @@ kv_store_task(void *context, int worker, int64_t begin, int64_t end)
 	int64_t d = cache->head_dim;
 
 	(void) worker;
-	for (int64_t row = begin; row < end; row++)
+	for (int64_t row = begin < batch->row_start[0] ? batch->row_start[0] : begin; row < end; row++)
 	{
 		int i = sequence_of_row(batch, row);
 		int64_t position = batch->context[i] + row - batch->row_start[i];
@@ -137,14 +150,14 @@ ft_cpu_kv_store(ft_stream *s, const ft_kv_layer *cache, const ft_paged_batch *ba
 	paged_job job = {.s = s, .cache = cache, .batch = batch, .k = k, .v = v};
 	int64_t width = (int64_t) cache->kv_heads * cache->head_dim;
 
-	FT_TRY(check_cache("kv_store", cache, batch));
+	FT_TRY(check_cache("kv_store", cache, batch, k.rows));
 	if (!ft_is_float(k.dtype) || v.dtype != k.dtype)
 		return ft_bad_types("kv_store", k.dtype, v.dtype);
 	FT_TRY(ft_check_shape("kv_store", "k", k, k.rows, width));
 	FT_TRY(ft_check_shape("kv_store", "v", v, k.rows, width));
 	if (batch->n == 0)
 		return FT_OK;
-	ft_run(s, ft_min(batch->row_start[batch->n], k.rows), 8 * width, kv_store_task, &job);
+	ft_run(s, batch->row_start[batch->n], 8 * width, kv_store_task, &job);
 	return FT_OK;
 }
 
@@ -321,7 +334,7 @@ ft_cpu_attention_paged(ft_stream *s, ft_mat out, ft_mat q, const ft_kv_layer *ca
 	int64_t cost;
 	paged_scratch unused;
 
-	FT_TRY(check_cache("attention_paged", cache, batch));
+	FT_TRY(check_cache("attention_paged", cache, batch, q.rows));
 	if (heads < 1 || heads % cache->kv_heads != 0)
 		return ft_fail(FT_INVALID, "attention_paged: %d heads with %d key/value heads", heads,
 					   cache->kv_heads);

@@ -481,6 +481,12 @@ test_refusals(void **state)
 	assert_int_equal(ops->attention(stream, &a, q.mat, lse.mat.data, q.mat,
 									ft_mat_cols(k.mat, 0, 4), ft_mat_cols(k.mat, 4, 4)),
 					 FT_INVALID);
+	starts[1] = 4;
+	a.max_length = 3;
+	if (strcmp(ops->name, "cpu") == 0)
+		assert_int_equal(ops->attention(stream, &a, q.mat, lse.mat.data, q.mat,
+										ft_mat_cols(k.mat, 0, 4), ft_mat_cols(k.mat, 4, 4)),
+						 FT_INVALID);
 	tensor_free(&q);
 	tensor_free(&k);
 	tensor_free(&k16);
