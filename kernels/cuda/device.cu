@@ -94,7 +94,8 @@ parse_name(const char *name, int *ordinal)
 			return FT_OK;
 		}
 	}
-	return ft_fail(FT_INVALID, "device \"%s\" is not of the form \"cuda\" or \"cuda:N\"", name);
+	return ft_fail(strncmp(name, "cuda", 4) == 0 ? FT_INVALID : FT_DEVICE,
+				   "device \"%s\" is not of the form \"cuda\" or \"cuda:N\"", name);
 }
 
 static ft_status
