@@ -75,8 +75,9 @@ sql -x -v job="$job" <<<"SELECT * FROM finetune.jobs WHERE job_id = :'job'"
 used=$(sql -At -v job="$job" <<<"SELECT finetune('DESCRIBE', :'job') ->> 'device'")
 echo "trained on $used"
 [[ $used == "$device"* ]]
-answer=$(sql -At -c "SELECT complete('tuned', 'work_mem: Sets the maximum memory.', '{\"max_tokens\": 16}')")
-again=$(sql -At -c "SELECT complete('tuned', 'work_mem: Sets the maximum memory.', '{\"max_tokens\": 16}')")
+ask="SELECT complete('tuned', 'work_mem: memory', '{\"max_tokens\": 12}') -> 'choices'"
+answer=$(sql -At -c "$ask")
+again=$(sql -At -c "$ask")
 echo "answer: $answer"
 [ -n "$answer" ] && [ "$answer" = "$again" ]
-sql -At -c "SELECT count(complete('base', prompt, '{\"max_tokens\": 4}')) FROM (SELECT prompt FROM setting LIMIT 20) s"
+sql -At -c "SELECT count(complete('base', prompt, '{\"max_tokens\": 4}')) FROM (SELECT left(prompt, 20) AS prompt FROM setting LIMIT 20) s"
