@@ -17,7 +17,7 @@
 #define TILE_COLUMNS (TILE_GROUPS * FT_GROUP)
 #define MAX_ROWS 512 /* of a pass over the weight */
 #define MIN_ROWS 48
-#define FEW_ROWS 4
+#define FEW_ROWS 16
 #define COPY_ROWS 12 /* more of them are copied */
 /* Input rows of a pass, in bytes: they are read once for every tile and should stay in the L2
  * cache. */
