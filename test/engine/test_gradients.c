@@ -225,6 +225,7 @@ test_bf16_is_close(void **state)
 	float *gradients[3];
 	double losses[3];
 	int64_t size = 0;
+	double bound = 0;
 
 	(void) state;
 	for (int i = 0; i < 3; i++)
@@ -245,6 +246,8 @@ test_bf16_is_close(void **state)
 		gradients[i] = gradient_of_batch(t, &batch, scale, &sums);
 		losses[i] = sums.loss;
 		size = adapter->n;
+		/* seen: 0.025 on the CPU, 0.035 by the emulated kernels of the GPU */
+		bound = strcmp(run.ops->name, "cpu") == 0 ? 3e-2 : 5e-2;
 		ft_microbatch_free(&batch);
 		ft_transformer_free(t);
 		ft_adapter_free(adapter);
@@ -252,8 +255,8 @@ test_bf16_is_close(void **state)
 	}
 	assert_true(fabs(losses[1] / losses[0] - 1) < 5e-3);
 	assert_true(fabs(losses[2] / losses[0] - 1) < 5e-3);
-	assert_true(relative_error(gradients[1], gradients[0], size) < 5e-2);
-	assert_true(relative_error(gradients[2], gradients[0], size) < 5e-2);
+	assert_true(relative_error(gradients[1], gradients[0], size) < bound);
+	assert_true(relative_error(gradients[2], gradients[0], size) < bound);
 	/* and it was indeed another arithmetic */
 	assert_true(relative_error(gradients[1], gradients[0], size) > 1e-4);
 	for (int i = 0; i < 3; i++)
