@@ -51,8 +51,7 @@ struct ft_weight
 	unsigned use;
 	int64_t rows;
 	int64_t cols;
-	void *dense;          /* [rows, cols] row-major for library products and embed(), or NULL */
-	ft_dtype dense_dtype; /* f32, or bf16 where products are in bf16 */
+	uint16_t *dense; /* bf16 [rows, cols] row-major for library products, or NULL */
 	int n_parts;          /* 0 when not packed */
 	int64_t n_groups;
 	ft_part *parts;
@@ -112,13 +111,16 @@ ft_check_shape(const char *operation, const char *what, ft_mat m, int64_t rows, 
 ft_status ft_check_float(const char *operation, ft_mat m);
 ft_status ft_check_f32(const char *operation, ft_mat m);
 
-/* c[i][j] = alpha · Σ a · b + beta · c by our own kernels; any combination of f32 and bf16. */
+/* c = alpha · op(a) · op(b) + beta · c by our own kernel; any combination of f32 and bf16. */
 ft_status ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha,
 						float beta);
-/* The same by oneDNN; *done is false where the library cannot be had or refuses. */
+/* The same of bf16 by oneDNN, on a device that computes in bf16; *done is false where a or b is f32
+ * or the library cannot be had. */
 ft_status ft_onednn_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb,
 						   float alpha, float beta, bool *done);
-ft_status ft_linear_serve(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta);
+/* y = x · Wᵀ + beta · y and dx = dy · W + beta · dx of a packed weight; row-fixed. */
+ft_status ft_packed_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta);
+ft_status ft_packed_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w, float beta);
 
 /* The operations (ops.h). */
 ft_status ft_cpu_mem_alloc(ft_device *device, ft_mem_space space, size_t bytes, void **memory);

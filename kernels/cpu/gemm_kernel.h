@@ -56,7 +56,7 @@ gemm_block(const int MR, const int NV, float *acc, int64_t lda, const float *x, 
 
 typedef void (*gemm_block_fn)(BLOCK_ARGS);
 
-/* Rows of a block for 1, 2 and 4 vectors, so that accumulators, weights and one broadcast fit the
+/* Rows of a block for 1 to 4 vectors, so that accumulators, weights and one broadcast fit the
  * registers. */
 /* The formatter takes a macro that defines a function for the beginning of a declaration. */
 /* clang-format off */
@@ -65,6 +65,8 @@ BLOCK(1, 1) BLOCK(2, 1) BLOCK(3, 1) BLOCK(4, 1) BLOCK(5, 1) BLOCK(6, 1)
 BLOCK(7, 1) BLOCK(8, 1) BLOCK(9, 1) BLOCK(10, 1) BLOCK(11, 1) BLOCK(12, 1)
 BLOCK(1, 2) BLOCK(2, 2) BLOCK(3, 2) BLOCK(4, 2) BLOCK(5, 2) BLOCK(6, 2)
 BLOCK(7, 2) BLOCK(8, 2) BLOCK(9, 2) BLOCK(10, 2) BLOCK(11, 2) BLOCK(12, 2)
+BLOCK(1, 3) BLOCK(2, 3) BLOCK(3, 3) BLOCK(4, 3)
+BLOCK(5, 3) BLOCK(6, 3) BLOCK(7, 3) BLOCK(8, 3)
 BLOCK(1, 4) BLOCK(2, 4) BLOCK(3, 4) BLOCK(4, 4) BLOCK(5, 4) BLOCK(6, 4)
 static const gemm_block_fn blocks_1[] = {gemm_1x1, gemm_2x1, gemm_3x1, gemm_4x1,
 										 gemm_5x1, gemm_6x1, gemm_7x1, gemm_8x1,
@@ -72,6 +74,8 @@ static const gemm_block_fn blocks_1[] = {gemm_1x1, gemm_2x1, gemm_3x1, gemm_4x1,
 static const gemm_block_fn blocks_2[] = {gemm_1x2, gemm_2x2, gemm_3x2, gemm_4x2,
 										 gemm_5x2, gemm_6x2, gemm_7x2, gemm_8x2,
 										 gemm_9x2, gemm_10x2, gemm_11x2, gemm_12x2};
+static const gemm_block_fn blocks_3[] = {gemm_1x3, gemm_2x3, gemm_3x3, gemm_4x3,
+										 gemm_5x3, gemm_6x3, gemm_7x3, gemm_8x3};
 static const gemm_block_fn blocks_4[] = {gemm_1x4, gemm_2x4, gemm_3x4,
 										 gemm_4x4, gemm_5x4, gemm_6x4};
 #elif VW == 8
@@ -115,8 +119,10 @@ gemm(float *acc, int64_t lda, const float *x, int64_t xm, int64_t xk, const floa
 		int done;
 
 #if VW == 16
-		if (groups >= 4 && m <= COUNT(blocks_4))
+		if (groups >= 4 && (m <= COUNT(blocks_4) || m > COUNT(blocks_2)))
 			block = blocks_4, rows = COUNT(blocks_4), done = 4;
+		else if (groups == 3 && m > COUNT(blocks_2))
+			block = blocks_3, rows = COUNT(blocks_3), done = 3;
 		else if (groups >= 2)
 			block = blocks_2, rows = COUNT(blocks_2), done = 2;
 		else

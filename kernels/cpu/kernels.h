@@ -33,6 +33,9 @@ typedef struct ft_kernels
 	void (*unpack[FT_DTYPE_COUNT])(float *panel, const uint8_t *group, int64_t first, int64_t k,
 								   const uint8_t *ahead);
 
+	/* panel[t][16] = rows[j · ld + t], for j < n <= 16 and t < k, zero for the other columns. */
+	void (*fill_panel)(float *panel, const float *rows, int64_t ld, int64_t n, int64_t k);
+
 	void (*to_f32)(float *y, const uint16_t *x, int64_t n);
 	void (*to_bf16)(uint16_t *y, const float *x, int64_t n);
 	void (*axpy)(float *y, const float *x, float alpha, int64_t n); /* y += alpha x */

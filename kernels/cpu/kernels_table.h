@@ -18,6 +18,7 @@ const ft_kernels KERNELS_NAME = {
 			[FT_Q8_0] = unpack_q8_0,
 			[FT_Q6_K] = unpack_q6_k,
 		},
+	.fill_panel = fill_panel,
 	.to_f32 = to_f32,
 	.to_bf16 = to_bf16,
 	.axpy = axpy,

@@ -11,19 +11,11 @@ static ft_status
 multiply(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta)
 {
 	int64_t k = ta ? a.rows : a.cols;
-	/* columns that stand far apart in memory, for a narrow result: our kernel reads them as they
-	 * are */
-	bool narrow = ta && c.cols <= 2 * FT_GROUP && a.dtype == FT_F32;
+	bool done = false;
 
-	if (c.rows * c.cols * k >= LIBRARY_MIN_WORK && !narrow)
-	{
-		bool done;
-
+	if (c.rows * c.cols * k >= LIBRARY_MIN_WORK)
 		FT_TRY(ft_onednn_matmul(s, c, a, ta, b, tb, alpha, beta, &done));
-		if (done)
-			return FT_OK;
-	}
-	return ft_own_matmul(s, c, a, ta, b, tb, alpha, beta);
+	return done ? FT_OK : ft_own_matmul(s, c, a, ta, b, tb, alpha, beta);
 }
 
 ft_status
@@ -64,7 +56,7 @@ check_linear(const char *operation, ft_mat y, ft_mat x, int64_t rows, int64_t co
 static ft_mat
 dense_matrix(const ft_weight *w)
 {
-	return ft_mat_make(w->dense, w->dense_dtype, w->rows, w->cols);
+	return ft_mat_make(w->dense, FT_BF16, w->rows, w->cols);
 }
 
 ft_status
@@ -76,8 +68,8 @@ ft_cpu_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, 
 					   row_fixed ? "serving" : "training");
 	if (y.rows == 0 || y.cols == 0)
 		return FT_OK;
-	if (row_fixed)
-		return ft_linear_serve(s, y, x, w, beta);
+	if (row_fixed || w->dense == NULL)
+		return ft_packed_linear(s, y, x, w, beta);
 	return multiply(s, y, x, false, dense_matrix(w), true, 1, beta);
 }
 
@@ -89,5 +81,7 @@ ft_cpu_linear_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w,
 		return ft_fail(FT_UNSUPPORTED, "linear_grad_input: weight was not made for training");
 	if (dx.rows == 0 || dx.cols == 0)
 		return FT_OK;
+	if (w->dense == NULL)
+		return ft_packed_grad_input(s, dx, dy, w, beta);
 	return multiply(s, dx, dy, false, dense_matrix(w), false, 1, beta);
 }

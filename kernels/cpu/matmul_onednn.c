@@ -1,14 +1,10 @@
 /*
- * matmul_onednn.c: dense products by oneDNN, called from our own threads.
+ * matmul_onednn.c: bf16 products by oneDNN, called from our own threads.
  *
- * The result is cut into pieces by its shape and the number of threads, and
- * each piece is one call of the library on one thread: OpenMP teams spin, and
- * two of them on one machine collapse.
- *
- * f32 products go through dnnl_sgemm(), which takes any strides and is made
- * once for all shapes.  bf16 ones need a primitive for each shape, which costs
- * half a millisecond to make, so primitives are kept, and rows are cut into
- * pieces of a fixed size so that few shapes occur.
+ * The result is cut into pieces of a fixed size, each of them one call of the
+ * library on one thread: OpenMP teams spin, and two of them on one machine
+ * collapse.  A primitive is needed for each shape and costs half a millisecond
+ * to make, so primitives are kept, and the fixed size makes the shapes few.
  */
 #include "onednn.h"
 
@@ -18,11 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows or columns of a piece, at least. */
-#define MIN_PIECE 48
-/* Multiply-adds of a piece, at least: half a millisecond. */
-#define MIN_WORK (16 * 1024 * 1024)
-#define BF16_PIECE 256
+/* Rows or columns of a piece. */
+#define PIECE 256
 
 typedef struct library_job
 {
@@ -36,48 +29,35 @@ typedef struct library_job
 	float alpha;
 	float beta;
 	bool by_rows;
-	int64_t piece;
 	dnnl_status_t *status; /* [pieces] */
 } library_job;
-
-/* --- one piece in f32
- * ------------------------------------------------------------------------------ */
 
 /* c, a and b of the piece's rows or columns. */
 static void
 cut_piece(const library_job *job, int64_t piece, ft_mat *c, ft_mat *a, ft_mat *b)
 {
-	int64_t first = piece * job->piece;
+	int64_t first = piece * PIECE;
 
 	*c = job->c;
 	*a = job->a;
 	*b = job->b;
 	if (job->by_rows)
 	{
-		int64_t n = ft_min(job->piece, job->c.rows - first);
+		int64_t n = ft_min(PIECE, job->c.rows - first);
 
 		*c = ft_mat_rows(job->c, first, n);
 		*a = job->ta ? ft_mat_cols(job->a, first, n) : ft_mat_rows(job->a, first, n);
 	}
 	else
 	{
-		int64_t n = ft_min(job->piece, job->c.cols - first);
+		int64_t n = ft_min(PIECE, job->c.cols - first);
 
 		*c = ft_mat_cols(job->c, first, n);
 		*b = job->tb ? ft_mat_rows(job->b, first, n) : ft_mat_cols(job->b, first, n);
 	}
 }
 
-static dnnl_status_t
-multiply_f32(const library_job *job, ft_mat c, ft_mat a, ft_mat b)
-{
-	return job->dnnl->dnnl_sgemm(job->ta ? 'T' : 'N', job->tb ? 'T' : 'N', c.rows, c.cols,
-								 job->ta ? a.rows : a.cols, job->alpha, a.data, a.ld, b.data, b.ld,
-								 job->beta, c.data, c.ld);
-}
-
-/* --- one piece in bf16, by a kept primitive
- * --------------------------------------------------------- */
+/* --- kept primitives ------------------------------------------------------------------------- */
 
 typedef struct primitive_key
 {
@@ -246,7 +226,7 @@ execute(const library_job *job, const kept_primitive *p, ft_mat c, ft_mat a, ft_
 }
 
 static dnnl_status_t
-multiply_bf16(const library_job *job, int worker, ft_mat c, ft_mat a, ft_mat b)
+multiply_piece(const library_job *job, int worker, ft_mat c, ft_mat a, ft_mat b)
 {
 	primitive_key key = {.m = c.rows,
 						 .n = c.cols,
@@ -283,45 +263,10 @@ library_task(void *context, int worker, int64_t begin, int64_t end)
 	for (int64_t piece = begin; piece < end; piece++)
 	{
 		ft_mat c, a, b;
-		dnnl_status_t status;
 
 		cut_piece(job, piece, &c, &a, &b);
-		status = job->a.dtype == FT_F32 ? multiply_f32(job, c, a, b)
-										: multiply_bf16(job, worker, c, a, b);
-		job->status[piece] = status;
+		job->status[piece] = multiply_piece(job, worker, c, a, b);
 	}
-}
-
-/* Pieces of equal size, two a thread where there is enough work; multiples of 16. */
-static void
-plan_pieces(library_job *job)
-{
-	int64_t wanted = (int64_t) 2 * ft_pool_threads(job->s->device->pool);
-	int64_t k = job->ta ? job->a.rows : job->a.cols;
-	int64_t by_work = job->c.rows * job->c.cols * k / MIN_WORK;
-	int64_t n;
-
-	job->by_rows = job->a.dtype == FT_BF16 || job->c.rows >= job->c.cols ||
-				   job->c.rows >= wanted * MIN_PIECE * 2;
-	n = job->by_rows ? job->c.rows : job->c.cols;
-	if (job->a.dtype == FT_BF16)
-	{
-		job->piece = BF16_PIECE;
-		return;
-	}
-	wanted = ft_min(wanted, ft_min(by_work, n / MIN_PIECE));
-	job->piece = ft_divide_up(ft_divide_up(n, wanted > 0 ? wanted : 1), 16) * 16;
-}
-
-/* Operands that this file multiplies as they are: f32, or bf16 on a device that computes in bf16.
- */
-static bool
-takes_types(const ft_device *device, ft_mat c, ft_mat a, ft_mat b)
-{
-	if (a.dtype != b.dtype || device->kernels == &ft_kernels_portable)
-		return false;
-	return a.dtype == FT_F32 ? c.dtype == FT_F32
-							 : a.dtype == FT_BF16 && device->compute_dtype == FT_BF16;
 }
 
 ft_status
@@ -334,13 +279,14 @@ ft_onednn_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, f
 	void *memory;
 
 	*done = false;
-	if (!takes_types(s->device, c, a, b))
+	if (a.dtype != FT_BF16 || b.dtype != FT_BF16 || s->device->compute_dtype != FT_BF16)
 		return FT_OK;
 	job.dnnl = ft_onednn_get();
 	if (job.dnnl == NULL)
 		return FT_OK;
-	plan_pieces(&job);
-	pieces = ft_divide_up(job.by_rows ? c.rows : c.cols, job.piece);
+	job.by_rows =
+		c.rows >= c.cols || ft_divide_up(c.rows, PIECE) >= ft_pool_threads(s->device->pool);
+	pieces = ft_divide_up(job.by_rows ? c.rows : c.cols, PIECE);
 	FT_TRY(ft_scratch_get(&s->shared, (size_t) pieces * sizeof *job.status, &memory));
 	job.status = memory;
 	ft_pool_run(s->device->pool, pieces, 1, library_task, &job);

@@ -1,8 +1,8 @@
 /*
  * onednn.h: oneDNN's C functions, found at run time.
  *
- * libdnnl is a 40 MB shared object that only training needs, so it is opened
- * with the first training product and never linked.
+ * libdnnl is a 40 MB shared object that only training in bf16 needs, so it is
+ * opened with the first such product and never linked.
  */
 #ifndef FT_CPU_ONEDNN_H
 #define FT_CPU_ONEDNN_H
@@ -20,7 +20,6 @@
 
 #define FT_ONEDNN_FUNCTIONS(X)                 \
 	X(dnnl_version)                            \
-	X(dnnl_sgemm)                              \
 	X(dnnl_engine_create)                      \
 	X(dnnl_stream_create)                      \
 	X(dnnl_stream_destroy)                     \

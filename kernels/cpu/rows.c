@@ -25,10 +25,7 @@ weight_row(float *y, const ft_weight *w, int64_t id)
 
 	if (w->n_parts == 0)
 	{
-		ft_stored_row(y, w->dense_dtype,
-					  (const char *) w->dense +
-						  id * w->cols * ft_dtype_get(w->dense_dtype)->block_bytes,
-					  w->cols);
+		ft_stored_row(y, FT_BF16, w->dense + id * w->cols, w->cols);
 		return;
 	}
 	while (id < w->parts[i].first_row)

@@ -1,9 +1,9 @@
 /*
  * weight.c: weights in the layouts that products like.
  *
- * FT_USE_TRAIN keeps one dense row-major matrix, f32 or, where products are in
- * bf16, bf16.  FT_USE_SERVE keeps the stored types, packed (pack.h), and so does
- * FT_USE_EMBED alone; embed() prefers the packed form, which is exact.
+ * The stored types are kept, packed (pack.h), for all uses; where products are
+ * in bf16, FT_USE_TRAIN keeps a dense row-major bf16 matrix for the library
+ * instead.  embed() prefers the packed form, which is exact.
  */
 #include "cpu.h"
 
@@ -40,16 +40,8 @@ fill_dense_task(void *context, int worker, int64_t begin, int64_t end)
 
 	for (int64_t i = begin; i < end; i++)
 	{
-		int64_t at = (job->first_row + i) * w->cols;
-
-		if (w->dense_dtype == FT_F32)
-		{
-			ft_stored_row((float *) w->dense + at, job->source->dtype, stored_row(job->source, i),
-						  w->cols);
-			continue;
-		}
 		ft_stored_row(row, job->source->dtype, stored_row(job->source, i), w->cols);
-		w->device->kernels->to_bf16((uint16_t *) w->dense + at, row, w->cols);
+		w->device->kernels->to_bf16(w->dense + (job->first_row + i) * w->cols, row, w->cols);
 	}
 }
 
@@ -72,10 +64,12 @@ pack_task(void *context, int worker, int64_t begin, int64_t end)
 static ft_status
 fill_dense(ft_weight *w, const ft_mat *parts, int n_parts)
 {
-	int64_t bytes = w->rows * w->cols * ft_dtype_get(w->dense_dtype)->block_bytes;
+	int64_t bytes = w->rows * w->cols * (int64_t) sizeof *w->dense;
 	fill_job job = {.weight = w};
+	void *memory;
 
-	FT_TRY(ft_cpu_mem_alloc(w->device, FT_MEM_DEVICE, (size_t) bytes, &w->dense));
+	FT_TRY(ft_cpu_mem_alloc(w->device, FT_MEM_DEVICE, (size_t) bytes, &memory));
+	w->dense = memory;
 	w->bytes += bytes;
 	job.rows = malloc((size_t) ft_pool_threads(w->device->pool) * (size_t) w->cols * sizeof(float));
 	if (job.rows == NULL)
@@ -153,6 +147,7 @@ ft_cpu_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsign
 {
 	int64_t rows;
 	ft_weight *w;
+	bool dense;
 	ft_status status = FT_OK;
 
 	FT_TRY(check_parts(parts, n_parts, &rows));
@@ -165,10 +160,10 @@ ft_cpu_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsign
 	w->use = use;
 	w->rows = rows;
 	w->cols = parts[0].cols;
-	w->dense_dtype = use & FT_USE_TRAIN ? device->compute_dtype : FT_F32;
-	if (use & FT_USE_TRAIN)
+	dense = use & FT_USE_TRAIN && device->compute_dtype == FT_BF16;
+	if (dense)
 		status = fill_dense(w, parts, n_parts);
-	if (status == FT_OK && (use & FT_USE_SERVE || !(use & FT_USE_TRAIN)))
+	if (status == FT_OK && (use & FT_USE_SERVE || !dense))
 		status = fill_packed(w, parts, n_parts);
 	if (status != FT_OK)
 	{

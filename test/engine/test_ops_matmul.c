@@ -61,9 +61,22 @@ check_matmul(int64_t m, int64_t n, int64_t k, ft_dtype in, ft_dtype out, int whi
 static void
 test_matmul(void **state)
 {
-	static const int64_t shapes[][3] = {{1, 1, 1},     {3, 5, 7},      {17, 33, 65},  {64, 48, 96},
-										{65, 16, 200}, {16, 130, 257}, {1, 300, 576}, {129, 97, 16},
-										{0, 5, 3},     {5, 0, 3},      {4, 5, 0}};
+	static const int64_t shapes[][3] = {
+		{1, 1, 1},
+		{3, 5, 7},
+		{17, 33, 65},
+		{64, 48, 96},
+		{65, 16, 200},
+		{16, 130, 257},
+		{1, 300, 576},
+		{129, 97, 16},
+		{0, 5, 3},
+		{5, 0, 3},
+		{4, 5, 0},
+		/* several passes; a narrow result; rows whole pages apart */
+		{530, 80, 140},
+		{600, 20, 40},
+		{20, 80, 1024}};
 
 	(void) state;
 	for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
@@ -142,7 +155,7 @@ training_values(const stacked *s)
 
 static const int64_t part_rows[][3] = {{16, 16, 32}, {5, 1, 17}, {48, 33, 64}};
 static const int64_t part_cols[] = {256, 37, 288};
-static const int64_t row_counts[] = {0, 1, 3, 17, 65};
+static const int64_t row_counts[] = {0, 1, 3, 17, 65, 130};
 
 #define COUNT_OF(array) ((int) (sizeof(array) / sizeof(array)[0]))
 
