@@ -52,7 +52,7 @@ struct ft_weight
 	int64_t rows;
 	int64_t cols;
 	uint16_t *dense; /* bf16 [rows, cols] row-major for library products, or NULL */
-	int n_parts;          /* 0 when not packed */
+	int n_parts;     /* 0 when not packed */
 	int64_t n_groups;
 	ft_part *parts;
 	int64_t bytes;
