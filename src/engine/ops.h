@@ -73,7 +73,7 @@ typedef struct ft_device_info
 /* What a weight will be used for decides how a backend lays it out; bits may be or-ed. */
 enum
 {
-	FT_USE_TRAIN = 1, /* linear() and linear_grad_input() for many rows, library products */
+	FT_USE_TRAIN = 1, /* linear() and linear_grad_input() for many rows */
 	FT_USE_SERVE = 2, /* linear() row-fixed, from 1 row on, stored type kept packed */
 	FT_USE_EMBED = 4  /* embed() */
 };
