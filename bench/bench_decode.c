@@ -9,6 +9,7 @@
  *
  * Prints "metric<TAB>value<TAB>unit[<TAB>reference]".
  */
+#include "bench.h"
 #include "decode.h"
 #include "device.h"
 
@@ -23,33 +24,6 @@
 #define CONTEXT 128 /* tokens that a decoding sequence has behind it at the start of a round */
 #define STEPS 32    /* of a round */
 #define SEQUENCES 8
-
-static double
-now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double) t.tv_sec + 1e-9 * (double) t.tv_nsec;
-}
-
-static void
-must(ft_status status)
-{
-	if (status == FT_OK)
-		return;
-	fprintf(stderr, "bench_decode: %s\n", ft_error_message());
-	exit(1);
-}
-
-static int
-ascending(const void *a, const void *b)
-{
-	double x = *(const double *) a;
-	double y = *(const double *) b;
-
-	return (x > y) - (x < y);
-}
 
 typedef struct bench
 {
@@ -93,10 +67,10 @@ decode(bench *b, int n)
 
 		for (int i = 0; i < n; i++)
 			last[i] = b->tokens[i];
-		begin = now();
+		begin = ft_monotonic_seconds();
 		for (int step = 0; step < STEPS; step++)
 			run(b, n, 1, CONTEXT + step, last, last);
-		rates[round] = n * STEPS / (now() - begin);
+		rates[round] = n * STEPS / (ft_monotonic_seconds() - begin);
 	}
 	qsort(rates, ROUNDS, sizeof rates[0], ascending);
 	return rates[ROUNDS / 2];
@@ -110,10 +84,10 @@ prefill(bench *b)
 
 	for (int round = 0; round < ROUNDS; round++)
 	{
-		double begin = now();
+		double begin = ft_monotonic_seconds();
 
 		run(b, 1, PROMPT, 0, NULL, &drawn);
-		rates[round] = PROMPT / (now() - begin);
+		rates[round] = PROMPT / (ft_monotonic_seconds() - begin);
 	}
 	qsort(rates, ROUNDS, sizeof rates[0], ascending);
 	return rates[ROUNDS / 2];
@@ -139,10 +113,10 @@ main(void)
 		return 0;
 	}
 	must(ft_device_open_named(name ? name : "cpu", threads, FT_NUMERICS_FAST, &ops, &device));
-	begin = now();
+	begin = ft_monotonic_seconds();
 	must(ft_model_file_open(path, &file));
 	must(ft_model_load(file, ops, device, FT_USE_SERVE, 0, &b.model));
-	printf("load_time\t%.3f\ts\n", now() - begin);
+	printf("load_time\t%.3f\ts\n", ft_monotonic_seconds() - begin);
 	must(ft_kv_cache_create(b.model, SEQUENCES * PROMPT / FT_KV_BLOCK, &b.cache));
 	must(ft_decoder_create(b.model, PROMPT, SEQUENCES, &b.decoder));
 	for (int i = 0; i < SEQUENCES; i++)

@@ -9,6 +9,7 @@
  * a machine that is too busy for a clock to say anything (with one thread, then).
  * -f chooses among train, serve, attention and rows.
  */
+#include "bench.h"
 #include "ops.h"
 
 #include <math.h>
@@ -38,16 +39,6 @@ static ft_stream *stream;
 static int threads;
 static clockid_t clock_id = CLOCK_MONOTONIC;
 static const char *parts = "train,serve,attention,rows";
-
-static void
-must(ft_status status)
-{
-	if (status != FT_OK)
-	{
-		fprintf(stderr, "%s: %s\n", ft_status_name(status), ft_error_message());
-		exit(1);
-	}
-}
 
 static double
 now(void)

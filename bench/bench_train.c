@@ -10,8 +10,8 @@
  *
  * Prints "metric<TAB>value<TAB>unit[<TAB>reference]".
  */
+#include "bench.h"
 #include "device.h"
-#include "events.h"
 #include "trainer.h"
 
 #include <stdio.h>
@@ -24,24 +24,6 @@
 #define DOCUMENT 64
 #define TRAINED 10
 #define RANK 16
-
-static void
-must(ft_status status)
-{
-	if (status == FT_OK)
-		return;
-	fprintf(stderr, "bench_train: %s\n", ft_error_message());
-	exit(1);
-}
-
-static int
-ascending(const void *a, const void *b)
-{
-	double x = *(const double *) a;
-	double y = *(const double *) b;
-
-	return (x > y) - (x < y);
-}
 
 /* Documents without anything in common. */
 static void

@@ -16,12 +16,6 @@ for program in build/bench/bench_peak $(find build/bench -type f -perm -u+x -nam
 done
 
 mkdir -p "${results%/*}"
-awk -F '\t' -v OFS='\t' '
-	BEGIN { print "metric", "value", "unit", "reference", "ratio" }
-	NR == FNR { value[$1] = $2; next }
-	NF >= 3 {
-		known = NF >= 4 && $4 in value && value[$4] > 0
-		print $1, $2, $3, known ? value[$4] : "", known ? sprintf("%.3f", $2 / value[$4]) : ""
-	}' "$measured" "$measured" >"$results.new"
+awk -f bench/ratios.awk "$measured" "$measured" >"$results.new"
 mv "$results.new" "$results"
 column -t -s "$(printf '\t')" "$results" 2>/dev/null || cat "$results"

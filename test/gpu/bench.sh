@@ -53,13 +53,7 @@ layers=$(ours build/pg_finetune_engine inspect "$model" | sed -n 's/.*"layers": 
 	python3 test/gpu/peft_train.py "$layers" || echo "skip: transformers + PEFT" >&2
 } | tee "$measured" >&2
 
-awk -F '\t' -v OFS='\t' '
-	BEGIN { print "metric", "value", "unit", "reference", "ratio" }
-	NR == FNR { value[$1] = $2; next }
-	NF >= 3 {
-		known = NF >= 4 && $4 in value && value[$4] > 0
-		print $1, $2, $3, known ? value[$4] : "", known ? sprintf("%.3f", $2 / value[$4]) : ""
-	}' "$measured" "$measured" >"$out/gpu.tsv"
+awk -f bench/ratios.awk "$measured" "$measured" >"$out/gpu.tsv"
 {
 	echo "# $(date -u +%F), $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $layers layers"
 	cat "$out/gpu.tsv"

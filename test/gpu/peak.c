@@ -4,8 +4,8 @@
  *
  * Prints metric, value and unit, as the programs of bench/ do.
  */
+#include "../../bench/bench.h"
 #include "device.h"
-#include "events.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,24 +13,6 @@
 #define SIZE 8192               /* of the square matrices */
 #define COPY ((size_t) 4 << 30) /* bytes */
 #define ROUNDS 20
-
-static void
-must(ft_status status)
-{
-	if (status == FT_OK)
-		return;
-	fprintf(stderr, "peak: %s\n", ft_error_message());
-	exit(1);
-}
-
-static int
-ascending(const void *a, const void *b)
-{
-	double x = *(const double *) a;
-	double y = *(const double *) b;
-
-	return (x > y) - (x < y);
-}
 
 /* bf16 in (-1, 1), by a linear congruential generator. */
 static void
