@@ -15,7 +15,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 #define MODEL "cache/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -3,8 +3,6 @@
  */
 #include "attention.h"
 
-#include "transpose.h"
-
 #include <math.h>
 #include <string.h>
 
@@ -72,7 +70,8 @@ ft_attention_rows(const ft_kernels *kernels, float *scratch, ft_mat m, int64_t r
 }
 
 void
-ft_attention_pack_keys(float *panel, ft_mat m, int64_t row, int64_t column, int64_t rows, int64_t d)
+ft_attention_pack_keys(const ft_kernels *kernels, float *panel, ft_mat m, int64_t row,
+					   int64_t column, int64_t rows, int64_t d)
 {
 	for (int64_t i = 0; i < rows; i += FT_GROUP, panel += d * FT_GROUP)
 	{
@@ -80,7 +79,7 @@ ft_attention_pack_keys(float *panel, ft_mat m, int64_t row, int64_t column, int6
 
 		if (m.dtype == FT_F32)
 		{
-			ft_transpose_panel(panel, ft_at(m, row + i, column), m.ld, n, d);
+			kernels->fill_panel(panel, ft_at(m, row + i, column), m.ld, n, d);
 			continue;
 		}
 		for (int64_t k = 0; k < FT_GROUP; k++)
@@ -221,7 +220,8 @@ attention_task(void *context, int worker, int64_t begin, int64_t end)
 		if (first >= last)
 			continue;
 		base = ft_attention_first_key(a, first);
-		ft_attention_pack_keys(t.keys, job->k, start + base, kv_head * d, last - base, d);
+		ft_attention_pack_keys(job->s->device->kernels, t.keys, job->k, start + base, kv_head * d,
+							   last - base, d);
 		values = ft_attention_dims(t.values, job->v, start + base, kv_head * d, last - base, d);
 		for (int64_t row = first; row < last; row += FT_QUERY_BLOCK)
 			for (int h = 0; h < group; h++)

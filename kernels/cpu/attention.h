@@ -33,8 +33,8 @@ ft_rows ft_attention_rows(const ft_kernels *kernels, float *scratch, ft_mat m, i
 ft_rows ft_attention_dims(float *scratch, ft_mat m, int64_t row, int64_t column, int64_t rows,
 						  int64_t cols);
 /* panel[key / 16][d][key % 16] = m[row + key, column + d]; zero beyond `rows`. */
-void ft_attention_pack_keys(float *panel, ft_mat m, int64_t row, int64_t column, int64_t rows,
-							int64_t d);
+void ft_attention_pack_keys(const ft_kernels *kernels, float *panel, ft_mat m, int64_t row,
+							int64_t column, int64_t rows, int64_t d);
 
 /* Keys [first, last] that the query at position `at` of its sequence sees. */
 static inline int64_t

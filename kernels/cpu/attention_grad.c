@@ -174,8 +174,8 @@ grad_task(void *context, int worker, int64_t first_unit, int64_t end_unit)
 		size_t bytes = (size_t) (length * width) * sizeof(float);
 		ft_rows keys;
 
-		ft_attention_pack_keys(t.keys, job->k, start, column, length, d);
-		ft_attention_pack_keys(t.values, job->v, start, column, length, d);
+		ft_attention_pack_keys(job->s->device->kernels, t.keys, job->k, start, column, length, d);
+		ft_attention_pack_keys(job->s->device->kernels, t.values, job->v, start, column, length, d);
 		keys = ft_attention_dims(t.key_dims, job->k, start, column, length, d);
 		memset(t.dk, 0, bytes);
 		memset(t.dv, 0, bytes);

@@ -20,7 +20,6 @@
 typedef struct ft_kernels
 {
 	const char *name;
-	int max_groups; /* that one call of gemm should be given when it has few rows */
 
 	/* acc[i · lda + 16 g + j] += Σ_k x[i · xm + k · xk] · panel[g · pg + k · pk + j], for i < m,
 	 * g < groups, j < 16; k ascending, each term one multiply-add, whatever m and groups are. */

@@ -4,7 +4,6 @@
  */
 const ft_kernels KERNELS_NAME = {
 	.name = KERNELS_LABEL,
-	.max_groups = 4,
 	.gemm = gemm,
 	.unpack =
 		{

@@ -1,13 +1,11 @@
 /*
  * lora_segments.c: the low-rank update of a batch whose rows have different adapters.
  *
- * Row-fixed like linear_serve.c: x · aᵀ is a dot product per rank, summed in
+ * Row-fixed like product.c: x · aᵀ is a dot product per rank, summed in
  * the same order for any number of rows, and the product with b a chain of
  * multiply-adds over the rank.
  */
 #include "cpu.h"
-
-#include "transpose.h"
 
 #define BLOCK_ROWS 32
 
@@ -65,7 +63,7 @@ lora_task(void *context, int worker, int64_t begin, int64_t end)
 		{
 			int64_t n = ft_min(FT_GROUP, segment->out - column);
 
-			ft_transpose_panel(panel, segment->b + column * rank, rank, n, rank);
+			kernels->fill_panel(panel, segment->b + column * rank, rank, n, rank);
 			for (int64_t i = 0; i < rows * FT_GROUP; i++)
 				acc[i] = 0;
 			kernels->gemm(acc, FT_GROUP, low, rank, 1, panel, FT_GROUP, 0, rows, 1, rank);
