@@ -136,32 +136,47 @@ ft_events_close(ft_events *events)
 }
 
 ft_status
-ft_events_send(ft_events *events, const char *name, json_t *fields)
+ft_event_line(const char *name, json_t *fields, char **line, size_t *n)
 {
 	json_t *event = json_pack("{s:s}", "event", name);
-	bool broken;
-	char *line;
 
 	if (fields != NULL)
 		json_object_update(event, fields);
 	json_decref(fields);
-	line = json_dumps(event, JSON_COMPACT | JSON_REAL_PRECISION(9));
+	*line = json_dumps(event, JSON_COMPACT | JSON_REAL_PRECISION(9));
 	json_decref(event);
-	if (line == NULL)
+	if (*line == NULL)
 		return ft_fail(FT_INTERNAL, "event \"%s\" cannot be written as JSON", name);
-	pthread_mutex_lock(&events->lock);
-	/* one write a line: a reader of a pipe never sees parts of two */
-	{
-		size_t n = strlen(line);
+	*n = strlen(*line) + 1;
+	(*line)[*n - 1] = '\n'; /* in place of the NUL */
+	return FT_OK;
+}
 
-		line[n] = '\n'; /* in place of the NUL */
-		write_line(events, line, n + 1);
-	}
+/* One write a line: a reader of a pipe never sees parts of two. */
+ft_status
+ft_events_send_line(ft_events *events, const char *line, size_t n)
+{
+	bool broken;
+
+	pthread_mutex_lock(&events->lock);
+	write_line(events, line, n);
 	broken = events->broken;
 	pthread_mutex_unlock(&events->lock);
-	free(line);
 	ft_events_progress(events);
 	return broken ? ft_fail(FT_CANCELLED, "nobody reads the events any more") : FT_OK;
+}
+
+ft_status
+ft_events_send(ft_events *events, const char *name, json_t *fields)
+{
+	char *line;
+	size_t n;
+	ft_status status;
+
+	FT_TRY(ft_event_line(name, fields, &line, &n));
+	status = ft_events_send_line(events, line, n);
+	free(line);
+	return status;
 }
 
 void

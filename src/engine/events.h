@@ -13,6 +13,7 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 typedef struct ft_events ft_events;
 
@@ -24,6 +25,9 @@ void ft_events_close(ft_events *events);
 /* Send {"event": name, …fields}; takes over the reference to fields (may be NULL).  FT_CANCELLED
  * when nobody reads any more. */
 ft_status ft_events_send(ft_events *events, const char *name, json_t *fields);
+/* The same in two steps: the line of n bytes, newline included (free it), and its sending. */
+ft_status ft_event_line(const char *name, json_t *fields, char **line, size_t *n);
+ft_status ft_events_send_line(ft_events *events, const char *line, size_t n);
 /* "failed", with the words of this thread's last failure. */
 void ft_events_failed(ft_events *events, ft_status code);
 

@@ -109,8 +109,8 @@ read_numerics(const json_t *object, ft_job *job)
 static ft_status
 read_job(const json_t *object, ft_job *job)
 {
-	static const char *const known[] = {"version",  "base",    "device", "threads",
-										"numerics", "options", NULL};
+	static const char *const known[] = {"version",  "base",    "device",      "threads",
+										"numerics", "options", "replay_from", NULL};
 	const json_t *options = json_object_get(object, "options");
 	int version;
 
@@ -126,6 +126,7 @@ read_job(const json_t *object, ft_job *job)
 		return ft_fail(FT_NO_MEMORY, "out of memory");
 	FT_TRY(take_int(object, "threads", "", 1, 0, &job->threads));
 	FT_TRY(read_numerics(object, job));
+	FT_TRY(take_int(object, "replay_from", "", 0, -1, &job->replay_from));
 	return ft_options_read(options, &job->options);
 }
 

@@ -52,6 +52,7 @@ typedef struct ft_job
 	char *device;        /* "auto", "cpu", "cuda" … */
 	int threads;         /* 0: the device's default */
 	ft_numerics numerics;
+	int replay_from; /* metrics of this step and later are told again; -1: none */
 	ft_options options;
 } ft_job;
 

@@ -8,6 +8,7 @@
 #include "device.h"
 #include "events.h"
 #include "files.h"
+#include "metric_log.h"
 #include "process.h"
 #include "programs.h"
 #include "trainer.h"
@@ -43,6 +44,7 @@ typedef struct run
 	char identity[FT_DIGEST_HEX];
 	ft_trainer *trainer;
 	int64_t resumed_from;
+	ft_metric_log *metrics;
 	double step_seconds; /* spent in steps by this attempt */
 	int64_t step_tokens; /* trained on by this attempt */
 	double saved_at;     /* when the last checkpoint was written */
@@ -300,6 +302,7 @@ prepare(run *r)
 	FT_TRY(create_trainer(r, plan));
 	FT_TRY(make_identity(r));
 	FT_TRY(resume(r));
+	FT_TRY(ft_metric_log_open(r->directory, r->resumed_from, &r->metrics));
 	return tick(r);
 }
 
@@ -344,25 +347,57 @@ trainable_parameters(const ft_adapter *adapter, const ft_config *config)
 }
 
 static ft_status
-send_start(run *r)
+send_started(run *r)
 {
-	const ft_trainer *t = r->trainer;
 	ft_device_info info;
 
 	FT_TRY(r->ops->device_info(r->device, &info));
-	FT_TRY(ft_events_send(r->events, "started",
+	return ft_events_send(r->events, "started",
 						  json_pack("{s:s, s:i, s:s, s:s, s:I, s:I}", "device", info.name,
 									"threads", info.threads, "base_digest", r->base_digest,
 									"architecture", r->model->config.architecture, "parameters",
 									(json_int_t) ft_model_file_parameters(r->file), "resumed_from",
-									(json_int_t) r->resumed_from)));
-	FT_TRY(send_dataset(r));
+									(json_int_t) r->resumed_from));
+}
+
+static ft_status
+send_plan(run *r)
+{
+	const ft_trainer *t = r->trainer;
+
 	return ft_events_send(
 		r->events, "plan",
 		json_pack("{s:I, s:i, s:o, s:I}", "total_steps", (json_int_t) t->total_steps, "epochs",
 				  (int) ((t->total_steps + t->steps_per_epoch - 1) / t->steps_per_epoch), "options",
 				  ft_options_json(t->options), "trainable_parameters",
 				  (json_int_t) trainable_parameters(t->adapter, &r->model->config)));
+}
+
+static ft_status
+send_start(run *r)
+{
+	FT_TRY(send_started(r));
+	FT_TRY(send_dataset(r));
+	FT_TRY(send_plan(r));
+	if (r->job->replay_from < 0)
+		return FT_OK;
+	return ft_metric_log_replay(r->metrics, r->job->replay_from, r->events);
+}
+
+/* An event that carries metrics is logged before anybody can have read it. */
+static ft_status
+send_metrics(run *r, const char *name, json_t *fields)
+{
+	char *line;
+	size_t n;
+	ft_status status;
+
+	FT_TRY(ft_event_line(name, fields, &line, &n));
+	status = ft_metric_log_append(r->metrics, line, n);
+	if (status == FT_OK)
+		status = ft_events_send_line(r->events, line, n);
+	free(line);
+	return status;
 }
 
 static double
@@ -382,8 +417,8 @@ send_step(run *r, const ft_step_report *report)
 {
 	const ft_trainer *t = r->trainer;
 
-	return ft_events_send(
-		r->events, "step",
+	return send_metrics(
+		r, "step",
 		json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f}", "step",
 				  (json_int_t) t->state.step, "total_steps", (json_int_t) t->total_steps, "epoch",
 				  epochs_done(t), "training_loss", report->loss, "learning_rate",
@@ -397,8 +432,8 @@ send_evaluation(run *r)
 {
 	const ft_trainer *t = r->trainer;
 
-	return ft_events_send(
-		r->events, "evaluation",
+	return send_metrics(
+		r, "evaluation",
 		json_pack("{s:I, s:f, s:o, s:o}", "step", (json_int_t) t->state.step, "epoch",
 				  epochs_done(t), "validation_loss", real_or_null(t->state.validation_loss),
 				  "validation_token_accuracy", real_or_null(t->state.validation_accuracy)));
@@ -448,6 +483,7 @@ save(run *r)
 
 	count_elapsed(r);
 	ft_events_long_call(r->events, LONG_CALL_SECONDS);
+	FT_TRY(ft_metric_log_sync(r->metrics));
 	FT_TRY(ft_trainer_read_moments(t));
 	FT_TRY(ft_checkpoint_save(r->directory, r->identity, &t->state, t->adapter, &r->model->config,
 							  r->job->base_name, &t->moments));
@@ -509,6 +545,7 @@ run_job(run *r)
 static void
 release(run *r)
 {
+	ft_metric_log_close(r->metrics);
 	ft_trainer_free(r->trainer);
 	ft_model_free(r->model);
 	if (r->device != NULL)

@@ -51,8 +51,9 @@ typedef struct PgftJob
 	Jsonb *options;
 	const char *phase; /* as it was found, or as this worker left it */
 	int attempt;
-	int fruitless;     /* attempts since the last checkpoint, this one included */
-	char *base_digest; /* of the base's file at the first attempt, NULL before it */
+	int fruitless;         /* attempts since the last checkpoint, this one included */
+	char *base_digest;     /* of the base's file at the first attempt, NULL before it */
+	int64 checkpoint_step; /* of the last checkpoint that was written down; 0: none */
 } PgftJob;
 
 /* "ft_<uuid>" (palloc'd). */

@@ -97,6 +97,27 @@ get_int64(Jsonb *event, const char *name)
 	return number;
 }
 
+/* A new checkpoint is what makes an attempt worth while; `fruitless` counts those after it. */
+static void
+note_checkpoint(PgftJobEvents *events, int64 step, int fruitless)
+{
+	Parameters parameters = {0};
+
+	add_parameter(&parameters, INT8OID, Int64GetDatum(step), false);
+	add_parameter(&parameters, INT4OID, Int32GetDatum(fruitless), false);
+	update_job(events, "checkpoint_step = $3, fruitless = $4", &parameters);
+	events->job->checkpoint_step = step;
+	events->job->fruitless = fruitless;
+	pgft_job_add_event(&events->job->id, "info", "checkpoint",
+					   psprintf("checkpoint at step " INT64_FORMAT, step), NULL);
+}
+
+static void
+on_checkpoint(PgftJobEvents *events, Jsonb *event)
+{
+	note_checkpoint(events, get_int64(event, "step"), 0);
+}
+
 /* The engine is at work.  What an earlier attempt did after its last checkpoint is done again. */
 static void
 on_started(PgftJobEvents *events, Jsonb *event)
@@ -116,6 +137,9 @@ on_started(PgftJobEvents *events, Jsonb *event)
 			   " architecture = $5, parameters = $6",
 			   &parameters);
 
+	/* one that an earlier worker did not live to write down */
+	if (events->resumed_from > events->job->checkpoint_step)
+		note_checkpoint(events, events->resumed_from, 1);
 	values[0] = UUIDPGetDatum(&events->job->id);
 	values[1] = Int64GetDatum(events->resumed_from);
 	pgft_execute("DELETE FROM finetune.metric WHERE job_id = $1 AND step > $2", 2, types, values,
@@ -240,20 +264,6 @@ on_evaluation(PgftJobEvents *events, Jsonb *event)
 	add_double(&parameters, event, "validation_loss");
 	add_double(&parameters, event, "validation_token_accuracy");
 	update_job(events, "validation_loss = $3, validation_token_accuracy = $4", &parameters);
-}
-
-/* A new checkpoint is what makes an attempt worth while. */
-static void
-on_checkpoint(PgftJobEvents *events, Jsonb *event)
-{
-	Parameters parameters = {0};
-
-	add_int64(&parameters, event, "step");
-	update_job(events, "checkpoint_step = $3, fruitless = 0", &parameters);
-	events->job->fruitless = 0;
-	pgft_job_add_event(&events->job->id, "info", "checkpoint",
-					   psprintf("checkpoint at step " INT64_FORMAT, get_int64(event, "step")),
-					   NULL);
 }
 
 static void

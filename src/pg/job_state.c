@@ -39,7 +39,7 @@
 	" coalesce((SELECT s.srvowner FROM finetune.model m JOIN pg_foreign_server s"          \
 	" ON s.srvname::text = m.name WHERE m.id = j.model_id), j.owner::oid),"                \
 	" j.search_path, j.training_query, j.validation_query, j.options, j.phase, j.attempt," \
-	" j.fruitless, j.base_digest"
+	" j.fruitless, j.base_digest, coalesce(j.checkpoint_step, 0)"
 
 void
 pgft_job_begin(PgftCatalog *catalog)
@@ -106,6 +106,7 @@ read_row(MemoryContext context)
 	job->attempt = DatumGetInt32(SPI_getbinval(row, desc, 10, &isnull));
 	job->fruitless = DatumGetInt32(SPI_getbinval(row, desc, 11, &isnull));
 	job->base_digest = SPI_getvalue(row, desc, 12);
+	job->checkpoint_step = DatumGetInt64(SPI_getbinval(row, desc, 13, &isnull));
 	MemoryContextSwitchTo(old);
 	return job;
 }

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "child.h"
 #include "engine_client.h"
 #include "job_events.h"
@@ -74,12 +75,31 @@ describe_base(PgftJobWorker *worker)
 	return buf.data;
 }
 
+/* The last step with metrics that lasted; 0: none. */
+static int64
+last_metric(PgftJobWorker *worker)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(&worker->job->id)};
+	PgftCatalog catalog;
+	bool isnull;
+	int64 step;
+
+	pgft_job_begin(&catalog);
+	pgft_select("SELECT coalesce(max(step), 0) FROM finetune.metric WHERE job_id = $1", 1, types,
+				values);
+	step = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	pgft_job_finish(&catalog);
+	return step;
+}
+
 static void
 write_job_file(PgftJobWorker *worker)
 {
 	char *path = pgft_worker_path(worker, "job.json");
 	char *temporary = pgft_worker_path(worker, "job.json.tmp");
 	MemoryContext context = CurrentMemoryContext;
+	int64 replay_from = last_metric(worker);
 	StringInfoData buf;
 	char *text;
 
@@ -93,6 +113,7 @@ write_job_file(PgftJobWorker *worker)
 	pgft_json_add_string(&buf, "device", pgft_device);
 	pgft_json_add_int64(&buf, "threads", pgft_threads);
 	pgft_json_add_string(&buf, "numerics", pgft_numerics_name());
+	pgft_json_add_int64(&buf, "replay_from", replay_from);
 	pgft_json_add_raw(
 		&buf, "options",
 		JsonbToCString(NULL, &pgft_options_for_engine(worker->job->options)->root, 0));

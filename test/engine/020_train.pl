@@ -99,6 +99,7 @@ sub last_checkpoint
 my $unbroken = new_job();
 my ($code, @events) = run($unbroken);
 is($code, 0, 'a job ends with exit code 0');
+my @undisturbed = @events;
 my @steps = named('step', @events);
 my ($started) = named('started', @events);
 my ($dataset) = named('dataset', @events);
@@ -172,6 +173,58 @@ kill_after($often, 'KILL', $_, 0) for qw(started dataset plan evaluation checkpo
 is($code, 0, 'a job killed again and again ends');
 is(slurp("$often/adapter/adapter_model.safetensors"), $expected, 'with the same bytes');
 
+# A reader that dies takes what it had not read with it; a resume says it again.
+sub metrics_of
+{
+	my $metrics = '';
+	for my $event (grep { $_->{event} =~ /^(step|evaluation)$/ } @_)
+	{
+		my %told = %$event;
+		delete @told{qw(tokens_per_second elapsed)};
+		$metrics .= JSON::PP->new->canonical->encode(\%told) . "\n";
+	}
+	return $metrics;
+}
+
+sub replay_from
+{
+	my ($directory, $step) = @_;
+	my $job = decode_json(slurp("$directory/job.json"));
+	$job->{replay_from} = $step;
+	spew("$directory/job.json", encode_json($job));
+}
+
+sub from_step
+{
+	my ($step, @from) = @_;
+	return grep { ($_->{step} // 0) >= $step } @from;
+}
+
+for my $known (0, 2, 5)
+{
+	my $job = new_job();
+	kill_after($job, 'KILL', 'checkpoint', 6);
+	replay_from($job, $known);
+	($code, @events) = run($job);
+	is(metrics_of(@events), metrics_of(from_step($known, @undisturbed)), "metrics from step $known on are told again");
+}
+{
+	my $job = new_job();
+	kill_after($job, 'KILL', 'evaluation', 0);
+	replay_from($job, 0);
+	($code, @events) = run($job);
+	is(metrics_of(@events), metrics_of(@undisturbed), 'without a checkpoint nothing is told twice');
+}
+{
+	my $job = new_job();
+	kill_after($job, 'KILL', 'checkpoint', 6);
+	my $log = slurp("$job/metrics.jsonl");
+	spew("$job/metrics.jsonl", $log . '{"event":"step","st');
+	replay_from($job, 0);
+	($code, @events) = run($job);
+	is(metrics_of(@events), metrics_of(@undisturbed), 'a line that was not finished is dropped');
+	is(scalar(grep { !eval { decode_json($_); 1 } } split /\n/, slurp("$job/metrics.jsonl")), 0, 'and not left in the log');
+}
 my $damaged = new_job();
 kill_after($damaged, 'KILL', 'checkpoint', 6);
 my $newest = last_checkpoint($damaged);
@@ -183,6 +236,8 @@ make_path("$damaged/checkpoint-999.tmp/adapter");
 ($code, @events) = run($damaged);
 ok((named('started', @events))[0]{resumed_from} < $newest, 'a damaged checkpoint is passed over');
 is(slurp("$damaged/adapter/adapter_model.safetensors"), $expected, 'and the one before it leads to the same bytes');
+is( metrics_of(map { decode_json($_) } split /\n/, slurp("$damaged/metrics.jsonl")),
+	metrics_of(@undisturbed), 'and the log has every step once');
 ok(!-e "$damaged/checkpoint-999.tmp", 'what a killed run left is removed');
 
 # --- ended ---------------------------------------------------------------------------------------------

@@ -12,11 +12,28 @@ use Test::More;
 my $node = new_node('job_crash', "restart_after_crash = on\n");
 my %long = (options => { max_steps => 200, learning_rate => 0.001, batch_size => 256 });
 
+my $undisturbed;
+
 sub digest_of
 {
 	my ($model) = @_;
 	return $node->safe_psql('postgres',
 		"SELECT weights_digest FROM finetune.model WHERE name = '$model'");
+}
+
+sub metrics_of
+{
+	my ($id) = @_;
+	return $node->safe_psql('postgres',
+		"SELECT step, training_loss, validation_loss, validation_token_accuracy, learning_rate,"
+		  . " grad_norm, tokens FROM finetune.metrics WHERE job_id = '$id' ORDER BY step");
+}
+
+# The step of the newest checkpoint on disk, of the only job there is.
+sub last_checkpoint
+{
+	my @steps = map { /checkpoint-(\d+)$/ } glob $node->data_dir . '/pgsql_tmp_finetune/jobs/*/checkpoint-*';
+	return (sort { $b <=> $a } @steps)[0] // 0;
 }
 
 # Start a job, and return it and its engine as soon as there is a checkpoint.
@@ -42,15 +59,15 @@ sub ends_well
 			"SELECT max((data->>'resumed_from')::int) > 0 FROM finetune.events"
 			  . " WHERE job_id = '$id' AND type = 'running'") eq 't',
 		"$what: from a checkpoint");
-	is( $node->safe_psql('postgres',
-			"SELECT min(step), max(step), count(*) FROM finetune.metrics WHERE job_id = '$id'"),
-		'0|200|201',
-		"$what: with every step in the metrics");
+	is(metrics_of($id), metrics_of($undisturbed), "$what: with every step in the metrics");
 	is(digest_of($model), digest_of('undisturbed'), "$what: with the same weights");
 }
 
-is(wait_for_status($node, start_job($node, 'undisturbed', %long), 'SUCCESS')->{status},
-	'SUCCESS', 'a job that nobody disturbs');
+$undisturbed = start_job($node, 'undisturbed', %long);
+is(wait_for_status($node, $undisturbed, 'SUCCESS')->{status}, 'SUCCESS', 'a job that nobody disturbs');
+is( $node->safe_psql('postgres',
+		"SELECT min(step), max(step), count(*) FROM finetune.metrics WHERE job_id = '$undisturbed'"),
+	'0|200|201', 'has metrics of each step');
 
 # The engine
 my $before = start_time($node);
@@ -76,6 +93,17 @@ kill 'KILL', $worker;
 ok(wait_until(sub { !is_running($engine) }), 'kill -9 of the worker ends the engine');
 $node->poll_query_until('postgres', 'SELECT true') or die 'no restart';
 ends_well($id, 'worker_killed', 'kill -9 of the worker');
+
+# The same, after it has slept through checkpoints: what it never read is told again
+($id, $engine) = start_and_wait('worker_asleep');
+$worker = $node->safe_psql('postgres', 'SELECT pid FROM finetune.progress');
+kill 'STOP', $worker;
+my $known = last_checkpoint();
+ok(wait_until(sub { last_checkpoint() > $known || !is_running($engine) }), 'the engine goes on without its worker');
+kill 'KILL', $worker;
+ok(wait_until(sub { !is_running($engine) }), 'until that is killed');
+$node->poll_query_until('postgres', 'SELECT true') or die 'no restart';
+ends_well($id, 'worker_asleep', 'kill -9 of a worker that slept');
 
 # The cluster
 for my $mode ('fast', 'immediate')
