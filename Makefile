@@ -10,12 +10,11 @@
 # bench install it first and go on in another make.
 
 EXTENSION = pg_finetune
-EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_finetune.control)
 MODULE_big = pg_finetune
 OBJS = $(patsubst %.c,%.o,$(wildcard src/pg/*.c))
-# sql/ also holds the inputs of pg_regress: only names with a version are ours to install.
-DATA_built = sql/pg_finetune--$(EXTVERSION).sql
-DATA = $(wildcard sql/pg_finetune--*--*.sql)
+# A version is the first one's script and those that lead on from it; what has been released stays
+# as it is.  sql/ also holds the inputs of pg_regress.
+DATA = $(wildcard sql/pg_finetune--*.sql)
 PG_CPPFLAGS = -I$(CURDIR)/src/pg
 PG_WARNINGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
 PG_CFLAGS = -std=gnu11 $(PG_WARNINGS)
@@ -39,9 +38,6 @@ all: engine cuda
 
 # PGXS tracks no headers here; the module is small enough to be built anew for any.
 $(OBJS): $(wildcard src/pg/*.h)
-
-sql/pg_finetune--$(EXTVERSION).sql: sql/pg_finetune.sql
-	cp $< $@
 
 include build.mk
 include test/test.mk
