@@ -163,6 +163,12 @@ pgft_columns_find(TupleDesc desc, const char *what, PgftColumns *columns)
 {
 	columns->set = find_set(desc, what);
 	columns->count = 0;
+	if (columns->set == PGFT_PREFERENCE)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("%s yields preference pairs (\"chosen\", \"rejected\"): method dpo, "
+							   "which trains on them, is not supported yet",
+							   what),
+						errhint(SETS_HINT)));
 	for (int i = 0; i < lengthof(specs); i++)
 	{
 		int attno = find_column(desc, specs[i].name, what);
@@ -174,10 +180,4 @@ pgft_columns_find(TupleDesc desc, const char *what, PgftColumns *columns)
 							errmsg("%s yields no column \"%s\"", what, specs[i].name),
 							errdetail("It yields %s.", list_columns(desc)), errhint(SETS_HINT)));
 	}
-	if (columns->set == PGFT_PREFERENCE)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("columns \"chosen\" and \"rejected\" of the %s are not supported yet", what),
-			 errdetail("Preference pairs are trained on by method \"dpo\".")));
 }
