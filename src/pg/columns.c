@@ -46,6 +46,15 @@ static const char *const kind_names[] = {
 	[PGFT_COLUMN_NUMBER] = "real",
 };
 
+/* What each set is called in an error */
+static const char *const set_names[] = {
+	[PGFT_PROMPT_COMPLETION] = "prompt, completion",
+	[PGFT_MESSAGES] = "messages",
+	[PGFT_TEXT] = "text",
+	[PGFT_TOKENS] = "input_ids, labels, attention_mask",
+	[PGFT_PREFERENCE] = "prompt, chosen, rejected",
+};
+
 #define SETS_HINT \
 	"A query yields the columns prompt and completion, or messages, or text, or input_ids."
 
@@ -104,6 +113,16 @@ list_columns(TupleDesc desc)
 	return buf.data;
 }
 
+static PgftColumnSet
+first_set(int sets)
+{
+	PgftColumnSet set = 0;
+
+	while ((sets & (1 << set)) == 0)
+		set++;
+	return set;
+}
+
 /*
  * The one set that is there, if only in part; an error for none and for two.
  * Where only a prompt is there, the set with a completion is meant.
@@ -122,7 +141,9 @@ find_set(TupleDesc desc, const char *what)
 			ereport(ERROR,
 					(errcode(ERRCODE_AMBIGUOUS_COLUMN),
 					 errmsg("%s yields both \"%s\" and \"%s\"", what, found_by, specs[i].name),
-					 errhint("These are of two column sets; leave out those of one.")));
+					 errdetail("These are of two column sets: (%s) and (%s).",
+							   set_names[first_set(possible)], set_names[first_set(specs[i].sets)]),
+					 errhint("Leave out the columns of one of them.")));
 		possible &= specs[i].sets;
 		found_by = specs[i].name;
 	}
@@ -132,11 +153,7 @@ find_set(TupleDesc desc, const char *what)
 				 errmsg("%s yields no column \"prompt\", \"messages\", \"text\" or \"input_ids\"",
 						what),
 				 errdetail("It yields %s.", list_columns(desc)), errhint(SETS_HINT)));
-	for (PgftColumnSet set = 0;; set++)
-	{
-		if (possible & (1 << set))
-			return set;
-	}
+	return first_set(possible);
 }
 
 static void

@@ -180,7 +180,17 @@ for my $case (
 	like($job->{error}{message}, qr/^row 2 of the validation query: column "labels"/, 'the validation query is named');
 }
 
-# --- From files, and from another model
+# --- From files, and from another model, by the queries that README shows
+
+my $readme = slurp_file("$ENV{TESTDIR}/README.md");
+my ($file_lesson) = $readme =~ /\$\$(SELECT [^\$]*finetune\.read_jsonl\([^\$]*)\$\$/ or die 'no example of read_jsonl';
+my ($lesson) = $readme =~ /\$\$(SELECT [^\$]*complete\('teacher'[^\$]*)\$\$/ or die 'no example of distillation';
+$file_lesson =~ s{'/[^']*\.jsonl'}{'votes.jsonl'} or die 'no file in the example';
+write_file($node->data_dir . '/votes.jsonl', <<'JSONL');
+{"question": "item 1", "answer": "odd", "votes": 3}
+{"question": "item 2", "answer": "even", "votes": 0}
+{"question": "item 3", "answer": "odd"}
+JSONL
 
 write_file($node->data_dir . '/rows.jsonl', <<'JSONL');
 {"prompt": "item 1", "completion": "odd"}
@@ -211,6 +221,7 @@ sub train_as
 
 my $job = train_as('reader', $file_query);
 is($job->{status}, 'SUCCESS', 'a file is training data');
+is(counts(train_as('reader', $file_lesson)->{rows}), 'read=3 used=1 skipped_null=1 truncated=0', 'with weights');
 is(counts($job->{rows}), 'read=3 used=2 skipped_null=1 truncated=0', 'line by line');
 like(error_of($node, "SET ROLE plain; SELECT finetune('CREATE', 'm', 'tiny', \$q\$$file_query\$q\$)"),
 	qr/^42501: permission denied for function read_jsonl/, 'not without the right to read files');
@@ -225,9 +236,11 @@ is($job->{error}{code}, '58P01', 'a file that is not there is one of the job, no
 my $teacher = wait_for_status($node,
 	start_job($node, 'teacher', options => { max_steps => 60, learning_rate => 0.01, lora_r => 8, batch_size => 256 }), 'SUCCESS');
 is($teacher->{status}, 'SUCCESS', 'a teacher');
-$node->safe_psql('postgres', 'GRANT USAGE ON FOREIGN SERVER teacher TO reader; GRANT SELECT ON fact TO reader');
-my $lesson = q{SELECT prompt, complete('teacher', prompt, '{"max_tokens": 6}')->'choices'->0->>'messages' AS completion
-	FROM fact WHERE id <= 10 ORDER BY id};
+$node->safe_psql('postgres', 'GRANT USAGE ON FOREIGN SERVER teacher TO reader');
+$node->safe_psql('postgres', <<'SQL');
+CREATE TABLE faq AS SELECT id, prompt AS question FROM fact WHERE id <= 10;
+GRANT SELECT ON faq TO reader;
+SQL
 $job = train_as('reader', $lesson);
 is($job->{status}, 'SUCCESS', 'a training query may ask a model');
 is(counts($job->{rows}), 'read=10 used=10 skipped_null=0 truncated=0', 'row by row');
@@ -239,6 +252,13 @@ $node->safe_psql('postgres', 'REVOKE USAGE ON FOREIGN SERVER teacher FROM reader
 $job = train_as('reader', $lesson, 'ERROR');
 is($job->{error}{code}, '42501', 'not without USAGE on the teacher');
 like($job->{error}{message}, qr/permission denied for foreign server teacher/, 'which is named');
+
+my $reading = q{FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader' AND state = 'active'};
+my $endless = start_job($node, 'endless',
+	query => q{SELECT 'x' AS prompt, complete('teacher', 'item ' || i) AS completion FROM generate_series(1, 1000000) i});
+ok(wait_for_sql($node, "SELECT count(*) = 1 $reading"), 'a query that asks for long');
+is($node->safe_psql('postgres', "SELECT finetune('CANCEL', '$endless')->>'status'"), 'CANCELLED', 'is cancelled');
+ok(wait_for_sql($node, "SELECT count(*) = 0 $reading"), 'and its reader ends');
 
 $node->stop;
 unlike(slurp_file($node->logfile), qr/CANARY/, 'no text of a row in the log');
