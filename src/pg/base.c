@@ -39,16 +39,13 @@ loading_dump(void)
 	return !check_function_bodies;
 }
 
-/* Note what the engine reads in the file's header, if there is an engine to ask. */
+/* Note what the engine reads in the file's header. */
 static void
-describe(PgftModel *base)
+describe(PgftModel *base, int timeout_ms)
 {
+	Jsonb *facts = pgft_model_inspect(base, timeout_ms);
 	int64 parameters = 0, context_length = 0;
-	Jsonb *facts;
 
-	if (!pgft_engine_is_ready())
-		return;
-	facts = pgft_model_inspect(base, INSPECT_TIMEOUT_MS);
 	pgft_json_int64(&facts->root, "parameters", &parameters);
 	pgft_json_int64(&facts->root, "context_length", &context_length);
 	if (base->context_length > 0)
@@ -63,6 +60,14 @@ static void
 record_digest(PgftModel *base)
 {
 	pgft_model_record_base(&base->id, pgft_weights_file_digest(base->path, base->file), false);
+}
+
+/* If there is an engine to ask. */
+static void
+try_describe(PgftModel *base)
+{
+	if (pgft_engine_is_ready())
+		describe(base, INSPECT_TIMEOUT_MS);
 }
 
 /* Do something in a subtransaction; an error becomes a warning, and false. */
@@ -108,7 +113,7 @@ look_at_file(PgftModel *base, bool record)
 {
 	if (pgft_is_preloaded() && attempt(pgft_model_resolve_file, base) &&
 		(!record || attempt(record_digest, base)))
-		(void) attempt(describe, base);
+		(void) attempt(try_describe, base);
 }
 
 /* ---- Files in the database ---- */
@@ -137,9 +142,10 @@ store(PgftModel *base)
 
 	pgft_require_preload();
 	pgft_model_resolve_file(base);
-	if (!pgft_engine_is_ready())
+	if (pgft_engine_is_ready())
+		describe(base, -1);
+	else
 		check_magic(base);
-	describe(base);
 	digest = pgft_weights_store_base(&base->id, base->path, base->file);
 	pgft_model_record_base(&base->id, digest, true);
 }
