@@ -150,6 +150,25 @@ store(PgftModel *base)
 	pgft_model_record_base(&base->id, digest, true);
 }
 
+/* Remove the file from the database: not before there is one outside to go on with. */
+static void
+leave_database(PgftModel *base, bool other_file)
+{
+	char *digest;
+
+	pgft_require_preload();
+	pgft_model_resolve_file(base);
+	digest = pgft_weights_file_digest(base->path, base->file);
+	if (!other_file && strcmp(digest, base->weights_digest) != 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("model file \"%s\" is not the one that base model \"%s\" keeps in "
+							   "the database",
+							   base->file, base->name),
+						errhint("Name the option \"file\" too if the base is to become another.")));
+	pgft_weights_remove(&base->id);
+	pgft_model_record_base(&base->id, digest, false);
+}
+
 /* ---- Commands ---- */
 
 void
@@ -180,10 +199,9 @@ pgft_base_altered(const char *name, bool file, bool storage)
 	}
 	if (base->weights_digest != NULL)
 	{
-		/* the file has to be the one that was stored, unless it is named */
-		pgft_weights_remove(&base->id);
-		if (base->base_digest != NULL)
-			pgft_model_record_base(&base->id, base->base_digest, false);
+		leave_database(base, file);
+		look_at_file(base, false);
+		return;
 	}
 	if (file)
 		pgft_model_forget_base(&base->id);

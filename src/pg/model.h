@@ -141,7 +141,7 @@ extern bool pgft_model_drop_unready(const pg_uuid_t *id);
 extern void pgft_model_row_create(const char *name, PgftModelKind kind);
 extern void pgft_model_row_rename(const char *old_name, const char *new_name);
 
-/* Forget what is known of a base's file, and whether it was stored. */
+/* Forget what is known of a base's file. */
 extern void pgft_model_forget_base(const pg_uuid_t *id);
 
 /*

@@ -284,7 +284,7 @@ pgft_model_forget_base(const pg_uuid_t *id)
 	PgftCatalog catalog;
 
 	pgft_catalog_enter(&catalog, false);
-	pgft_execute("UPDATE finetune.model SET weights_digest = NULL, base_digest = NULL, "
+	pgft_execute("UPDATE finetune.model SET base_digest = NULL, "
 				 "architecture = NULL, parameters = NULL, context_length = NULL WHERE id = $1",
 				 1, types, values, NULL, SPI_OK_UPDATE);
 	pgft_catalog_leave(&catalog);

@@ -86,6 +86,11 @@ answer("SELECT finetune('CREATE', 'from_late', 'late', 'TABLE fact', NULL, '{\"m
 my $id = answer("SELECT job_id FROM finetune.models WHERE name = 'from_late'");
 is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'a job trains from it');
 is(digests('late'), "$digest|", 'and records the digest');
+copy("$golden/tied/base.gguf", "$models/closed.gguf");
+chmod 0, "$models/closed.gguf";
+($rc, $out, $err) = $node->psql('postgres', "CREATE SERVER closed $create (file 'closed.gguf')");
+like($err, qr/WARNING:  could not open file "closed\.gguf": Permission denied/, 'one that cannot be read is a warning');
+answer('DROP SERVER closed');
 mkdir "$models/folder";
 ($rc, $out, $err) = $node->psql('postgres', "CREATE SERVER folder $create (file 'folder')");
 like($err, qr/WARNING:  "folder" is not a regular file/, 'a directory is a warning');
@@ -160,9 +165,20 @@ is(answer("SELECT count(*) FROM finetune.weights JOIN finetune.model ON id = mod
 isnt(ask('kept'), $said, 'and is used');
 fails("SELECT complete('on_kept', 'x')", '55000', qr/base model "kept" has changed since "on_kept" was trained/,
 	'what was tuned from the old one is refused');
+answer("ALTER SERVER kept OPTIONS (SET file 'tiny.gguf', SET storage 'file')");
+is(digests('kept') . ' ' . parts('kept'), "$digest| 0|0", 'out of the database with another file');
 copy("$golden/tied/base.gguf", "$models/late.gguf");
-answer("ALTER SERVER kept OPTIONS (SET file 'late.gguf')");
+answer("ALTER SERVER kept OPTIONS (SET file 'late.gguf', SET storage 'database')");
 is(ask('on_kept'), $tuned_said, 'until it is back');
+unlink "$models/late.gguf";
+fails("ALTER SERVER kept OPTIONS (SET storage 'file')", '58P01', qr/could not find model file "late\.gguf"/,
+	'out of the database without a file outside');
+copy("$golden/untied/base.gguf", "$models/late.gguf");
+fails("ALTER SERVER kept OPTIONS (SET storage 'file')", '55000',
+	qr/model file "late\.gguf" is not the one that base model "kept" keeps in the database\n.*HINT:  Name the option "file"/s,
+	'or with another');
+is(ask('kept'), $said, 'it stays where it is');
+copy("$golden/tied/base.gguf", "$models/late.gguf");
 answer("ALTER SERVER kept OPTIONS (SET storage 'file')");
 is(digests('kept') . ' ' . parts('kept'), "$digest| 0|0", 'out of the database again');
 is(answer("SELECT storage, size FROM finetune.models WHERE name = 'kept'"), "file|$size", 'as the view says');
@@ -233,6 +249,12 @@ $standby->start;
 is(ask('kept', $standby), $said, 'a stored base on a standby that has no file');
 is(ask('on_kept', $standby), $tuned_said, 'and an adapter over it');
 fails("SELECT complete('tiny', 'x')", '58P01', qr/could not find model file "tiny\.gguf"/, 'a base that is a file', node => $standby);
+fails("SELECT finetune_import('x', 'kept', '$golden/tied/adapter')", '25006',
+	qr/cannot execute finetune_import\(\) in a read-only transaction/, 'no import there', node => $standby);
+my $exported = $standby->basedir . '/exported';
+is($standby->safe_psql('postgres', "SELECT finetune_export('on_kept', '$exported')"), $exported, 'but an export');
+is(slurp_file("$exported/$_"), slurp_file("$golden/tied/adapter/$_"), "of $_")
+  for qw(adapter_config.json adapter_model.safetensors);
 $standby->stop;
 
 my $dump = $node->basedir . '/dump.sql';
@@ -306,6 +328,9 @@ $node->reload;
 ok(wait_until(sub { (sqlstate_of($node, "SELECT complete('kept', 'x')"))[0] eq '57P03' }), 'the engine is off');
 fails("CREATE SERVER x $create (file 'junk.gguf', storage 'database')", 'XX001',
 	qr/model file "junk\.gguf" is not a GGUF file/, 'a file that is no model');
+chmod 0, "$models/junk.gguf";
+fails("CREATE SERVER x $create (file 'junk.gguf', storage 'database')", '42501',
+	qr/could not open model file "junk\.gguf": Permission denied/, 'one that cannot be read');
 answer("CREATE SERVER unseen $create (file 'tiny.gguf', storage 'database')");
 is(digests('unseen'), "$digest|$digest", 'one that is');
 
