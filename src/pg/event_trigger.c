@@ -7,7 +7,7 @@
  */
 #include "postgres.h"
 
-#include "base.h"
+#include "base_file.h"
 #include "catalog.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"

@@ -197,6 +197,18 @@ check_file_header(PgftModel *base)
 	FreeFile(file);
 }
 
+/* The base model, which the caller may use. */
+static PgftModel *
+get_base(const char *name)
+{
+	PgftModel *base = pgft_model_lookup(name, false);
+
+	if (base->kind != PGFT_MODEL_BASE)
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("model \"%s\" is not a base model", name)));
+	return base;
+}
+
 /* Is its file sound, and one that can be trained? The engine knows best. */
 static void
 check_file(PgftModel *base)
@@ -272,7 +284,7 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 
 	/* What is quickly said first, what asks the engine last */
 	check_wrapper();
-	request.base = base = pgft_model_lookup_base(base_name);
+	request.base = base = get_base(base_name);
 	request.options = get_options(fcinfo, 5);
 	check_name(request.model_name);
 	pgft_query_check(request.training_query, "training query", &columns);

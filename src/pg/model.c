@@ -198,7 +198,7 @@ read_row(const char *name, const pg_uuid_t *id)
 }
 
 PgftModel *
-pgft_model_find(const char *name)
+pgft_model_by_name(const char *name)
 {
 	PgftModel *model;
 
@@ -215,7 +215,7 @@ pgft_model_find(const char *name)
 PgftModel *
 pgft_model_lookup(const char *name, bool missing_ok)
 {
-	PgftModel *model = pgft_model_find(name);
+	PgftModel *model = pgft_model_by_name(name);
 	AclResult result;
 
 	if (model == NULL)
@@ -232,17 +232,6 @@ pgft_model_lookup(const char *name, bool missing_ok)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("the base model of \"%s\" is missing", name)));
 	return model;
-}
-
-PgftModel *
-pgft_model_lookup_base(const char *name)
-{
-	PgftModel *base = pgft_model_lookup(name, false);
-
-	if (base->kind != PGFT_MODEL_BASE)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("model \"%s\" is not a base model", name)));
-	return base;
 }
 
 PgftModel *

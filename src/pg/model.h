@@ -62,10 +62,7 @@ extern bool pgft_model_kind_by_name(const char *name, PgftModelKind *kind);
 extern PgftModel *pgft_model_lookup(const char *name, bool missing_ok);
 
 /* The same without a check of rights: NULL when there is no such model. */
-extern PgftModel *pgft_model_find(const char *name);
-
-/* As pgft_model_lookup, 42809 unless the model is a base. */
-extern PgftModel *pgft_model_lookup_base(const char *name);
+extern PgftModel *pgft_model_by_name(const char *name);
 
 /* The model with this id; no check of rights; NULL when there is none. */
 extern PgftModel *pgft_model_by_id(const pg_uuid_t *id);

@@ -92,7 +92,7 @@ check_format(const char *format)
 static PgftModel *
 get_own_model(const char *name)
 {
-	PgftModel *model = pgft_model_find(name);
+	PgftModel *model = pgft_model_by_name(name);
 
 	if (model == NULL)
 		ereport(ERROR,
@@ -272,6 +272,18 @@ refuse_adapter(const PgftReply *reply, const PgftModel *base, const char *copy,
 					hint != NULL ? errhint("%s", hint) : 0));
 }
 
+/* The base, which the caller may use. */
+static PgftModel *
+get_base(const char *name)
+{
+	PgftModel *base = pgft_model_lookup(name, false);
+
+	if (base->kind != PGFT_MODEL_BASE)
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("model \"%s\" is not a base model", name)));
+	return base;
+}
+
 /* What the engine says of the base that the adapter is for. */
 static void
 read_facts(PgftModelFacts *facts, Jsonb *loaded)
@@ -339,7 +351,7 @@ pgft_import(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("finetune_import()");
 	PreventCommandDuringRecovery("finetune_import()");
 	pgft_model_check_create(name);
-	base = pgft_model_lookup_base(base_name);
+	base = get_base(base_name);
 	check_role(ROLE_PG_READ_SERVER_FILES, function, "pg_read_server_files");
 	check_directory(directory);
 

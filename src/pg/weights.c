@@ -405,33 +405,74 @@ write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
 		pfree(data);
 }
 
+/*
+ * Write the rows that were fetched, or finish if there were none; the error
+ * that this ends with, or NULL.
+ * What is wrong with a part, or with the disk, is not to be raised while the
+ * catalog is open: who catches it without a subtransaction could not go on.
+ */
+static ErrorData *
+write_rows(Writing *writing, MemoryContext context)
+{
+	ErrorData *volatile error = NULL;
+	MemoryContext old_context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		for (uint64 i = 0; i < SPI_processed; i++)
+			write_row(writing, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+		if (SPI_processed == 0)
+			finish_file(writing);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() == ERRCODE_QUERY_CANCELED)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		MemoryContextSwitchTo(old_context);
+		if (writing->file != NULL && writing->fd >= 0)
+			CloseTransientFile(writing->fd);
+		writing->file = NULL;
+	}
+	PG_END_TRY();
+	return error;
+}
+
 char *
 pgft_weights_write(const pg_uuid_t *model, const char *directory, const char *only_file)
 {
 	Oid types[] = {UUIDOID};
 	Datum values[] = {UUIDPGetDatum(model)};
-	Writing writing = {.directory = directory, .only_file = only_file, .digest = digest_start()};
+	Writing writing = {.directory = directory, .only_file = only_file};
+	MemoryContext context = CurrentMemoryContext;
 	PgftCatalog catalog;
+	ErrorData *error;
 	Portal portal;
+	uint64 rows;
 
 	pgft_catalog_enter(&catalog, true);
+	writing.digest = digest_start();
 	portal = SPI_cursor_open_with_args(NULL,
 									   "SELECT part, file, crc, data FROM finetune.weights "
 									   "WHERE model_id = $1 ORDER BY part",
 									   1, types, values, NULL, true, 0);
-	for (;;)
+	do
 	{
 		CHECK_FOR_INTERRUPTS();
 		SPI_cursor_fetch(portal, true, FETCH_PARTS);
-		if (SPI_processed == 0)
-			break;
-		for (uint64 i = 0; i < SPI_processed; i++)
-			write_row(&writing, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+		rows = SPI_processed;
+		error = write_rows(&writing, context);
 		SPI_freetuptable(SPI_tuptable);
-	}
+	} while (rows > 0 && error == NULL);
 	SPI_cursor_close(portal);
-	finish_file(&writing);
 	pgft_catalog_leave(&catalog);
+	if (error != NULL)
+	{
+		pg_cryptohash_free(writing.digest);
+		ReThrowError(error);
+	}
 	return digest_finish(writing.digest);
 }
 

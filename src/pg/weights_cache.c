@@ -66,15 +66,6 @@ touch(const char *path)
 		(void) utimes(path, NULL);
 }
 
-/* For all databases: they share the cache. */
-static void
-set_tag(LOCKTAG *tag, const char *digest)
-{
-	uint64 key = strtoul(psprintf("%.16s", digest), NULL, 16);
-
-	SET_LOCKTAG_ADVISORY(*tag, InvalidOid, (uint32) (key >> 32), (uint32) key, CACHE_LOCK_CLASS);
-}
-
 /* Write the weights to a temporary directory, verify them, and rename it. */
 static void
 write_entry(const pg_uuid_t *model, const char *digest, const char *path, bool base)
@@ -105,24 +96,6 @@ write_entry(const pg_uuid_t *model, const char *digest, const char *path, bool b
 	fsync_fname(pgft_work_path("cache"), true);
 }
 
-char *
-pgft_weights_to_cache(const pg_uuid_t *model, const char *digest)
-{
-	char *path = entry_path(digest);
-	LOCKTAG tag;
-
-	if (!pgft_weights_are_in(path, digest))
-	{
-		set_tag(&tag, digest);
-		LockAcquire(&tag, ExclusiveLock, false, false);
-		if (!pgft_weights_are_in(path, digest))
-			write_entry(model, digest, path, false);
-		LockRelease(&tag, ExclusiveLock, false);
-	}
-	touch(path);
-	return path;
-}
-
 static bool
 base_is_there(const char *file, const char *digest, bool verify)
 {
@@ -133,29 +106,64 @@ base_is_there(const char *file, const char *digest, bool verify)
 	return !verify || strcmp(pgft_weights_file_digest(file, file), digest) == 0;
 }
 
+static bool
+is_there(const char *path, const char *digest, bool base, bool verify)
+{
+	if (base)
+		return base_is_there(psprintf("%s/%s", path, PGFT_BASE_FILE), digest, verify);
+	return pgft_weights_are_in(path, digest);
+}
+
+/* The entry's path; an entry that is not there is written, by one session at a time. */
+static char *
+find_or_write(const pg_uuid_t *model, const char *digest, bool base, bool verify, bool *written)
+{
+	char *path = entry_path(digest);
+	uint64 key = strtoul(psprintf("%.16s", digest), NULL, 16);
+	LOCKTAG tag;
+
+	*written = false;
+	if (!is_there(path, digest, base, verify))
+	{
+		/* for all databases: they share the cache */
+		SET_LOCKTAG_ADVISORY(tag, InvalidOid, (uint32) (key >> 32), (uint32) key, CACHE_LOCK_CLASS);
+		LockAcquire(&tag, ExclusiveLock, false, false);
+		PG_TRY();
+		{
+			if (!is_there(path, digest, base, verify))
+			{
+				write_entry(model, digest, path, base);
+				*written = true;
+			}
+		}
+		PG_FINALLY();
+		{
+			/* also where the error is caught and the transaction goes on */
+			LockRelease(&tag, ExclusiveLock, false);
+		}
+		PG_END_TRY();
+	}
+	touch(path);
+	return path;
+}
+
+char *
+pgft_weights_to_cache(const pg_uuid_t *model, const char *digest)
+{
+	bool written;
+
+	return find_or_write(model, digest, false, true, &written);
+}
+
 char *
 pgft_weights_base_to_cache(const pg_uuid_t *model, const char *digest, bool verify, bool *written)
 {
-	char *path = entry_path(digest);
-	char *file = psprintf("%s/%s", path, PGFT_BASE_FILE);
-	bool is_new = false;
-	LOCKTAG tag;
+	bool is_new;
+	char *path = find_or_write(model, digest, true, verify, &is_new);
 
-	if (!base_is_there(file, digest, verify))
-	{
-		set_tag(&tag, digest);
-		LockAcquire(&tag, ExclusiveLock, false, false);
-		if (!base_is_there(file, digest, verify))
-		{
-			write_entry(model, digest, path, true);
-			is_new = true;
-		}
-		LockRelease(&tag, ExclusiveLock, false);
-	}
-	touch(path);
 	if (written != NULL)
 		*written = is_new;
-	return file;
+	return psprintf("%s/%s", path, PGFT_BASE_FILE);
 }
 
 void

@@ -1,5 +1,5 @@
 /*
- * base.c: what is kept of a base's file.
+ * base_file.c: what is kept of a base's file.
  *
  * Of a file in the model directory its SHA-256 is recorded, so that other bytes
  * under its name are refused rather than taken for it; ALTER SERVER ... OPTIONS
@@ -19,7 +19,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "base.h"
+#include "base_file.h"
 #include "engine_client.h"
 #include "json.h"
 #include "model.h"
@@ -174,7 +174,7 @@ leave_database(PgftModel *base, bool other_file)
 void
 pgft_base_created(const char *name)
 {
-	PgftModel *base = pgft_model_find(name);
+	PgftModel *base = pgft_model_by_name(name);
 
 	if (base == NULL || !base->has_row)
 		return;
@@ -187,7 +187,7 @@ pgft_base_created(const char *name)
 void
 pgft_base_altered(const char *name, bool file, bool storage)
 {
-	PgftModel *base = pgft_model_find(name);
+	PgftModel *base = pgft_model_by_name(name);
 
 	if (base == NULL || !base->has_row)
 		return;
