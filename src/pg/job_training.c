@@ -23,6 +23,7 @@
 #include "storage/fd.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "weights.h"
 
 /* Training gives way to queries */
 #define ENGINE_NICENESS 10
@@ -53,12 +54,15 @@ static char *
 describe_base(PgftJobWorker *worker)
 {
 	PgftModel *base = pgft_model_by_id(&worker->job->base_id);
+	const char *digest;
 	StringInfoData buf;
 
 	if (base == NULL || !OidIsValid(base->server))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("the base model does not exist")));
 	pgft_model_resolve(base);
+	if (base->in_database)
+		(void) pgft_weights_base_to_cache(&base->id, base->weights_digest, true, NULL);
 	worker->base_path = MemoryContextStrdup(worker->attempt, base->path);
 	worker->base_file = MemoryContextStrdup(worker->attempt, base->file);
 	initStringInfo(&buf);
@@ -69,8 +73,9 @@ describe_base(PgftJobWorker *worker)
 		pgft_json_add_string(&buf, "template", base->chat_template);
 	if (base->context_length > 0)
 		pgft_json_add_int64(&buf, "context_length", base->context_length);
-	if (worker->job->base_digest)
-		pgft_json_add_string(&buf, "digest", worker->job->base_digest);
+	digest = worker->job->base_digest ? worker->job->base_digest : base->base_digest;
+	if (digest)
+		pgft_json_add_string(&buf, "digest", digest);
 	appendStringInfoChar(&buf, '}');
 	return buf.data;
 }

@@ -44,6 +44,17 @@ is($reply->{bytes}, -s "$folder/tiny.gguf", 'the size');
 my $digest = $reply->{digest};
 my $loaded = () = $engine->log_text =~ /model "m" loaded/g;
 is($loaded, 1, 'and loaded it once');
+my %known = (model => 'm', path => "$folder/tiny.gguf");
+($status) = $engine->post('/v1/load_model', { %known, digest => $digest });
+is($status, 200, 'a digest that is right');
+for my $model ('m', 'not loaded yet')
+{
+	($status, $reply) =
+	  $engine->post('/v1/load_model', { %known, model => $model, digest => '0' x 64 });
+	is($status, 409, 'a digest that is not');
+	is($reply->{error}{code}, 'mismatch', 'has its code');
+	like($reply->{error}{message}, qr/tiny\.gguf" has digest $digest, expected 0{64}/, 'and says both');
+}
 
 ($status, $reply) = $engine->get('/v1/models');
 is_deeply([ map { $_->{id} } @{ $reply->{data} } ], ['m'], 'models lists it');

@@ -143,11 +143,20 @@ is( answer(q(SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_p
 		SELECT string_agg(complete('one', i::text), ',' ORDER BY i) FROM big WHERE i % 5000 = 0)),
 	'echo: 5000,echo: 10000,echo: 15000,echo: 20000', 'a call beside parallel workers');
 
-# A replaced file is another model
+# A file with other bytes is refused until its owner says that it was replaced on purpose
 append_to_file("$models/one.gguf", ' more');
+fails(q(SELECT complete('one', 'again')), '55000',
+	qr/base model "one" has changed\n.*DETAIL:  Its file "one.gguf".*HINT:.*ALTER SERVER one OPTIONS \(SET file 'one.gguf'\)/s,
+	'a replaced file');
+answer(q(ALTER SERVER one OPTIONS (ADD context_length '512')));
+fails(q(SELECT complete('one', 'again')), '55000', qr/base model "one" has changed/,
+	'another option accepts no file');
+answer(q(ALTER SERVER one OPTIONS (DROP context_length)));
+answer(q(ALTER SERVER one OPTIONS (SET file 'one.gguf')));
 is(answer(q(SELECT complete('one', 'again'))), 'echo: again', 'an answer of a replaced file');
 is(log_count($node, qr/loaded a base/), 2, 'it was loaded');
 write_file("$models/one.gguf", 'one');
+answer(q(ALTER SERVER one OPTIONS (SET file 'one.gguf')));
 
 # Other encodings
 $node->safe_psql('postgres',
