@@ -189,32 +189,67 @@ read_row(const char *name, const pg_uuid_t *id)
 	return model;
 }
 
+typedef enum Lookup
+{
+	LOOKUP_FOUND,
+	LOOKUP_NO_MODEL,
+	LOOKUP_NO_USAGE,
+	LOOKUP_NO_BASE
+} Lookup;
+
+/* *model is set unless there is none. */
+static Lookup
+look_up(const char *name, PgftModel **model)
+{
+	PgftModel *found = read_row(name, NULL);
+
+	if (found == NULL)
+	{
+		found = palloc0(sizeof(PgftModel));
+		found->name = pstrdup(name);
+	}
+	if (!read_server(found))
+		return LOOKUP_NO_MODEL;
+	*model = found;
+	if (pg_foreign_server_aclcheck(found->server, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
+		return LOOKUP_NO_USAGE;
+	if (found->base != NULL && !read_server(found->base))
+		return LOOKUP_NO_BASE;
+	return LOOKUP_FOUND;
+}
+
 PgftModel *
 pgft_model_lookup(const char *name, bool missing_ok)
 {
-	PgftModel *model;
-	AclResult result;
+	PgftModel *model = NULL;
 
 	pgft_wrapper_oid(false);
-	model = read_row(name, NULL);
-	if (model == NULL)
+	switch (look_up(name, &model))
 	{
-		model = palloc0(sizeof(PgftModel));
-		model->name = pstrdup(name);
-	}
-	if (!read_server(model))
-	{
-		if (missing_ok)
+		case LOOKUP_FOUND:
+			break;
+		case LOOKUP_NO_MODEL:
+			if (!missing_ok)
+				ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+								errmsg("model \"%s\" does not exist", name)));
 			return NULL;
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("model \"%s\" does not exist", name)));
+		case LOOKUP_NO_USAGE:
+			aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FOREIGN_SERVER, name);
+			break;
+		case LOOKUP_NO_BASE:
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("the base model of \"%s\" is missing", name)));
 	}
-	result = pg_foreign_server_aclcheck(model->server, GetUserId(), ACL_USAGE);
-	if (result != ACLCHECK_OK)
-		aclcheck_error(result, OBJECT_FOREIGN_SERVER, name);
-	if (model->base != NULL && !read_server(model->base))
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("the base model of \"%s\" is missing", name)));
+	return model;
+}
+
+PgftModel *
+pgft_model_find(const char *name)
+{
+	PgftModel *model = NULL;
+
+	if (!OidIsValid(pgft_wrapper_oid(true)) || look_up(name, &model) != LOOKUP_FOUND)
+		return NULL;
 	return model;
 }
 

@@ -59,6 +59,9 @@ extern bool pgft_model_kind_by_name(const char *name, PgftModelKind *kind);
  */
 extern PgftModel *pgft_model_lookup(const char *name, bool missing_ok);
 
+/* The same, with NULL for whatever would raise an error. */
+extern PgftModel *pgft_model_find(const char *name);
+
 /* The model with this id; no check of rights; NULL when there is none. */
 extern PgftModel *pgft_model_by_id(const pg_uuid_t *id);
 

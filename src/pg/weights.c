@@ -337,6 +337,41 @@ write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
 		pfree(data);
 }
 
+/*
+ * Write the rows that were fetched, or finish if there were none; the error
+ * that this ends with, or NULL.
+ * What is wrong with a part, or with the disk, is not to be raised while the
+ * catalog is open: who catches it, as try_complete() does, could not go on.
+ */
+static ErrorData *
+write_rows(Writing *writing, MemoryContext context)
+{
+	ErrorData *volatile error = NULL;
+	MemoryContext old_context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		for (uint64 i = 0; i < SPI_processed; i++)
+			write_row(writing, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+		if (SPI_processed == 0)
+			finish_file(writing);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() == ERRCODE_QUERY_CANCELED)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		MemoryContextSwitchTo(old_context);
+		if (writing->file != NULL && writing->fd >= 0)
+			CloseTransientFile(writing->fd);
+		writing->file = NULL;
+	}
+	PG_END_TRY();
+	return error;
+}
+
 /* Write all parts of a model into a directory, which must be empty. */
 static void
 write_parts(const pg_uuid_t *model, const char *directory)
@@ -344,6 +379,9 @@ write_parts(const pg_uuid_t *model, const char *directory)
 	Oid types[] = {UUIDOID};
 	Datum values[] = {UUIDPGetDatum(model)};
 	Writing writing = {.directory = directory};
+	ErrorData *error;
+	MemoryContext context = CurrentMemoryContext;
+	uint64 rows;
 	PgftCatalog catalog;
 	Portal portal;
 
@@ -352,19 +390,18 @@ write_parts(const pg_uuid_t *model, const char *directory)
 									   "SELECT part, file, crc, data FROM finetune.weights "
 									   "WHERE model_id = $1 ORDER BY part",
 									   1, types, values, NULL, true, 0);
-	for (;;)
+	do
 	{
 		CHECK_FOR_INTERRUPTS();
 		SPI_cursor_fetch(portal, true, FETCH_PARTS);
-		if (SPI_processed == 0)
-			break;
-		for (uint64 i = 0; i < SPI_processed; i++)
-			write_row(&writing, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+		rows = SPI_processed;
+		error = write_rows(&writing, context);
 		SPI_freetuptable(SPI_tuptable);
-	}
+	} while (rows > 0 && error == NULL);
 	SPI_cursor_close(portal);
-	finish_file(&writing);
 	pgft_catalog_leave(&catalog);
+	if (error != NULL)
+		ReThrowError(error);
 }
 
 /* Does this directory hold just these weights? */
