@@ -30,7 +30,7 @@ SELECT pg_describe_object(d.classid, d.objid, 0) AS object,
 	   obj_description(d.objid, d.classid::regclass::name) AS description
 FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
 WHERE d.deptype = 'e' AND e.extname = 'pg_finetune' AND d.classid <> 'pg_proc'::regclass
-ORDER BY 1 COLLATE "C";
+ORDER BY pg_describe_object(d.classid, d.objid, 0) COLLATE "C";
 
 DROP SERVER "small-1b";
 DROP OWNED BY regress_finetune_owner, regress_finetune_user;

@@ -72,6 +72,7 @@ struct PgftRequest
 	int fd;
 	uint64 generation; /* of the engine that fd leads to */
 	bool reused;       /* fd served another request before */
+	bool retried; /* a reused one broke: the engine of `generation`, and no other, is tried again */
 
 	char *out;
 	int out_length;
@@ -167,7 +168,11 @@ fail(PgftRequest *request, Failure failure)
 	request->failure = failure;
 }
 
-/* The connection broke: try anew if it had only been left over, else the engine is gone. */
+/*
+ * The connection broke: try anew if it had only been left over, else the engine
+ * is gone.  Were another engine asked, a request that kills engines would kill
+ * one after the other.
+ */
 static void
 connection_broke(PgftRequest *request)
 {
@@ -175,6 +180,7 @@ connection_broke(PgftRequest *request)
 	{
 		close_idle();
 		drop_connection(request);
+		request->retried = true;
 		request->state = REQUEST_WAITING;
 		request->retry_at = 0;
 	}
@@ -195,6 +201,11 @@ try_connect(PgftRequest *request)
 		return true;
 	}
 	pgft_server_state(&server);
+	if (request->retried && (!server.ready || server.generation != request->generation))
+	{
+		fail(request, FAILURE_DIED);
+		return true;
+	}
 	if (!server.ready || now < request->retry_at)
 		return false;
 

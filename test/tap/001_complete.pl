@@ -132,6 +132,12 @@ for my $case ([ invalid => '22023' ], [ no_space => '53100' ], [ no_memory => '5
 }
 
 # Replies that are none
+fails(q(SELECT complete('one', 'broken no_choices')), 'XX000', qr/the engine's reply is not a chat completion/,
+	'a reply without an answer');
+fails(q(SELECT complete('one', 'broken garbage')), 'XX000', qr/the engine's reply is malformed or too long/,
+	'a reply that is none');
+fails(q(SELECT complete('one', 'broken no_json')), 'XX000', qr/the engine's reply is not valid JSON that this database can hold/,
+	'a reply that is no JSON');
 for my $kind (qw(garbage head status no_length negative too_long encoding chunk_size chunk_end
 	chunk_huge cut_head cut_body empty html no_json array no_choices no_text zero surrogate not_utf8 deep))
 {
@@ -167,7 +173,7 @@ fails(q(SELECT complete('bad', 'x')), 'XX001', qr/ERROR:  XX001: bad.gguf is tru
 	'damaged file');
 fails(q(SELECT complete('gone', 'x')), '58P01', qr/model file "gone.gguf".*HINT:.*model_directory/s,
 	'missing file');
-fails(q(SELECT complete('outside', 'x')), '42501', qr/"outside.gguf" is outside of/,
+fails(q(SELECT complete('outside', 'x')), '42501', qr/model file "outside.gguf" is outside of pg_finetune.model_directory/,
 	'link out of the model directory');
 is( answer(q(SELECT architecture, parameters, context_length, size FROM finetune.models WHERE name = 'one')),
 	'echo|7|512|3', 'what is known of a base');
@@ -226,18 +232,22 @@ fails(q(SELECT complete('bare', 'x')), '55000', qr/model "bare" is still being t
 
 # Weights that are not what was stored are never served
 for my $case (
-	[ changed => q(UPDATE finetune.weights SET data = 'other' WHERE part = 1), qr/part 1 .* is damaged/ ],
-	[ missing => q(DELETE FROM finetune.weights WHERE part = 1), qr/part 1 .* is missing/ ],
+	[ changed => q(UPDATE finetune.weights SET data = 'other' WHERE part = 1), qr/part 1 of the model's weights is damaged/ ],
+	[ missing => q(DELETE FROM finetune.weights WHERE part = 1), qr/part 1 of the model's weights is missing/ ],
 	[ cut => q(DELETE FROM finetune.weights WHERE part = 2), qr/not those that were stored/ ],
 	[ swapped => q(UPDATE finetune.weights SET file = 'z' WHERE part = 2), qr/not those that were stored/ ],
-	[ renamed => q(UPDATE finetune.weights SET file = '../z' WHERE part = 0), qr/part 0 .* bad file name/ ])
+	[ named => q(UPDATE finetune.weights SET file = repeat('z', 300) WHERE part = 0), qr/could not create file ".*": File name too long/, 'XX000' ],
+	[ renamed => q(UPDATE finetune.weights SET file = '../z' WHERE part = 0), qr/part 0 of the model's weights has a bad file name/ ])
 {
-	my ($name, $damage, $pattern) = @$case;
+	my ($name, $damage, $pattern, $state) = @$case;
 
 	store_adapter($node, $name, { a => "$name a", b => 'b', prefix => $name });
 	answer("$damage AND model_id = (SELECT id FROM finetune.model WHERE name = '$name')");
-	fails(qq(SELECT complete('$name', 'x')), 'XX001', $pattern, "weights $name");
+	fails(qq(SELECT complete('$name', 'x')), $state // 'XX001', $pattern, "weights $name");
 }
+store_adapter($node, 'strange', { prefix => 'strange ' });
+answer(q(UPDATE finetune.model SET weights_digest = '../' || weights_digest WHERE name = 'strange'));
+fails(q(SELECT complete('strange', 'x')), 'XX001', qr/the digest of the model's weights is damaged/, 'a digest that is none');
 is(scalar(() = glob($node->data_dir . '/pgsql_tmp_finetune/cache/*tmp*')),
 	0, 'nothing is left of them in the cache');
 
@@ -254,6 +264,10 @@ for my $entry ("$cache/unused", "$cache/killed.tmp.1", "$cache/new")
 	utime time - $age, time - $age, $entry;
 }
 $node->start;
+chmod 0, "$cache/$digest/prefix" or die;
+fails(q(SELECT complete('cached', 'x')), '42501', qr/could not open file ".*prefix": Permission denied/,
+	'a file of the cache that cannot be read');
+chmod 0600, "$cache/$digest/prefix" or die;
 is(answer(q(SELECT complete('cached', 'x'))), 'cached echo: x', 'is written again when damaged');
 is(join(' ', map { -e "$cache/$_" ? 1 : 0 } qw(unused killed.tmp.1 new)),
 	'0 0 1', 'what is old or was left unfinished is removed');
@@ -270,7 +284,7 @@ fails(q(SET statement_timeout = '300ms'; SELECT complete('one', 'sleep')),
 ok(wait_until(sub { log_count($node, qr/a request was dropped/, $offset) == 1 }),
 	'the engine was told of it');
 fails(q(SET pg_finetune.request_timeout = '300ms'; SELECT complete('one', 'sleep')),
-	'57P03', qr/did not answer in time/, 'request_timeout');
+	'57P03', qr/the engine did not answer in time/, 'request_timeout');
 ok(wait_until(sub { log_count($node, qr/a request was dropped/, $offset) == 2 }),
 	'the engine was told of that');
 my $session = $node->background_psql('postgres', on_error_stop => 0);
@@ -305,10 +319,24 @@ for my $call (
 }
 is(log_count($node, qr/$canary/, $offset), 0, 'nor is it in the server log');
 
+# The engine's end is that of its requests
+my $engine = engine_pid($node);
+fails(q(SELECT complete('one', 'die')), '57P03', qr/the engine ended while it worked on a request/, 'an engine that dies');
+ok(wait_until(sub { engine_pid($node) != $engine }), 'is started again');
+is(answer(q(SELECT complete('one', 'x'))), 'echo: x', 'the next one answers');
+$engine = engine_pid($node);
+fails(q(SELECT complete('one', p) FROM (VALUES ('x'), ('die')) t (p)), '57P03',
+	qr/the engine ended while it worked on a request/,
+	'over a connection that served before');
+ok(wait_until(sub { engine_pid($node) != $engine }), 'another one is started');
+$engine = engine_pid($node);
+is(answer(q(SELECT complete('one', 'x'))), 'echo: x', 'and answers');
+is(engine_pid($node), $engine, 'what killed one is not given to the next');
+
 # The engine can be turned off, and on again
 $node->append_conf('postgresql.conf', 'pg_finetune.serve = off');
 $node->reload;
-my $engine = engine_pid($node);
+$engine = engine_pid($node);
 ok(wait_until(sub { !is_running($engine) }), 'the engine ends when it is turned off');
 fails(q(SELECT complete('one', 'x')), '57P03', qr/the engine is turned off.*HINT:.*pg_finetune.serve/s,
 	'turned off');
