@@ -86,3 +86,4 @@ ROLLBACK;
 
 DROP SERVER base CASCADE;
 DROP EXTENSION pg_finetune;
+DROP FUNCTION try_server, try;

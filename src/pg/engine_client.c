@@ -37,6 +37,9 @@
 #define MAX_IDLE 8
 #define RECEIVE_SIZE 16384
 
+/* What the engine takes; it would end a longer request in the middle */
+#define MAX_REQUEST_BYTES (16 * 1024 * 1024)
+
 /* How long to wait before connecting again to an engine that says it is there */
 #define RECONNECT_MS 50
 
@@ -335,6 +338,11 @@ write_request(PgftRequest *request, const char *method, const char *path, const 
 		if (utf8 != body)
 			body_length = strlen(utf8);
 		body = utf8;
+		if (body_length > MAX_REQUEST_BYTES)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("a request of %d bytes is too long for the engine, which takes %d",
+							body_length, MAX_REQUEST_BYTES)));
 	}
 	initStringInfo(&out);
 	appendStringInfo(&out, "%s %s HTTP/1.1\r\nHost: localhost\r\n", method, path);

@@ -62,6 +62,21 @@ for my $call (q(tokenize('tiny', 'x')), q(detokenize('tiny', '{1}')), q(count_to
 	like($words, qr/permission denied for foreign server tiny/, 'says so');
 }
 
+# Penalties, asked of a real engine
+is( answer(q(SELECT (complete('tiny', 'x', '{"max_tokens": 12, "frequency_penalty": 2, "presence_penalty": 1, "repetition_penalty": 1.5}')
+			-> 'choices' -> 0 ->> 'messages')
+		<> complete('tiny', 'x', '{"max_tokens": 12}') -> 'choices' -> 0 ->> 'messages')),
+	't', 'penalties change an answer');
+
+# More than the engine takes at once
+for my $call (q(count_tokens('tiny', repeat('x', 17000000))), q(complete('tiny', repeat('x', 17000000))),
+	q(detokenize('tiny', array_fill(100000, ARRAY[3000000]))))
+{
+	fails("SELECT $call", '54000', qr/a request of \d+ bytes is too long for the engine, which takes 16777216/, $call);
+}
+is(answer(q(SELECT try_complete('tiny', repeat('x', 17000000)) IS NULL, count_tokens('tiny', 'x') > 0)), 't|t',
+	'nor does it hurt');
+
 # Other encodings
 for my $encoding (qw(LATIN1 SQL_ASCII EUC_JP))
 {
