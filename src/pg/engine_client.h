@@ -21,7 +21,8 @@ typedef struct PgftReply
 } PgftReply;
 
 /*
- * Start a request.  `body` is JSON text in the server encoding, NULL for GET.
+ * Start a request.  `body` is JSON text in the server encoding, NULL for GET; it
+ * may have 16 MiB (54000).
  * `timeout_ms` is for the whole of it, waiting for an engine that is not up
  * yet included; 0 is no limit, -1 stands for pg_finetune.request_timeout.
  */

@@ -197,13 +197,19 @@ read_row(const char *name, const pg_uuid_t *id)
 	return model;
 }
 
-PgftModel *
-pgft_model_by_name(const char *name)
+typedef enum Lookup
 {
-	PgftModel *model;
+	LOOKUP_FOUND,
+	LOOKUP_NO_MODEL,
+	LOOKUP_NO_USAGE,
+	LOOKUP_NO_BASE
+} Lookup;
 
-	pgft_wrapper_oid(false);
-	model = read_row(name, NULL);
+static PgftModel *
+find_by_name(const char *name)
+{
+	PgftModel *model = read_row(name, NULL);
+
 	if (model == NULL)
 	{
 		model = palloc0(sizeof(PgftModel));
@@ -212,25 +218,61 @@ pgft_model_by_name(const char *name)
 	return read_server(model) ? model : NULL;
 }
 
+/* *model is NULL when there is none. */
+static Lookup
+look_up(const char *name, PgftModel **model)
+{
+	PgftModel *found = find_by_name(name);
+
+	*model = found;
+	if (found == NULL)
+		return LOOKUP_NO_MODEL;
+	if (pg_foreign_server_aclcheck(found->server, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
+		return LOOKUP_NO_USAGE;
+	if (found->base != NULL && !read_server(found->base))
+		return LOOKUP_NO_BASE;
+	return LOOKUP_FOUND;
+}
+
+PgftModel *
+pgft_model_by_name(const char *name)
+{
+	pgft_wrapper_oid(false);
+	return find_by_name(name);
+}
+
 PgftModel *
 pgft_model_lookup(const char *name, bool missing_ok)
 {
-	PgftModel *model = pgft_model_by_name(name);
-	AclResult result;
+	PgftModel *model;
 
-	if (model == NULL)
+	pgft_wrapper_oid(false);
+	switch (look_up(name, &model))
 	{
-		if (missing_ok)
+		case LOOKUP_FOUND:
+			break;
+		case LOOKUP_NO_MODEL:
+			if (!missing_ok)
+				ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+								errmsg("model \"%s\" does not exist", name)));
 			return NULL;
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("model \"%s\" does not exist", name)));
+		case LOOKUP_NO_USAGE:
+			aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FOREIGN_SERVER, name);
+			break;
+		case LOOKUP_NO_BASE:
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("the base model of \"%s\" is missing", name)));
 	}
-	result = pg_foreign_server_aclcheck(model->server, GetUserId(), ACL_USAGE);
-	if (result != ACLCHECK_OK)
-		aclcheck_error(result, OBJECT_FOREIGN_SERVER, name);
-	if (model->base != NULL && !read_server(model->base))
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("the base model of \"%s\" is missing", name)));
+	return model;
+}
+
+PgftModel *
+pgft_model_find(const char *name)
+{
+	PgftModel *model;
+
+	if (!OidIsValid(pgft_wrapper_oid(true)) || look_up(name, &model) != LOOKUP_FOUND)
+		return NULL;
 	return model;
 }
 

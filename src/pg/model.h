@@ -64,6 +64,9 @@ extern PgftModel *pgft_model_lookup(const char *name, bool missing_ok);
 /* The same without a check of rights: NULL when there is no such model. */
 extern PgftModel *pgft_model_by_name(const char *name);
 
+/* As pgft_model_lookup, with NULL for whatever would raise an error. */
+extern PgftModel *pgft_model_find(const char *name);
+
 /* The model with this id; no check of rights; NULL when there is none. */
 extern PgftModel *pgft_model_by_id(const pg_uuid_t *id);
 

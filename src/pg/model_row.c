@@ -127,7 +127,8 @@ static void
 check_new_name(const char *name)
 {
 	if (name[0] == '\0')
-		ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("a model's name must not be empty")));
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME), errmsg("the name of a model must not be empty")));
 	if (strlen(name) >= NAMEDATALEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_NAME_TOO_LONG), errmsg("model name \"%s\" is too long", name),

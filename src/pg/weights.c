@@ -409,7 +409,7 @@ write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
  * Write the rows that were fetched, or finish if there were none; the error
  * that this ends with, or NULL.
  * What is wrong with a part, or with the disk, is not to be raised while the
- * catalog is open: who catches it without a subtransaction could not go on.
+ * catalog is open: who catches it, as try_complete() does, could not go on.
  */
 static ErrorData *
 write_rows(Writing *writing, MemoryContext context)

@@ -187,6 +187,11 @@ sub route
 		my @words = split ' ', $body->{prompt};
 		return (200, { count => scalar @words, max_model_len => 512, tokens => [ 1 .. @words ] });
 	}
+	if ($what eq 'POST /detokenize')
+	{
+		return (200, {}) if "@{ $body->{tokens} }" eq '666';
+		return (200, { prompt => join ' ', map { "word$_" } @{ $body->{tokens} } });
+	}
 	return chat($body, $prefix) if $what eq 'POST /v1/chat/completions';
 	return failure('not_found', "no route $what");
 }
