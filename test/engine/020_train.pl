@@ -317,7 +317,7 @@ fails('another method', with_options(method => 'dpo'), 'unsupported', qr/method 
 fails('dropout', with_options(lora_dropout => 0.1), 'unsupported', qr/lora_dropout 0\.1/);
 fails('missing base', new_job(job => { base => { path => "$scratch/none.gguf" } }), 'not_found', qr/none\.gguf/);
 fails('another base', new_job(job => { base => { path => $base, digest => '0' x 64 } }), 'mismatch', qr/digest/);
-my $told = fails('no rows', new_job(train => ''), 'invalid', qr/no usable training rows: 0 read/);
+my $told = fails('no rows', new_job(train => ''), 'invalid', qr/no usable rows: 0 read/);
 like($told->{hint}, qr/query/, 'no rows: a hint');
 fails('only nulls', new_job(train => jsonl({ prompt => undef, completion => 'x' })), 'invalid', qr/1 with a null/);
 fails('a bad row', new_job(train => jsonl($rows[0], { prompt => 'CANARY', completion => ['CANARY'] })),

@@ -320,7 +320,7 @@ test_unusable_files(void **state)
 {
 	fixture *f = *state;
 
-	check_build_fails(f, "", "no usable training rows");
+	check_build_fails(f, "", "no usable rows");
 	assert_string_not_equal(ft_error_hint(), "");
 	check_build_fails(f, "{\"prompt\": null, \"completion\": null}\n", "1 with a null");
 	check_build_fails(f, "{\"text\": \"the end\"}\n{\"text\": 5}\n", "row 2 of train.jsonl");
