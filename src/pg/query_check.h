@@ -40,6 +40,9 @@ typedef struct PgftColumns
  */
 extern void pgft_query_check(const char *query, const char *what, PgftColumns *columns);
 
+/* The same for a query that this session runs at once: it may read temporary tables. */
+extern void pgft_query_check_now(const char *query, const char *what, PgftColumns *columns);
+
 /* Find the column set in a row type; the errors are those of pgft_query_check. */
 extern void pgft_columns_find(TupleDesc desc, const char *what, PgftColumns *columns);
 
