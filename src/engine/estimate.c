@@ -10,6 +10,7 @@
 #include "programs.h"
 #include "setup.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #define PROBE_TOKENS 256    /* of the first, cold look at the device's speed */
@@ -108,7 +109,8 @@ time_gradient(estimate *e, int64_t tokens, double *rate)
 	return FT_OK;
 }
 
-/* Whole steps, where they are quick; else as much of one as the time allows. */
+/* Whole steps, where they are quick; else as much of one as the time allows, but not less than the
+ * first look has taken. */
 static ft_status
 measure_training(estimate *e)
 {
@@ -120,6 +122,9 @@ measure_training(estimate *e)
 
 	ft_epoch_shuffle(&t->epoch, t->dataset->train, t->options->seed, 0);
 	FT_TRY(time_gradient(e, PROBE_TOKENS, &rate));
+	e->training_rate = rate;
+	if (rate * PROBE_TOKENS > MEASURE_SECONDS)
+		return FT_OK; /* fewer tokens would say less than the first ones have */
 	if (rate * (double) t->dataset->tokens / (double) t->steps_per_epoch > MEASURE_SECONDS)
 		return time_gradient(e, (int64_t) (MEASURE_SECONDS / rate), &e->training_rate);
 	begun = ft_monotonic_seconds();
@@ -140,7 +145,7 @@ measure_evaluation(estimate *e)
 {
 	ft_trainer *t = e->trainer;
 	const ft_dataset *d = t->dataset;
-	int64_t room = (int64_t) (MEASURE_SECONDS / e->training_rate);
+	double room = fmax(MEASURE_SECONDS / e->training_rate, PROBE_TOKENS);
 	ft_evaluation evaluation = {0};
 	double before = ft_monotonic_seconds();
 	int64_t taken;
@@ -149,7 +154,7 @@ measure_evaluation(estimate *e)
 	if (d->n_validation == 0)
 		return FT_OK;
 	n = take_documents(d->validation, NULL, d->n_validation,
-					   room < t->capacity ? room : t->capacity, &taken);
+					   (int64_t) fmin(room, (double) t->capacity), &taken);
 	FT_TRY(ft_evaluate(t->transformer, d, d->validation, n, t->capacity, &t->batch, &evaluation));
 	e->evaluation_rate = (ft_monotonic_seconds() - before) / (double) taken;
 	return FT_OK;

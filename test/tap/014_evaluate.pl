@@ -41,6 +41,8 @@ my $node = new_node('evaluate', <<"CONF");
 pg_finetune.engine_path = '$scratch/engine'
 pg_finetune.numerics = reference
 restart_after_crash = on
+wal_level = replica
+max_wal_senders = 4
 CONF
 
 $node->safe_psql('postgres', <<'SQL');
@@ -201,6 +203,20 @@ $node->safe_psql('postgres', 'CREATE SCHEMA other; CREATE TABLE other.fact AS SE
 is( as('alice', "SET search_path = other, public; SELECT finetune_evaluate('tiny', 'TABLE fact')->'rows'->'used'"),
 	3, "names mean what they mean to the caller");
 
+# --- On a standby
+
+$node->backup('copy');
+my $standby = PostgreSQL::Test::Cluster->new('evaluate_standby');
+$standby->init_from_backup($node, 'copy', has_streaming => 1);
+$standby->start;
+is( $standby->safe_psql('postgres', "SELECT finetune_evaluate('parity', 'TABLE unseen')->>'loss'"),
+	$node->safe_psql('postgres', "SELECT finetune_evaluate('parity', 'TABLE unseen')->>'loss'"),
+	'a standby evaluates as its primary does');
+is( $standby->safe_psql('postgres', "SELECT finetune_estimate('tiny', 'TABLE unseen')->'rows'->'used'"),
+	30, 'and estimates what it could not create');
+is(scalar(() = glob($standby->data_dir . '/pgsql_tmp_finetune/sessions/*')), 0, 'nothing is left there');
+$standby->stop;
+
 # --- Rights
 
 like(error_of($node, "SELECT finetune_estimate('tiny', 'TABLE unseen')", 'bob'),
@@ -236,6 +252,16 @@ like(error_of($node, q{SELECT finetune_evaluate('tiny', $q$SELECT 'x' AS prompt,
 	qr/^25006: cannot execute INSERT in a read-only transaction/, 'it cannot write');
 like(error_of($node, q{SELECT finetune_evaluate('tiny', $q$SELECT 'x' AS prompt, rise() AS completion$q$)}, 'alice'),
 	qr/^25001: transaction read-write mode must be set before any query/, 'nor change that');
+is( as('alice', <<'SQL'), "25006\n22012\n1", 'the transaction is what it was before, once the error is caught');
+CREATE FUNCTION pg_temp.code(query text) RETURNS text LANGUAGE plpgsql AS
+	$$ BEGIN PERFORM finetune_evaluate('tiny', query); RETURN 'none';
+	   EXCEPTION WHEN OTHERS THEN RETURN sqlstate; END $$;
+BEGIN;
+SELECT pg_temp.code($q$SELECT 'x' AS prompt, scribble() AS completion$q$);
+SELECT pg_temp.code($q$SELECT (1/(1-i))::text AS text FROM generate_series(0, 1) i$q$);
+INSERT INTO fact VALUES (-2) RETURNING 1;
+ROLLBACK;
+SQL
 is($node->safe_psql('postgres', 'SELECT count(*) FROM fact WHERE id < 0'), 0, 'nothing was written');
 
 # --- What is wrong is said, before and after
