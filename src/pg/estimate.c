@@ -11,6 +11,7 @@
 #include "json.h"
 #include "options.h"
 #include "pg_finetune.h"
+#include "query_check.h"
 #include "session_engine.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"

@@ -15,6 +15,7 @@
 #include "json.h"
 #include "model.h"
 #include "pg_finetune.h"
+#include "query_check.h"
 #include "session_engine.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -49,7 +50,19 @@ describe_model(PgftModel *model, PgftJobFile *file)
 	file->adapter = pgft_weights_to_cache(&model->id, model->weights_digest);
 }
 
-/* Share of the rows whose answer is right; a plain text has no question to be answered. */
+/* Plain text, as words or as tokens, has no question that something is the answer to. */
+static bool
+has_answers(const PgftColumns *columns)
+{
+	for (int i = 0; i < columns->count; i++)
+	{
+		if (strcmp(columns->name[i], "labels") == 0)
+			return true;
+	}
+	return columns->set != PGFT_TEXT && columns->set != PGFT_TOKENS;
+}
+
+/* Share of the rows whose answer is right. */
 static void
 add_exact_match(StringInfo buf, const PgftSessionTask *task, JsonbContainer *dataset,
 				JsonbContainer *evaluated)
@@ -58,7 +71,7 @@ add_exact_match(StringInfo buf, const PgftSessionTask *task, JsonbContainer *dat
 	int64 used = 0;
 	int64 exact = 0;
 
-	if (task->columns.set != PGFT_TEXT && pgft_json_int64(rows, "used", &used) && used > 0 &&
+	if (has_answers(&task->columns) && pgft_json_int64(rows, "used", &used) && used > 0 &&
 		pgft_json_int64(evaluated, "exact", &exact))
 		pgft_json_add_double(buf, "exact_match", (double) exact / (double) used);
 	else

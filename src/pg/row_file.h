@@ -4,7 +4,7 @@
 #ifndef PGFT_ROW_FILE_H
 #define PGFT_ROW_FILE_H
 
-#include "query_check.h"
+#include "columns.h"
 
 /*
  * Run a query that pgft_query_check has found good, through SPI, which the
@@ -14,8 +14,8 @@
  * it is whole, under a temporary name until then.  *columns says what was
  * found in the result.  Returns the number of rows.
  *
- * Errors: the query's own; 53100 and other errors of files; 22P05 where text
- * cannot be had in UTF-8.
+ * Errors: the query's own; those of pgft_row_write; 53100 and other errors of files; 22P05 where
+ * text cannot be had in UTF-8.
  */
 extern int64 pgft_rows_write(const char *query, const char *what, const char *directory,
 							 const char *name, PgftColumns *columns);

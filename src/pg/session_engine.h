@@ -4,8 +4,8 @@
 #ifndef PGFT_SESSION_ENGINE_H
 #define PGFT_SESSION_ENGINE_H
 
+#include "columns.h"
 #include "job_file.h"
-#include "query_check.h"
 
 typedef struct PgftSessionTask
 {
