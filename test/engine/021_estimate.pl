@@ -115,6 +115,18 @@ for my $program (qw(train estimate))
 	my ($exit, @told) = run_engine('evaluate', new_job(job => { adapter => "$JobTest::scratch/none" }));
 	is("$exit $told[-1]{code}", '1 not_found', 'evaluate: an adapter that is missing');
 }
+{
+	# a model whose last weights are no numbers
+	my $damaged = slurp($JobTest::base);
+	substr($damaged, -64) = pack('f<', 'NaN') x 16;
+	spew("$JobTest::scratch/nan.gguf", $damaged);
+	for my $program (qw(estimate evaluate))
+	{
+		my ($exit, @told) = run_engine($program, new_job(job => { base => { path => "$JobTest::scratch/nan.gguf" } }));
+		is("$exit $told[-1]{code}", '1 non_finite', "$program: a loss that is no number");
+		like($told[-1]{message}, qr/^loss is -?nan/, "$program: says so");
+	}
+}
 is(system("$JobTest::engine $_ --what 2>/dev/null") >> 8, 2, "$_: wrong usage: exit code 2") for qw(estimate evaluate);
 
 # --- Ended

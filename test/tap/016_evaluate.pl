@@ -43,6 +43,8 @@ pg_finetune.numerics = reference
 restart_after_crash = on
 wal_level = replica
 max_wal_senders = 4
+max_standby_streaming_delay = -1
+max_standby_archive_delay = -1
 CONF
 
 $node->safe_psql('postgres', <<'SQL');
@@ -76,7 +78,7 @@ sub result_of
 # arguments, the one that never ends by where it was started.
 sub engines_running
 {
-	my $data = $node->data_dir;
+	my $data = ($_[0] // $node)->data_dir;
 	my @found;
 
 	for my $process (grep { /\d$/ } glob '/proc/[0-9]*')
@@ -95,6 +97,22 @@ sub left_behind
 	my @files = glob($node->data_dir . '/pgsql_tmp_finetune/sessions/*');
 
 	return scalar(@files) . ' files, ' . scalar(engines_running()) . ' processes';
+}
+
+# A session that evaluates with an engine that never ends; waits until that runs.
+sub start_slow
+{
+	my ($sql, $on) = @_;
+	my $where = $on // $node;
+	my $session = { out => '', err => '' };
+
+	misbehave('slow');
+	$session->{handle} = IPC::Run::start(
+		[ 'psql', '-X', '-U', 'alice', '-d', $where->connstr('postgres'), '-v', 'VERBOSITY=verbose',
+			'-c', $sql // "SELECT finetune_evaluate('tiny', 'TABLE unseen')" ],
+		'>', \$session->{out}, '2>', \$session->{err});
+	ok(wait_until(sub { scalar engines_running($where) }), 'an engine is at work');
+	return $session;
 }
 
 my $nothing = '0 files, 0 processes';
@@ -224,7 +242,10 @@ is( $standby->safe_psql('postgres', "SELECT finetune_evaluate('parity', 'TABLE u
 is( $standby->safe_psql('postgres', "SELECT finetune_estimate('tiny', 'TABLE unseen')->'rows'->'used'"),
 	30, 'and estimates what it could not create');
 is(scalar(() = glob($standby->data_dir . '/pgsql_tmp_finetune/sessions/*')), 0, 'nothing is left there');
-$standby->stop;
+
+# An engine that says nothing is given a minute; what becomes of it is looked at in the end.
+my $hanging = start_slow("SELECT finetune_evaluate('tiny', 'TABLE unseen')", $standby);
+misbehave('');
 
 # --- Rights
 
@@ -347,21 +368,6 @@ misbehave('');
 
 # --- Ended in the middle
 
-# A session that evaluates with an engine that never ends; waits until that runs.
-sub start_slow
-{
-	my ($sql) = @_;
-	my $session = { out => '', err => '' };
-
-	misbehave('slow');
-	$session->{handle} = IPC::Run::start(
-		[ 'psql', '-X', '-U', 'alice', '-d', $node->connstr('postgres'), '-v', 'VERBOSITY=verbose',
-			'-c', $sql // "SELECT finetune_evaluate('tiny', 'TABLE unseen')" ],
-		'>', \$session->{out}, '2>', \$session->{err});
-	ok(wait_until(sub { scalar engines_running() }), 'an engine is at work');
-	return $session;
-}
-
 my $pid_of = "SELECT pid FROM pg_stat_activity WHERE usename = 'alice' AND query LIKE '%finetune_e%'";
 
 for my $case ([ pg_cancel_backend => '57014' ], [ pg_terminate_backend => '57P01' ])
@@ -422,6 +428,23 @@ is(left_behind(), $nothing, 'and nothing is left');
 	ok(wait_until(sub { left_behind() eq $nothing }), 'nothing is left');
 }
 
+# --- A model of a kind that cannot be evaluated yet, and a server without the library
+
+$node->safe_psql('postgres', <<'SQL');
+CREATE SERVER whole TYPE 'full' FOREIGN DATA WRAPPER pg_finetune;
+INSERT INTO finetune.model (id, name, kind, base_id, weights_digest)
+	SELECT gen_random_uuid(), 'whole', 'full', id, 'none' FROM finetune.model WHERE name = 'tiny';
+SQL
+like(error_of($node, "SELECT finetune_evaluate('whole', 'TABLE unseen')"),
+	qr/^0A000: model "whole" cannot be evaluated/, 'a fully tuned model');
+$node->safe_psql('postgres', 'DROP SERVER whole');
+$node->append_conf('postgresql.conf', "shared_preload_libraries = ''\n");
+$node->restart;
+like(error_of($node, "SELECT $_"), qr/^55000: pg_finetune must be loaded via shared_preload_libraries/, "$_ without preload")
+  for "finetune_evaluate('tiny', 'TABLE unseen')", "finetune_estimate('tiny', 'TABLE unseen')";
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'pg_finetune'\n");
+$node->restart;
+
 # --- A base that has changed
 
 my $base = $node->basedir . '/models/tiny.gguf';
@@ -435,6 +458,14 @@ unlink $base;
 like(error_of($node, "SELECT finetune_evaluate('tiny', 'TABLE unseen')", 'alice'),
 	qr/^58P01: could not find model file "tiny\.gguf"/, 'and one that is missing');
 is(left_behind(), $nothing, 'nothing is left');
+
+# --- The engine that says nothing
+
+$hanging->{handle}->finish;
+like($hanging->{err}, qr/ERROR:  57P03: evaluating engine has said nothing for 60 s/, 'an engine that hangs is given up');
+is(scalar engines_running($standby), 0, 'and ended');
+is(scalar(() = glob($standby->data_dir . '/pgsql_tmp_finetune/sessions/*')), 0, 'and nothing of it is left');
+$standby->stop;
 
 $node->stop;
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP|CANARY|item 21\d/, 'nothing unseemly in the log');
