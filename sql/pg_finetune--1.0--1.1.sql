@@ -326,3 +326,24 @@ COMMENT ON COLUMN finetune.progress.steps_done IS 'optimizer steps done';
 COMMENT ON COLUMN finetune.progress.training_loss IS 'loss of the last step';
 COMMENT ON COLUMN finetune.progress.tokens_per_second IS 'tokens trained in a second';
 COMMENT ON COLUMN finetune.progress.time_left IS 'time until the job may end';
+
+-- Estimates and evaluations: run at once, as the caller
+
+CREATE FUNCTION @extschema@.finetune_estimate(base_model pg_catalog.text,
+											  training_query pg_catalog.text,
+											  validation_query pg_catalog.text DEFAULT NULL,
+											  options pg_catalog.jsonb DEFAULT '{}')
+	RETURNS pg_catalog.jsonb
+	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000000
+	AS 'MODULE_PATHNAME', 'pgft_finetune_estimate';
+
+CREATE FUNCTION @extschema@.finetune_evaluate(model pg_catalog.text, query pg_catalog.text)
+	RETURNS pg_catalog.jsonb
+	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000000
+	AS 'MODULE_PATHNAME', 'pgft_finetune_evaluate';
+
+COMMENT ON FUNCTION @extschema@.finetune_estimate(pg_catalog.text, pg_catalog.text,
+												  pg_catalog.text, pg_catalog.jsonb)
+	IS 'what finetune(''CREATE'') with these arguments would do: steps, tokens, time and memory; runs the queries, trains nothing';
+COMMENT ON FUNCTION @extschema@.finetune_evaluate(pg_catalog.text, pg_catalog.text)
+	IS 'how well a model knows the rows of a query: loss, token accuracy, exact matches';

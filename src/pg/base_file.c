@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "base.h"
 #include "base_file.h"
 #include "engine_client.h"
 #include "json.h"
@@ -118,23 +119,6 @@ look_at_file(PgftModel *base, bool record)
 
 /* ---- Files in the database ---- */
 
-/* Without an engine to ask: does it begin as such a file does? */
-static void
-check_magic(const PgftModel *base)
-{
-	FILE *file = AllocateFile(base->path, PG_BINARY_R);
-	char magic[4] = {0};
-
-	if (file == NULL)
-		ereport(ERROR, (errcode_for_file_access(),
-						errmsg("could not open model file \"%s\": %m", base->file)));
-	if (fread(magic, 1, sizeof(magic), file) != sizeof(magic) ||
-		memcmp(magic, "GGUF", sizeof(magic)) != 0)
-		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-						errmsg("model file \"%s\" is not a GGUF file", base->file)));
-	FreeFile(file);
-}
-
 static void
 store(PgftModel *base)
 {
@@ -145,7 +129,7 @@ store(PgftModel *base)
 	if (pgft_engine_is_ready())
 		describe(base, -1);
 	else
-		check_magic(base);
+		pgft_base_check_header(base);
 	digest = pgft_weights_store_base(&base->id, base->path, base->file);
 	pgft_model_record_base(&base->id, digest, true);
 }

@@ -426,9 +426,8 @@ sleep_for(PgftRequest **requests, int count)
 	FreeWaitEventSet(set);
 }
 
-/* Notice a client that has gone away, also where client_connection_check_interval is off. */
-static void
-check_client(int64 *checked_at)
+void
+pgft_check_client(int64 *checked_at)
 {
 	int64 now = pgft_monotonic_ms();
 
@@ -460,7 +459,7 @@ pgft_request_wait_any(PgftRequest **requests, int count)
 			}
 		sleep_for(requests, count);
 		ResetLatch(MyLatch);
-		check_client(&checked_at);
+		pgft_check_client(&checked_at);
 	}
 }
 

@@ -53,6 +53,14 @@ pgft_engine_request(const char *method, const char *path, const char *body, int 
 extern Jsonb *
 pgft_engine_call(const char *method, const char *path, const char *body, int timeout_ms);
 
+/*
+ * Notice a client that has gone away, also where client_connection_check_interval
+ * is off: the next CHECK_FOR_INTERRUPTS ends the session then.  To be called at
+ * every turn of a loop that waits; *checked_at, which begins with
+ * pgft_monotonic_ms(), keeps it from looking more than once a second.
+ */
+extern void pgft_check_client(int64 *checked_at);
+
 /* Is there an engine that would answer at once? */
 extern bool pgft_engine_is_ready(void);
 

@@ -7,9 +7,13 @@
  *     engine.sock, engine.sock.lock   the serving engine
  *     jobs/<job id>/                  a job directory
  *     cache/<digest>/                 an adapter or a base, copied out of finetune.weights
+ *     sessions/<pid>-<number>/        a job directory of a session's own, while it is at work
  */
 #ifndef PGFT_PATHS_H
 #define PGFT_PATHS_H
+
+/* Folder of the sessions' directories, emptied when the server starts */
+#define PGFT_SESSIONS "sessions"
 
 /* A path below the work directory (palloc'd). */
 extern char *pgft_work_path(const char *fmt, ...) pg_attribute_printf(1, 2);
