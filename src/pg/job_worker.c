@@ -361,6 +361,7 @@ void
 pgft_job_worker_main(Datum arg)
 {
 	PgftJobWorker worker = {0};
+	PgftCatalog catalog;
 
 	worker.database = pgft_slot_attach(arg);
 	pqsignal(SIGTERM, handle_sigterm);
@@ -375,6 +376,9 @@ pgft_job_worker_main(Datum arg)
 		pgft_slot_set_result(PGFT_LOOK_NO_EXTENSION);
 		proc_exit(0);
 	}
+	pgft_job_begin(&catalog);
+	pgft_model_depend_all();
+	pgft_job_finish(&catalog);
 	pgft_job_clean_all();
 	worker.job = pgft_job_claim(TopMemoryContext);
 	if (worker.job == NULL)
