@@ -7,6 +7,9 @@
  * Copies of a database: dumps are quiet, and a job runs only where it was created
  */
 
+-- In the order in which sessions and workers of running jobs lock them.
+LOCK TABLE finetune.job, finetune.model, finetune.weights, finetune.metric, finetune.event;
+
 -- This cluster, database and table; another one in every copy of them.
 CREATE FUNCTION finetune.here()
 	RETURNS pg_catalog.text
