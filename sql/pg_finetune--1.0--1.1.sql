@@ -42,6 +42,12 @@ CREATE TRIGGER cascade AFTER DELETE ON finetune.job
 ALTER TABLE finetune.job ENABLE ALWAYS TRIGGER cascade;
 COMMENT ON TRIGGER cascade ON finetune.job IS 'metrics and events go with their job';
 
+-- A row that is renamed where it comes from may meet a server of that name.
+CREATE TRIGGER record_renamed AFTER UPDATE OF name ON finetune.model
+	FOR EACH ROW EXECUTE FUNCTION finetune.model_row();
+ALTER TABLE finetune.model ENABLE ALWAYS TRIGGER record_renamed;
+COMMENT ON TRIGGER record_renamed ON finetune.model IS 'has servers depend on each other';
+
 -- Written at CREATE.  No default: what is restored from a dump of 1.0 has none.
 ALTER TABLE finetune.job ADD COLUMN home pg_catalog.text;
 COMMENT ON COLUMN finetune.job.home IS 'where the job was created, and may run; anywhere else it is paused';

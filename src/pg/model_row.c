@@ -442,31 +442,51 @@ depend_by_id(Datum name, Datum base_id)
 		pgft_model_depend(TextDatumGetCString(name), base->name);
 }
 
-/* Trigger on finetune.model, before and after the insertion of a row. */
+/* A row is there; a base's may come after those of the models that are tuned from it. */
+static void
+depend_row(TriggerData *trigger, TupleDesc descriptor, Datum name)
+{
+	bool is_base;
+	Datum base_id = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "base_id"),
+								 descriptor, &is_base);
+
+	if (is_base)
+		pgft_model_depend_all();
+	else
+		depend_by_id(name, base_id);
+}
+
+/* Trigger on finetune.model: before and after the insertion of a row, and after a rename. */
 PG_FUNCTION_INFO_V1(pgft_model_row);
 Datum
 pgft_model_row(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	TupleDesc descriptor;
-	Datum name, base_id;
-	bool name_null, base_null;
+	bool is_null;
+	Datum name;
 
-	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
+	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+		!(TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || TRIGGER_FIRED_BY_UPDATE(trigger->tg_event)))
 		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 						errmsg("not called by an insertion trigger on finetune.model")));
+
 	if (own_insert)
 		return PointerGetDatum(trigger->tg_trigtuple);
+	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+	{
+		pgft_model_depend_all();
+		return PointerGetDatum(trigger->tg_newtuple);
+	}
 
 	descriptor = RelationGetDescr(trigger->tg_relation);
-	name = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "name"), descriptor,
-						&name_null);
-	base_id = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "base_id"), descriptor,
-						   &base_null);
-	if (!name_null && TRIGGER_FIRED_BEFORE(trigger->tg_event))
+	name =
+		heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "name"), descriptor, &is_null);
+	if (is_null)
+		return PointerGetDatum(trigger->tg_trigtuple);
+	if (TRIGGER_FIRED_BEFORE(trigger->tg_event))
 		delete_placeholder(name);
-	else if (!name_null && !base_null)
-		depend_by_id(name, base_id);
+	else
+		depend_row(trigger, descriptor, name);
 	return PointerGetDatum(trigger->tg_trigtuple);
 }
