@@ -18,6 +18,18 @@ static const char *const from_model[] = {"DELETE FROM finetune.weights WHERE mod
 static const char *const from_job[] = {"DELETE FROM finetune.metric WHERE job_id = $1",
 									   "DELETE FROM finetune.event WHERE job_id = $1", NULL};
 
+/* What to run for this table; NULL for any but ours, as anybody may have a trigger of his call us.
+ */
+static const char *const *
+queries_for(Relation relation)
+{
+	Oid table = RelationGetRelid(relation);
+
+	if (table == pgft_relation_oid("model"))
+		return from_model;
+	return table == pgft_relation_oid("job") ? from_job : NULL;
+}
+
 /* Trigger on finetune.model and finetune.job, after the deletion of a row. */
 PG_FUNCTION_INFO_V1(pgft_row_deleted);
 Datum
@@ -31,17 +43,15 @@ pgft_row_deleted(PG_FUNCTION_ARGS)
 	bool is_null;
 	Datum id;
 
-	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) || !TRIGGER_FIRED_AFTER(trigger->tg_event))
+	if (!CALLED_AS_TRIGGER(fcinfo) || (queries = queries_for(trigger->tg_relation)) == NULL ||
+		!TRIGGER_FIRED_BY_DELETE(trigger->tg_event) || !TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+		!TRIGGER_FIRED_AFTER(trigger->tg_event))
 		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-						errmsg("not called by a deletion trigger on finetune.model or "
-							   "finetune.job")));
+						errmsg("not called by its trigger on finetune.model or finetune.job")));
 
-	queries =
-		RelationGetRelid(trigger->tg_relation) == pgft_relation_oid("job") ? from_job : from_model;
 	descriptor = RelationGetDescr(trigger->tg_relation);
-	pgft_catalog_enter(&catalog, false);
 	id = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "id"), descriptor, &is_null);
+	pgft_catalog_enter(&catalog, false);
 	for (; *queries != NULL; queries++)
 		pgft_execute(*queries, 1, types, &id, NULL, SPI_OK_DELETE);
 	pgft_catalog_leave(&catalog);

@@ -466,11 +466,13 @@ pgft_model_row(PG_FUNCTION_ARGS)
 	bool is_null;
 	Datum name;
 
-	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+	/* Anybody may have a trigger call it for a table of his own */
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		RelationGetRelid(trigger->tg_relation) != pgft_relation_oid("model") ||
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
 		!(TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || TRIGGER_FIRED_BY_UPDATE(trigger->tg_event)))
 		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-						errmsg("not called by an insertion trigger on finetune.model")));
-
+						errmsg("not called by its trigger on finetune.model")));
 	if (own_insert)
 		return PointerGetDatum(trigger->tg_trigtuple);
 	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
