@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "catalog.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
@@ -84,6 +85,56 @@ pgft_job_directory(const pg_uuid_t *id)
 	return pgft_work_path("jobs/%s", uuid);
 }
 
+/* ---- Where a job is at home ---- */
+
+/*
+ * A copy of this table has another of the three: system identifier after
+ * pg_upgrade, database after CREATE DATABASE ... TEMPLATE, table after a
+ * restore, all of them where rows are replicated to.  A standby that is
+ * promoted has the same.
+ */
+static char *
+here(void)
+{
+	return psprintf(UINT64_FORMAT "/%u/%u", GetSystemIdentifier(), MyDatabaseId,
+					pgft_relation_oid("job"));
+}
+
+PG_FUNCTION_INFO_V1(pgft_here);
+Datum
+pgft_here(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(here()));
+}
+
+const char *
+pgft_job_at_home(void)
+{
+	return pgft_has_column("job", "home") ? psprintf(" AND j.home = %s", quote_literal_cstr(here()))
+										  : "";
+}
+
+bool
+pgft_job_is_at_home(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+
+	return pgft_select(psprintf("SELECT FROM finetune.job j WHERE j.id = $1%s", pgft_job_at_home()),
+					   1, types, values) > 0;
+}
+
+static void
+set_home(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID, TEXTOID};
+	Datum values[] = {UUIDPGetDatum(id), CStringGetTextDatum(here())};
+
+	if (pgft_has_column("job", "home"))
+		pgft_execute("UPDATE finetune.job SET home = $2 WHERE id = $1", 2, types, values, NULL,
+					 SPI_OK_UPDATE);
+}
+
 void
 pgft_job_notify(const pg_uuid_t *id)
 {
@@ -134,6 +185,7 @@ pgft_job_create(const PgftJobRequest *request)
 				 " search_path, training_query, validation_query, options, priority)"
 				 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
 				 11, types, values, nulls, SPI_OK_INSERT);
+	set_home(&request->id);
 	pgft_job_add_event(&request->id, "info", "created", "job created", NULL);
 	pgft_catalog_leave(&catalog);
 
@@ -285,19 +337,25 @@ pgft_job_delete(const pg_uuid_t *id)
 	Datum values[] = {UUIDPGetDatum(id)};
 	PgftCatalog catalog;
 	Jsonb *job;
+	bool at_home;
 
 	check_right(id);
 	pgft_catalog_enter(&catalog, false);
 	pgft_select("SELECT FROM finetune.job WHERE id = $1 FOR UPDATE", 1, types, values);
 	job = select_description(id);
+	at_home = pgft_job_is_at_home(id);
 	pgft_execute("DELETE FROM finetune.job WHERE id = $1 AND NOT (" UNFINISHED ")", 1, types,
 				 values, NULL, SPI_OK_DELETE);
 	if (SPI_processed == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("job \"%s\" has not ended", pgft_job_name(id)),
 						errhint("Cancel it first: finetune('CANCEL', '%s').", pgft_job_name(id))));
-	/* its worker has done so, or died before it could; nobody needs it, whatever becomes of us */
-	pgft_remove_tree(pgft_job_directory(id));
+	/*
+	 * its worker has done so, or died before it could; nobody needs it, whatever becomes of us,
+	 * but for the job that this one is a copy of
+	 */
+	if (at_home)
+		pgft_remove_tree(pgft_job_directory(id));
 	pgft_catalog_leave(&catalog);
 	return job;
 }

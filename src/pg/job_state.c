@@ -133,9 +133,10 @@ find_job(pg_uuid_t *id)
 {
 	Portal portal;
 	bool found = false;
-	SPIPlanPtr plan = SPI_prepare("SELECT id FROM finetune.job WHERE " UNFINISHED
-								  " ORDER BY priority DESC, created_at, id FOR UPDATE SKIP LOCKED",
-								  0, NULL);
+	char *query = psprintf("SELECT id FROM finetune.job j WHERE " UNFINISHED
+						   "%s ORDER BY priority DESC, created_at, id FOR UPDATE SKIP LOCKED",
+						   pgft_job_at_home());
+	SPIPlanPtr plan = SPI_prepare(query, 0, NULL);
 
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the search for a job: %s",
@@ -436,8 +437,10 @@ pgft_job_clean_all(void)
 	uint64 count;
 
 	pgft_job_begin(&catalog);
-	pgft_select("SELECT id FROM finetune.job WHERE has_directory AND NOT (" UNFINISHED ")", 0, NULL,
-				NULL);
+	pgft_select(psprintf("SELECT id FROM finetune.job j WHERE has_directory AND NOT (" UNFINISHED
+						 ")%s",
+						 pgft_job_at_home()),
+				0, NULL, NULL);
 	count = SPI_processed;
 	if (count > 0)
 		ids = MemoryContextAlloc(TopMemoryContext, count * sizeof(pg_uuid_t));
