@@ -84,10 +84,14 @@ extern Jsonb *pgft_job_cancel(const pg_uuid_t *id);
 extern Jsonb *pgft_job_delete(const pg_uuid_t *id);
 
 /*
- * A model is being dropped: its unfinished job is cancelled with it.  For the
- * event trigger, after the row of finetune.model is gone.
+ * A model of this owner is being dropped: its unfinished job is cancelled with
+ * it, and the job's history stays the owner's.  For the event trigger, after
+ * the row of finetune.model is gone.
  */
-extern void pgft_job_model_dropped(const pg_uuid_t *model);
+extern void pgft_job_model_dropped(const pg_uuid_t *model, Oid owner);
+
+/* Who owns a job now; InvalidOid when there is none of this id. */
+extern Oid pgft_job_owner(const pg_uuid_t *id);
 
 /* ---- Workers; each call is a transaction of its own ---- */
 

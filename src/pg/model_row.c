@@ -29,6 +29,9 @@
 /* Set while a row is inserted by the functions below, not by a restore */
 static bool own_insert = false;
 
+/* Set while the server of a row that was inserted a moment before is created */
+static bool own_server = false;
+
 static Oid
 server_oid(const char *name)
 {
@@ -166,11 +169,20 @@ pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *b
 	/* By the command, as the user would: so other extensions and event triggers see it too */
 	command = psprintf("CREATE SERVER %s TYPE %s FOREIGN DATA WRAPPER %s", quote_identifier(name),
 					   quote_literal_cstr(pgft_model_kind_name(kind)), PGFT_WRAPPER);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not create the server of a model");
-	SPI_finish();
+	own_server = true;
+	PG_TRY();
+	{
+		if (SPI_connect() != SPI_OK_CONNECT)
+			elog(ERROR, "SPI_connect failed");
+		if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
+			elog(ERROR, "could not create the server of a model");
+		SPI_finish();
+	}
+	PG_FINALLY();
+	{
+		own_server = false;
+	}
+	PG_END_TRY();
 	CommandCounterIncrement();
 	pgft_model_depend(name, base->name);
 }
@@ -203,6 +215,13 @@ pgft_model_row_create(const char *name, PgftModelKind kind)
 		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
 						errmsg("model \"%s\" already exists, of type \"%s\"", name,
 							   pgft_model_kind_name(row_kind))));
+
+	/* Whose server joins a row that a subscription brought has its weights */
+	if (!own_server && !superuser())
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to create the server of model \"%s\"", name),
+						errdetail("The model's row is there already."),
+						errhint("Only a superuser may give it a server.")));
 	if (base_name != NULL)
 		pgft_model_depend(name, base_name);
 }
@@ -215,8 +234,8 @@ pgft_model_row_rename(const char *old_name, const char *new_name)
 	PgftCatalog catalog;
 
 	pgft_catalog_enter(&catalog, false);
-	pgft_execute("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values, NULL,
-				 SPI_OK_UPDATE);
+	pgft_follow("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values,
+				SPI_OK_UPDATE);
 	pgft_catalog_leave(&catalog);
 }
 
@@ -361,7 +380,10 @@ depend_by_id(Datum name, Datum base_id)
 		pgft_model_depend(TextDatumGetCString(name), base->name);
 }
 
-/* Trigger on finetune.model, before and after the insertion of a row. */
+/*
+ * Trigger on finetune.model, before and after the insertion of a row.  Whoever
+ * has a table may put the function on it, so it looks where it was called.
+ */
 PG_FUNCTION_INFO_V1(pgft_model_row);
 Datum
 pgft_model_row(PG_FUNCTION_ARGS)
@@ -372,7 +394,8 @@ pgft_model_row(PG_FUNCTION_ARGS)
 	bool name_null, base_null;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+		RelationGetRelid(trigger->tg_relation) != pgft_relation_oid("model"))
 		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 						errmsg("not called by an insertion trigger on finetune.model")));
 	if (own_insert)

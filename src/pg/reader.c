@@ -218,20 +218,33 @@ write_query(const char *query, const char *what, const char *directory, const ch
 	return writer.rows;
 }
 
-/* Both queries as the owner, in one snapshot that nothing can be written in. */
+/*
+ * The owner logs in, as it were: for session_user, which functions of others may
+ * ask who they are dealing with, and for the workers of a parallel query.  The
+ * end of the transaction undoes it.
+ */
 static void
-read_data(PgftJob *job, const char *directory, int64 *rows, int64 *validation_rows)
+become(Oid owner)
 {
 	Oid user;
 	int context;
 
+	SetConfigOption("session_authorization", GetUserNameFromId(owner, false), PGC_USERSET,
+					PGC_S_SESSION);
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(owner,
+						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+}
+
+/* Both queries as the owner, in one snapshot that nothing can be written in. */
+static void
+read_data(PgftJob *job, const char *directory, int64 *rows, int64 *validation_rows)
+{
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	XactReadOnly = true;
 	XactIsoLevel = XACT_REPEATABLE_READ;
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(job->owner,
-						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+	become(job->owner);
 	(void) set_config_option("search_path", job->search_path, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
 	PushActiveSnapshot(GetTransactionSnapshot());
