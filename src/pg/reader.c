@@ -218,6 +218,21 @@ write_query(const char *query, const char *what, const char *directory, const ch
 	return writer.rows;
 }
 
+/* A query with the search_path of the job; what it sets is gone after it. */
+static int64
+run_query(PgftJob *job, const char *query, const char *what, const char *directory,
+		  const char *name)
+{
+	int nest_level = NewGUCNestLevel();
+	int64 rows;
+
+	(void) set_config_option("search_path", job->search_path, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	rows = write_query(query, what, directory, name);
+	AtEOXact_GUC(false, nest_level);
+	return rows;
+}
+
 /*
  * The owner logs in, as it were: for session_user, which functions of others may
  * ask who they are dealing with, and for the workers of a parallel query.  The
@@ -245,16 +260,14 @@ read_data(PgftJob *job, const char *directory, int64 *rows, int64 *validation_ro
 	XactReadOnly = true;
 	XactIsoLevel = XACT_REPEATABLE_READ;
 	become(job->owner);
-	(void) set_config_option("search_path", job->search_path, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 
-	*rows = write_query(job->training_query, "training query", directory, PGFT_TRAINING_FILE);
+	*rows = run_query(job, job->training_query, "training query", directory, PGFT_TRAINING_FILE);
 	*validation_rows = job->validation_query
-						   ? write_query(job->validation_query, "validation query", directory,
-										 PGFT_VALIDATION_FILE)
+						   ? run_query(job, job->validation_query, "validation query", directory,
+									   PGFT_VALIDATION_FILE)
 						   : 0;
 	AbortOutOfAnyTransaction();
 }
