@@ -81,14 +81,15 @@ pgft_execute(const char *query, int nargs, Oid *types, Datum *values, const char
 }
 
 void
-pgft_follow(const char *query, int nargs, Oid *types, Datum *values, int expected)
+pgft_follow(const char *query, int nargs, Oid *types, Datum *values, const char *nulls,
+			int expected)
 {
 	SPIPlanPtr plan = SPI_prepare(query, nargs, types);
 	int result;
 
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-	result = SPI_execute_snapshot(plan, values, NULL, GetLatestSnapshot(), InvalidSnapshot, false,
+	result = SPI_execute_snapshot(plan, values, nulls, GetLatestSnapshot(), InvalidSnapshot, false,
 								  true, 0);
 	if (result != expected)
 		elog(ERROR, "SPI_execute_snapshot returned %d, not %d", result, expected);

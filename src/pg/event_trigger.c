@@ -275,7 +275,7 @@ refuse_needed_base(List *servers)
 	pgft_follow("SELECT b.name, m.name FROM finetune.model m "
 				"JOIN finetune.model b ON b.id = m.base_id "
 				"WHERE b.name = ANY ($1) AND NOT m.name = ANY ($1) LIMIT 1",
-				1, types, &names, SPI_OK_SELECT);
+				1, types, &names, NULL, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
 		HeapTuple row = SPI_tuptable->vals[0];
@@ -297,7 +297,7 @@ delete_weights(List *servers)
 
 	pgft_follow("DELETE FROM finetune.weights WHERE model_id IN "
 				"(SELECT id FROM finetune.model WHERE name = ANY ($1))",
-				1, types, &names, SPI_OK_DELETE);
+				1, types, &names, NULL, SPI_OK_DELETE);
 }
 
 /* Tuned models go before their bases, which their rows name. */
@@ -310,7 +310,7 @@ delete_rows(List *servers)
 	uint64 count;
 
 	pgft_follow("DELETE FROM finetune.model WHERE name = ANY ($1) RETURNING id, name", 1, types,
-				&names, SPI_OK_DELETE_RETURNING);
+				&names, NULL, SPI_OK_DELETE_RETURNING);
 	deleted = SPI_tuptable;
 	count = SPI_processed;
 	for (uint64 i = 0; i < count; i++)

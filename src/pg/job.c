@@ -99,10 +99,10 @@ pgft_job_add_event(const pg_uuid_t *id, const char *level, const char *type, con
 	Datum values[] = {UUIDPGetDatum(id), CStringGetTextDatum(level), CStringGetTextDatum(type),
 					  CStringGetTextDatum(message), PointerGetDatum(data)};
 
-	pgft_execute("INSERT INTO finetune.event (job_id, number, level, type, message, data)"
-				 " SELECT $1, coalesce(max(number), 0) + 1, $2, $3, $4, $5"
-				 " FROM finetune.event WHERE job_id = $1",
-				 5, types, values, data ? "     " : "    n", SPI_OK_INSERT);
+	pgft_follow("INSERT INTO finetune.event (job_id, number, level, type, message, data)"
+				" SELECT $1, coalesce(max(number), 0) + 1, $2, $3, $4, $5"
+				" FROM finetune.event WHERE job_id = $1",
+				5, types, values, data ? "     " : "    n", SPI_OK_INSERT);
 }
 
 void
@@ -335,10 +335,10 @@ pgft_job_model_dropped(const pg_uuid_t *model, Oid owner)
 
 	pgft_catalog_enter(&catalog, false);
 	pgft_follow("UPDATE finetune.job SET owner = $2::regrole WHERE model_id = $1", 2, types, values,
-				SPI_OK_UPDATE);
+				NULL, SPI_OK_UPDATE);
 	pgft_follow("UPDATE finetune.job SET phase = 'cancelled', finished_at = clock_timestamp()"
 				" WHERE model_id = $1 AND " UNFINISHED " RETURNING id",
-				1, types, values, SPI_OK_UPDATE_RETURNING);
+				1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	if (SPI_processed > 0)
 	{
 		bool isnull;

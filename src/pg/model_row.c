@@ -234,7 +234,7 @@ pgft_model_row_rename(const char *old_name, const char *new_name)
 	PgftCatalog catalog;
 
 	pgft_catalog_enter(&catalog, false);
-	pgft_follow("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values,
+	pgft_follow("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values, NULL,
 				SPI_OK_UPDATE);
 	pgft_catalog_leave(&catalog);
 }
