@@ -309,6 +309,15 @@ reads(start('alice', 'SELECT * FROM kept_rows()'), 5, 'SECURITY DEFINER, as its 
 fails(start('alice', q(SELECT 'x' AS prompt, gate() AS completion)), 'WH002', qr/^for alice by keeper$/,
 	'who is told who asks');
 
+my $distil = q(SELECT prompt, complete('tiny', prompt, '{"max_tokens": 2, "temperature": 1}') #>> '{choices,0,messages}' AS completion FROM fact LIMIT 3);
+reads(start('alice', $distil), 3, 'answers of a model that the owner may use');
+hold();
+my $denied = start('alice', $distil);
+$node->safe_psql('postgres', 'REVOKE USAGE ON FOREIGN SERVER tiny FROM alice');
+go();
+fails($denied, '42501', qr/^permission denied for foreign server tiny$/, 'or might use at CREATE');
+$node->safe_psql('postgres', 'GRANT USAGE ON FOREIGN SERVER tiny TO alice');
+
 # --- Traps on the search path, laid by somebody else between CREATE and the reading
 
 sub on_path

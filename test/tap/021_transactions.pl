@@ -268,6 +268,17 @@ answer('DROP OWNED BY bob');
 has_ended($id, 'roles', 'DROP OWNED');
 is(job($node, $id)->{owner}, 'bob', 'the history is the last owner\'s');
 answer('DROP OWNED BY alice; DROP ROLE alice');
+
+# History of a role that is gone is for superusers; a dump leaves it out
+answer('CREATE ROLE gone LOGIN; GRANT USAGE ON FOREIGN DATA WRAPPER pg_finetune TO gone; GRANT USAGE ON FOREIGN SERVER tiny TO gone');
+$id = start_job($node, 'gones', user => 'gone');
+as('gone', 'DROP SERVER gones');
+answer('DROP OWNED BY gone; DROP ROLE gone');
+is(job($node, $id)->{status}, 'CANCELLED', 'the history of a role that is gone');
+my ($dump) = run_command([ 'pg_dump', '-a', '-d', $node->connstr('postgres') ]);
+(my $uuid = $id) =~ s/^ft_//;
+unlike($dump, qr/$uuid/, 'is in no dump');
+like($dump, qr/COPY finetune\.job .*\n[0-9a-f-]{36}/, 'as that of others is');
 answer('GRANT USAGE ON FOREIGN DATA WRAPPER pg_finetune TO bob');
 answer('GRANT USAGE ON FOREIGN SERVER tiny TO bob');
 

@@ -110,12 +110,12 @@ is(quietly('SELECT count_tokens($$m1$$, p) FROM secret'), '', 'count_tokens');
 # the engine dies while it answers
 my $offset = -s $node->logfile;
 my $session = $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'alice' ]);
-$session->query_until(qr/asked/, "\\echo asked\nSELECT count(length(complete('m1', p || id || n, '{\"max_tokens\": 200}'))) FROM secret, generate_series(1, 1000) n;\n");
+$session->query_until(qr/asked/, "\\echo asked\nSELECT count(length(complete('m1', p || id || n, '{\"max_tokens\": 200}')::text)) FROM secret, generate_series(1, 1000) n;\n");
 ok(wait_for_sql($node, "SELECT count(*) > 0 FROM pg_stat_activity WHERE usename = 'alice' AND wait_event_type = 'Extension'"), 'answers are made');
 my $engine = engine_pid($node);
 kill 'SEGV', $engine;
 ok(wait_until(sub { log_count($node, qr/engine started with process ID/, $offset) > 0 }), 'the engine is started again');
-$session->{run}->finish;
+$session->quit;
 
 # --- Nobody else sees it
 
