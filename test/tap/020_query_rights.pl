@@ -313,10 +313,10 @@ my $distil = q(SELECT prompt, complete('tiny', prompt, '{"max_tokens": 2, "tempe
 reads(start('alice', $distil), 3, 'answers of a model that the owner may use');
 hold();
 my $denied = start('alice', $distil);
-$node->safe_psql('postgres', 'REVOKE USAGE ON FOREIGN SERVER tiny FROM alice');
+$node->safe_psql('postgres', 'REVOKE USAGE ON FOREIGN SERVER tiny FROM alice, team');
 go();
 fails($denied, '42501', qr/^permission denied for foreign server tiny$/, 'or might use at CREATE');
-$node->safe_psql('postgres', 'GRANT USAGE ON FOREIGN SERVER tiny TO alice');
+$node->safe_psql('postgres', 'GRANT USAGE ON FOREIGN SERVER tiny TO alice, team');
 
 # --- Traps on the search path, laid by somebody else between CREATE and the reading
 

@@ -115,6 +115,7 @@ ok(wait_for_sql($node, "SELECT count(*) > 0 FROM pg_stat_activity WHERE usename 
 my $engine = engine_pid($node);
 kill 'SEGV', $engine;
 ok(wait_until(sub { log_count($node, qr/engine started with process ID/, $offset) > 0 }), 'the engine is started again');
+$node->safe_psql('postgres', q(SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE usename = 'alice' AND state = 'active'));
 $session->quit;
 
 # --- Nobody else sees it
