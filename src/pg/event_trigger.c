@@ -156,8 +156,12 @@ pgft_server_changed(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	if (IsA(parsetree, CreateForeignServerStmt))
 	{
-		server = our_server(castNode(CreateForeignServerStmt, parsetree)->servername);
-		if (server != NULL)
+		const char *name = castNode(CreateForeignServerStmt, parsetree)->servername;
+
+		server = our_server(name);
+		if (server == NULL)
+			pgft_model_check_free(name);
+		else
 		{
 			PgftModelKind kind = check_server(server);
 
@@ -179,6 +183,8 @@ pgft_server_changed(PG_FUNCTION_ARGS)
 
 		if (our_server(rename->newname) != NULL)
 			pgft_model_row_rename(strVal(rename->object), rename->newname);
+		else
+			pgft_model_check_free(rename->newname);
 	}
 	PG_RETURN_NULL();
 }
@@ -300,7 +306,7 @@ delete_weights(List *servers)
 				1, types, &names, NULL, SPI_OK_DELETE);
 }
 
-/* Tuned models go before their bases, which their rows name. */
+/* Their jobs end with them, and stay in the history of who owned them last. */
 static void
 delete_rows(List *servers)
 {

@@ -160,9 +160,11 @@ pgft_job_show(void)
 	PgftCatalog catalog;
 	Jsonb *jobs;
 
+	AcceptInvalidationMessages();
 	pgft_catalog_enter(&catalog, false);
 	pgft_select("SELECT coalesce(jsonb_agg(" SHOW_OBJECT " ORDER BY d.created_at DESC, d.id),"
-				" '[]') FROM finetune.job_detail d WHERE pg_has_role($1, d.owner, 'USAGE')",
+				" '[]') FROM finetune.job_detail d JOIN finetune.job j ON j.id = d.id"
+				" WHERE pg_has_role($1, (" PGFT_JOB_OWNER ")::oid, 'USAGE')",
 				1, types, values);
 	jobs = take_jsonb();
 	pgft_catalog_leave(&catalog);
@@ -198,8 +200,8 @@ pgft_job_owner(const pg_uuid_t *id)
 	Oid owner = InvalidOid;
 
 	pgft_catalog_enter(&catalog, true);
-	pgft_execute("SELECT owner FROM finetune.job_detail WHERE id = $1", 1, types, values, NULL,
-				 SPI_OK_SELECT);
+	pgft_execute("SELECT (" PGFT_JOB_OWNER ")::oid FROM finetune.job j WHERE j.id = $1", 1, types,
+				 values, NULL, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
 		bool isnull;

@@ -11,6 +11,7 @@
 
 #include "catalog.h"
 #include "model.h"
+#include "pg_finetune.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
@@ -23,7 +24,9 @@
  */
 #define PGFT_JOB_OWNER                                                           \
 	"coalesce((SELECT s.srvowner FROM finetune.model m JOIN pg_foreign_server s" \
-	" ON s.srvname::text = m.name WHERE m.id = j.model_id), j.owner::oid)::regrole"
+	" ON s.srvname = m.name::name JOIN pg_foreign_data_wrapper w"                \
+	" ON w.oid = s.srvfdw AND w.fdwname = '" PGFT_WRAPPER                        \
+	"' WHERE m.id = j.model_id), j.owner::oid)::regrole"
 
 /* What a session asks for. */
 typedef struct PgftJobRequest

@@ -187,6 +187,17 @@ pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *b
 	pgft_model_depend(name, base->name);
 }
 
+/* Whose server joins a row that a subscription brought has its weights. */
+static void
+check_may_join(const char *name)
+{
+	if (!superuser())
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to create the server of model \"%s\"", name),
+						errdetail("The model's row is there already."),
+						errhint("Only a superuser may give it a server.")));
+}
+
 void
 pgft_model_row_create(const char *name, PgftModelKind kind)
 {
@@ -216,23 +227,42 @@ pgft_model_row_create(const char *name, PgftModelKind kind)
 						errmsg("model \"%s\" already exists, of type \"%s\"", name,
 							   pgft_model_kind_name(row_kind))));
 
-	/* Whose server joins a row that a subscription brought has its weights */
-	if (!own_server && !superuser())
-		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						errmsg("permission denied to create the server of model \"%s\"", name),
-						errdetail("The model's row is there already."),
-						errhint("Only a superuser may give it a server.")));
+	if (!own_server)
+		check_may_join(name);
 	if (base_name != NULL)
 		pgft_model_depend(name, base_name);
 }
 
+void
+pgft_model_check_free(const char *name)
+{
+	PgftModelKind kind;
+	char *base_name;
+
+	if (find_row(name, &kind, &base_name))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT), errmsg("model \"%s\" already exists", name)));
+}
+
+/* A server whose row a subscription has renamed before follows it, and joins it. */
 void
 pgft_model_row_rename(const char *old_name, const char *new_name)
 {
 	Oid types[] = {TEXTOID, TEXTOID};
 	Datum values[] = {CStringGetTextDatum(old_name), CStringGetTextDatum(new_name)};
 	PgftCatalog catalog;
+	PgftModelKind kind;
+	char *base_name;
 
+	if (find_row(old_name, &kind, &base_name))
+		pgft_model_check_free(new_name);
+	else if (find_row(new_name, &kind, &base_name))
+	{
+		check_may_join(new_name);
+		if (base_name != NULL)
+			pgft_model_depend(new_name, base_name);
+		return;
+	}
 	pgft_catalog_enter(&catalog, false);
 	pgft_follow("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values, NULL,
 				SPI_OK_UPDATE);

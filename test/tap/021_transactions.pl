@@ -249,8 +249,34 @@ SQL
 like(error_of($node, q(CREATE SERVER replicated TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'tiny.gguf')), 'alice'),
 	qr/^42501: permission denied to create the server of model "replicated"/, 'whose server joins a row is a superuser');
 like(error_of($node, create('replicated', $short), 'alice'), qr/^42710: model "replicated" already exists/, 'nor is its name free');
-as('alice', 'CREATE SERVER replicated FOREIGN DATA WRAPPER other; DROP SERVER replicated');
-is(answer("SELECT count(*) FROM finetune.model WHERE name = 'replicated'"), 1, 'a server of another wrapper takes no row along');
+for my $taking ('CREATE SERVER replicated FOREIGN DATA WRAPPER other',
+	'CREATE SERVER elsewhere FOREIGN DATA WRAPPER other; ALTER SERVER elsewhere RENAME TO replicated; DROP SERVER elsewhere')
+{
+	like(error_of($node, "BEGIN; $taking; COMMIT", 'alice'), qr/^42710: model "replicated" already exists/, "no server of another wrapper takes the name: $taking");
+}
+like(error_of($node, 'ALTER SERVER m RENAME TO replicated'), qr/^42710: model "replicated" already exists/, 'nor does another model');
+as('alice', 'CREATE SERVER foreseen FOREIGN DATA WRAPPER other');
+answer(<<'SQL');
+INSERT INTO finetune.model (id, name, kind, base_id) SELECT gen_random_uuid(), 'foreseen', 'lora', id FROM finetune.model WHERE name = 'tiny';
+INSERT INTO finetune.job (id, model_id, model_name, base_id, base_name, owner, search_path, training_query, options, phase, finished_at)
+	SELECT gen_random_uuid(), id, name, base_id, 'tiny', 'bob', 'public', 'SELECT 1', '{}', 'failed', now() FROM finetune.model WHERE name = 'foreseen';
+SQL
+$id = answer("SELECT 'ft_' || id FROM finetune.job WHERE model_name = 'foreseen'");
+like(error_of($node, "SELECT finetune('DESCRIBE', '$id')", 'alice'), qr/^42501: /, 'who has such a server already has no right to the job');
+is(as('alice', "SELECT count(*) FROM jsonb_array_elements(finetune('SHOW')) j WHERE j->>'id' = '$id'"), 0, 'nor sees it');
+like(error_of($node, "SELECT complete('foreseen', 'x')", 'alice'), qr/^42704: /, 'nor has the model');
+as('alice', 'DROP SERVER foreseen');
+is(answer("SELECT count(*) FROM finetune.model WHERE name = 'foreseen'"), 1, 'whose row does not go with the server');
+answer("DELETE FROM finetune.job WHERE model_name = 'foreseen'; DELETE FROM finetune.model WHERE name = 'foreseen'");
+
+# as a subscription does that brings a new name
+answer(q(CREATE SERVER before TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'tiny.gguf')));
+answer(q(ALTER SERVER before OWNER TO alice; DELETE FROM finetune.model WHERE name = 'before'));
+like(error_of($node, 'ALTER SERVER before RENAME TO replicated', 'alice'),
+	qr/^42501: permission denied to create the server of model "replicated"/, 'nor does RENAME join a row');
+answer('ALTER SERVER before RENAME TO replicated');
+completes('replicated', 'but by a superuser');
+answer('ALTER SERVER replicated RENAME TO before; DROP SERVER before; INSERT INTO finetune.model (id, name, kind) VALUES (gen_random_uuid(), $$replicated$$, $$base$$)');
 answer(q(CREATE SERVER replicated TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'tiny.gguf'); DROP SERVER replicated));
 is(seen('replicated'), '0|0|0', 'its own does');
 
