@@ -144,6 +144,21 @@ describe_base(const char *name)
 	PG_END_TRY();
 }
 
+/* Has the command that just ended created anything? One with IF NOT EXISTS may not have. */
+static bool
+has_created(void)
+{
+	PgftCatalog catalog;
+	bool created;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("SELECT FROM pg_catalog.pg_event_trigger_ddl_commands()", 0, NULL, NULL, NULL,
+				 SPI_OK_SELECT);
+	created = SPI_processed > 0;
+	pgft_catalog_leave(&catalog);
+	return created;
+}
+
 PG_FUNCTION_INFO_V1(pgft_server_changed);
 Datum
 pgft_server_changed(PG_FUNCTION_ARGS)
@@ -154,7 +169,7 @@ pgft_server_changed(PG_FUNCTION_ARGS)
 	/* pg_upgrade brings the tables over as they are */
 	if (IsBinaryUpgrade)
 		PG_RETURN_NULL();
-	if (IsA(parsetree, CreateForeignServerStmt))
+	if (IsA(parsetree, CreateForeignServerStmt) && has_created())
 	{
 		const char *name = castNode(CreateForeignServerStmt, parsetree)->servername;
 

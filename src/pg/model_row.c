@@ -29,8 +29,8 @@
 /* Set while a row is inserted by the functions below, not by a restore */
 static bool own_insert = false;
 
-/* Set while the server of a row that was inserted a moment before is created */
-static bool own_server = false;
+/* The model whose server pgft_model_create_tuned is creating */
+static const char *creating = NULL;
 
 static Oid
 server_oid(const char *name)
@@ -169,33 +169,33 @@ pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *b
 	/* By the command, as the user would: so other extensions and event triggers see it too */
 	command = psprintf("CREATE SERVER %s TYPE %s FOREIGN DATA WRAPPER %s", quote_identifier(name),
 					   quote_literal_cstr(pgft_model_kind_name(kind)), PGFT_WRAPPER);
-	own_server = true;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	creating = name;
 	PG_TRY();
 	{
-		if (SPI_connect() != SPI_OK_CONNECT)
-			elog(ERROR, "SPI_connect failed");
 		if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
 			elog(ERROR, "could not create the server of a model");
-		SPI_finish();
 	}
 	PG_FINALLY();
 	{
-		own_server = false;
+		creating = NULL;
 	}
 	PG_END_TRY();
+	SPI_finish();
 	CommandCounterIncrement();
 	pgft_model_depend(name, base->name);
 }
 
-/* Whose server joins a row that a subscription brought has its weights. */
+/* A row that a restore or a subscription has brought gets its server from a superuser. */
 static void
 check_may_join(const char *name)
 {
 	if (!superuser())
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						errmsg("permission denied to create the server of model \"%s\"", name),
-						errdetail("The model's row is there already."),
-						errhint("Only a superuser may give it a server.")));
+						errmsg("permission denied to give model \"%s\" its server", name),
+						errdetail("Its row is there already, as after a replication."),
+						errhint("Must be superuser to do this.")));
 }
 
 void
@@ -227,7 +227,8 @@ pgft_model_row_create(const char *name, PgftModelKind kind)
 						errmsg("model \"%s\" already exists, of type \"%s\"", name,
 							   pgft_model_kind_name(row_kind))));
 
-	if (!own_server)
+	/* Whoever owns the server owns the weights that came with the row */
+	if (creating == NULL || strcmp(creating, name) != 0)
 		check_may_join(name);
 	if (base_name != NULL)
 		pgft_model_depend(name, base_name);

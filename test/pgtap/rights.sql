@@ -283,7 +283,8 @@ DECLARE
 	rows int;
 	seen boolean;
 BEGIN
-	words := ARRAY['{target}', $1.target, '{grantee}', $1.grantee, '{directory}', $1.target || '_' || $1.login]
+	words := ARRAY['{target}', $1.target, '{grantee}', $1.grantee, '{directory}',
+		format('%s_%s_%s', current_setting('data_directory'), $1.login, md5(format('%s %s', prepare, command)))]
 		|| (SELECT array_agg(w) FROM target t, unnest(ARRAY['{' || t.phase || '}', t.job]) w
 			WHERE t.name = $1.target OR t.phase = 'long');
 	FOR i IN 1 .. cardinality(words) BY 2 LOOP

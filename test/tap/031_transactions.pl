@@ -239,6 +239,15 @@ answer("SET session_replication_role = replica; SELECT finetune('CANCEL', '$id')
 has_ended($id, 'r3', 'CANCEL by a replica');
 is(answer($orphans), 0, 'nothing is out of step');
 
+# IF NOT EXISTS of what exists does nothing, whoever says so
+
+for my $server ('tiny', 'm')
+{
+	is( error_of($node, "CREATE SERVER IF NOT EXISTS $server TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'tiny.gguf')", 'bob'),
+		'', "CREATE SERVER IF NOT EXISTS $server");
+}
+is(answer("SELECT string_agg(kind, ' ' ORDER BY kind) FROM finetune.model WHERE name IN ('tiny', 'm')"), 'base lora', 'nothing has changed');
+
 # --- A server of another wrapper that has a model's name, while the model has no server
 
 answer(<<'SQL');
@@ -247,7 +256,7 @@ GRANT USAGE ON FOREIGN DATA WRAPPER other TO alice;
 INSERT INTO finetune.model (id, name, kind) VALUES (gen_random_uuid(), 'replicated', 'base');
 SQL
 like(error_of($node, q(CREATE SERVER replicated TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'tiny.gguf')), 'alice'),
-	qr/^42501: permission denied to create the server of model "replicated"/, 'whose server joins a row is a superuser');
+	qr/^42501: permission denied to give model "replicated" its server/, 'whose server joins a row is a superuser');
 like(error_of($node, create('replicated', $short), 'alice'), qr/^42710: model "replicated" already exists/, 'nor is its name free');
 for my $taking ('CREATE SERVER replicated FOREIGN DATA WRAPPER other',
 	'CREATE SERVER elsewhere FOREIGN DATA WRAPPER other; ALTER SERVER elsewhere RENAME TO replicated; DROP SERVER elsewhere')
@@ -273,7 +282,7 @@ answer("DELETE FROM finetune.job WHERE model_name = 'foreseen'; DELETE FROM fine
 answer(q(CREATE SERVER before TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'tiny.gguf')));
 answer(q(ALTER SERVER before OWNER TO alice; DELETE FROM finetune.model WHERE name = 'before'));
 like(error_of($node, 'ALTER SERVER before RENAME TO replicated', 'alice'),
-	qr/^42501: permission denied to create the server of model "replicated"/, 'nor does RENAME join a row');
+	qr/^42501: permission denied to give model "replicated" its server/, 'nor does RENAME join a row');
 answer('ALTER SERVER before RENAME TO replicated');
 completes('replicated', 'but by a superuser');
 answer('ALTER SERVER replicated RENAME TO before; DROP SERVER before; INSERT INTO finetune.model (id, name, kind) VALUES (gen_random_uuid(), $$replicated$$, $$base$$)');
