@@ -310,7 +310,17 @@ EXCEPTION
 END
 $$;
 
-SELECT plan(1 + (SELECT count(*)::int FROM cell WHERE part = ANY (:'parts')) * (SELECT count(*)::int FROM actor) + 19);
+-- Functions that the extension's own tables call
+CREATE TEMP VIEW trigger_function AS SELECT p.oid::regprocedure AS f FROM pg_proc p
+	JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_finetune'
+WHERE prorettype = 'trigger'::regtype;
+CREATE TEMP VIEW moment AS
+	SELECT * FROM unnest('{BEFORE INSERT,AFTER INSERT,BEFORE UPDATE,AFTER UPDATE,BEFORE DELETE,AFTER DELETE}'::text[]) m;
+GRANT SELECT ON trigger_function, moment TO PUBLIC;
+
+SELECT plan(1 + (SELECT count(*)::int FROM cell WHERE part = ANY (:'parts')) * (SELECT count(*)::int FROM actor)
+	+ 16 + (SELECT count(*)::int FROM trigger_function, moment) + 2);
 SELECT is(ARRAY[:'ready', :'running'], ARRAY['t', 't'], 'two models are ready, a job runs');
 SELECT is(outcome(a, p.command, c.command, c.effect), to_jsonb(c)->>a.name, a.name || ': ' || c.action)
 FROM cell c CROSS JOIN actor a LEFT JOIN preparation p ON p.name = c.prepare
@@ -381,15 +391,25 @@ RESET ROLE;
  * Functions that the extension needs are of no use to others
  */
 
+-- A trigger function of the extension's on a table of the owner's; what comes of it
+CREATE FUNCTION bite(trigger_function regprocedure, moment text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE format('CREATE TRIGGER bite %s ON bait FOR EACH ROW EXECUTE FUNCTION %s', moment, trigger_function);
+	INSERT INTO bait SELECT gen_random_uuid(), 'tiny', gen_random_uuid();
+	UPDATE bait SET name = 'owner_model';
+	DELETE FROM bait;
+	RETURN 'ok';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE;
+END
+$$;
 GRANT CREATE ON SCHEMA public TO rights_owner;
 SET ROLE rights_owner;
-CREATE TABLE bait (name text, base_id uuid);
+CREATE TABLE bait (id uuid, name text, base_id uuid);
 CREATE TABLE wrong_bait (name int, base_id int);
-CREATE TRIGGER bite BEFORE INSERT ON bait FOR EACH ROW EXECUTE FUNCTION finetune.model_row();
 CREATE TRIGGER bite BEFORE INSERT ON wrong_bait FOR EACH ROW EXECUTE FUNCTION finetune.model_row();
-SELECT throws_ok('INSERT INTO bait VALUES (''tiny'', gen_random_uuid())', '39P01',
-	'not called by an insertion trigger on finetune.model', 'the trigger on models is for that table');
-SELECT throws_ok('INSERT INTO wrong_bait VALUES (1, 2)', '39P01', NULL, 'and for no other');
+SELECT is(bite(f, m), '39P01', f || ' ' || m) FROM trigger_function, moment;
+SELECT throws_like('INSERT INTO wrong_bait VALUES (1, 2)', 'not called by %trigger on finetune.model', 'and says so');
 RESET ROLE;
 SELECT is(count(*), 1::bigint, 'the base is still there') FROM finetune.model WHERE name = 'tiny';
 
