@@ -216,11 +216,12 @@ BEGIN
 END
 $$;
 
--- As the current role; short: a job that is trained at once
+-- As the current role; "long" is a job that does not end by itself before the test does
 CREATE FUNCTION make_job(owner text, phase text, options jsonb) RETURNS text LANGUAGE sql AS $$
 	INSERT INTO target SELECT owner, phase,
 		finetune('CREATE', owner || CASE phase WHEN 'completed' THEN '_model' ELSE '_' || phase END, 'tiny',
-				 'SELECT ''item '' || i AS prompt, ''odd'' AS completion FROM generate_series(1, 500) i', NULL, options)
+				 'SELECT ''item '' || i AS prompt, ''odd'' AS completion FROM generate_series(1, ' ||
+				 CASE phase WHEN 'long' THEN 20000 ELSE 20 END || ') i', NULL, options)
 	RETURNING job;
 $$;
 
@@ -245,7 +246,7 @@ SELECT make_job('team', 'completed', '{"max_steps": 1}') IS NOT NULL AS created 
 RESET ROLE;
 SELECT wait_for('SELECT count(*) = 2 FROM finetune.models WHERE kind = $$lora$$ AND status = $$ready$$') AS ready \gset
 SET ROLE rights_owner;
-SELECT make_job('owner', 'long', '{"max_epochs": 50, "batch_size": 64}') AS long \gset
+SELECT make_job('owner', 'long', '{"max_epochs": 50, "batch_size": 64, "validation_fraction": 0}') AS long \gset
 RESET ROLE;
 SELECT wait_for('SELECT steps_done > 0 FROM finetune.progress') AS running \gset
 REVOKE ALL ON FOREIGN DATA WRAPPER pg_finetune FROM rights_owner, rights_team;

@@ -19,6 +19,8 @@ CREATE ROLE bob LOGIN;
 GRANT USAGE ON FOREIGN DATA WRAPPER pg_finetune TO alice, bob;
 GRANT USAGE ON FOREIGN SERVER tiny TO alice, bob;
 GRANT SELECT ON fact TO PUBLIC;
+CREATE TABLE many AS SELECT prompt, completion FROM fact, generate_series(1, 200);
+GRANT SELECT ON many TO PUBLIC;
 SQL
 
 sub answer { return $node->safe_psql('postgres', $_[0]); }
@@ -51,7 +53,8 @@ my $endless = '{"max_epochs": 50, "max_steps": 100000}';
 sub running
 {
 	my ($model, %with) = @_;
-	my $id = start_job($node, $model, options => { max_epochs => 50, max_steps => 100000 }, %with);
+	my $id = start_job($node, $model, query => 'TABLE many',
+		options => { max_epochs => 50, batch_size => 64, validation_fraction => 0 }, %with);
 
 	is(wait_for_status($node, $id, 'running')->{phase}, 'running', "$model runs");
 	return $id;

@@ -75,8 +75,8 @@ job_of('SELECT repeat(p, 10000) AS prompt, repeat(p, 10000) AS completion FROM s
 is_silent('jobs');
 
 # with an engine that dies, a worker that is ended, and a job that is cancelled
-my $id = start_job($node, 'interrupted', user => 'alice', query => 'SELECT p AS prompt, p AS completion FROM secret',
-	options => { max_epochs => 50, max_steps => 100000 });
+my $id = start_job($node, 'interrupted', user => 'alice', query => 'SELECT p AS prompt, p AS completion FROM secret, generate_series(1, 300)',
+	options => { max_epochs => 50, batch_size => 64, validation_fraction => 0 });
 wait_for_status($node, $id, 'running');
 kill 'SEGV', engine_of($node);
 ok(wait_for_sql($node, "SELECT attempts > 1 AND phase = 'running' FROM finetune.jobs WHERE job_id = '$id'"), 'another attempt');
