@@ -3,42 +3,6 @@
 -- complain if script is sourced in psql, rather than via ALTER EXTENSION
 \echo Use "ALTER EXTENSION pg_finetune UPDATE TO '1.1'" to load this file. \quit
 
--- Training data from files
-
-CREATE FUNCTION finetune.read_jsonl(path pg_catalog.text)
-	RETURNS SETOF pg_catalog.jsonb
-	LANGUAGE C VOLATILE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
-	AS 'MODULE_PATHNAME', 'pgft_read_jsonl';
-REVOKE EXECUTE ON FUNCTION finetune.read_jsonl(pg_catalog.text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION finetune.read_jsonl(pg_catalog.text) TO pg_read_server_files;
-COMMENT ON FUNCTION finetune.read_jsonl(pg_catalog.text)
-	IS 'the lines of a JSONL file on the server, one row each';
-
-/*
- * Weights in and out, and bases in the database
- */
-
-CREATE FUNCTION @extschema@.finetune_export(model pg_catalog.text, directory pg_catalog.text,
-											format pg_catalog.text DEFAULT 'peft')
-	RETURNS pg_catalog.text
-	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000
-	AS 'MODULE_PATHNAME', 'pgft_export';
-
-CREATE FUNCTION @extschema@.finetune_import(model pg_catalog.text, base_model pg_catalog.text,
-											directory pg_catalog.text)
-	RETURNS pg_catalog.void
-	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000
-	AS 'MODULE_PATHNAME', 'pgft_import';
-
--- The extension's own view of 1.0, with what is known of bases in the database.
-CREATE OR REPLACE VIEW finetune.models WITH (security_barrier) AS
-	SELECT s.srvname AS name,
-		   m.kind,
-		   CASE WHEN m.weights_digest IS NOT NULL THEN 'ready'
-				WHEN m.kind OPERATOR(pg_catalog.<>) 'base' THEN 'training'
-				WHEN 'storage=database' OPERATOR(pg_catalog.=) ANY (s.srvoptions) THEN 'missing'
-				ELSE 'ready' END AS status,
-
 /*
  * Copies of a database: dumps are quiet, and a job runs only where it was created
  */
@@ -89,7 +53,8 @@ ALTER TABLE finetune.job ADD COLUMN home pg_catalog.text;
 COMMENT ON COLUMN finetune.job.home IS 'where the job was created, and may run; anywhere else it is paused';
 UPDATE finetune.job SET home = finetune.here();
 
--- As in 1.0, but that a copy of an unfinished job is paused.
+-- As in 1.0, but that a copy of an unfinished job is paused, and that a server
+-- of the same name is a model only when it is of this wrapper.
 CREATE OR REPLACE VIEW finetune.job_detail AS
 	SELECT 'ft_'::pg_catalog.text OPERATOR(pg_catalog.||) j.id::pg_catalog.text AS job_id,
 		   j.id,
@@ -150,7 +115,10 @@ CREATE OR REPLACE VIEW finetune.job_detail AS
 						THEN 'paused' ELSE j.phase END AS phase) p
 		LEFT JOIN finetune.model m ON m.id OPERATOR(pg_catalog.=) j.model_id
 		LEFT JOIN finetune.model b ON b.id OPERATOR(pg_catalog.=) j.base_id
-		LEFT JOIN pg_catalog.pg_foreign_server s
+		LEFT JOIN (pg_catalog.pg_foreign_server s
+			JOIN pg_catalog.pg_foreign_data_wrapper f
+				ON f.oid OPERATOR(pg_catalog.=) s.srvfdw
+					AND f.fdwname OPERATOR(pg_catalog.=) 'pg_finetune')
 			ON s.srvname::pg_catalog.text OPERATOR(pg_catalog.=) m.name;
 
 -- What a role may see: its own jobs, and those of roles that it is a member of.
@@ -174,12 +142,14 @@ CREATE OR REPLACE VIEW finetune.jobs WITH (security_barrier) AS
 			ON q.id OPERATOR(pg_catalog.=) d.id
 	WHERE pg_catalog.pg_has_role(d.owner, 'USAGE');
 
--- As in 1.0, but that a model which nobody trains says so.
+-- As in 1.0, with where the weights are, whether they are there, and whether
+-- anybody trains the model.
 CREATE OR REPLACE VIEW finetune.models WITH (security_barrier) AS
 	SELECT s.srvname AS name,
 		   m.kind,
-		   CASE WHEN m.kind OPERATOR(pg_catalog.=) 'base'
-					 OR m.weights_digest IS NOT NULL THEN 'ready'
+		   CASE WHEN m.weights_digest IS NOT NULL THEN 'ready'
+				WHEN m.kind OPERATOR(pg_catalog.=) 'base'
+				THEN CASE WHEN k.stored THEN 'missing' ELSE 'ready' END
 				WHEN m.job IS NULL
 					 OR j.phase IN ('paused', 'failed', 'cancelled') THEN 'untrained'
 				ELSE 'training' END AS status,
@@ -188,28 +158,73 @@ CREATE OR REPLACE VIEW finetune.models WITH (security_barrier) AS
 		   m.architecture,
 		   m.parameters,
 		   m.context_length,
-		   CASE WHEN m.kind OPERATOR(pg_catalog.=) 'base' AND NOT COALESCE('storage=database' OPERATOR(pg_catalog.=) ANY (s.srvoptions), false)
-				THEN finetune.base_size(s.oid)
-
-		   CASE WHEN m.kind OPERATOR(pg_catalog.=) 'base' THEN finetune.base_size(s.oid)
-				ELSE (SELECT pg_catalog.sum(pg_catalog.octet_length(w.data))
+		   CASE WHEN k.stored
+				THEN (SELECT pg_catalog.sum(pg_catalog.octet_length(w.data))
 					  FROM finetune.weights w
-					  WHERE w.model_id OPERATOR(pg_catalog.=) m.id) END AS size,
+					  WHERE w.model_id OPERATOR(pg_catalog.=) m.id)
+				ELSE finetune.base_size(s.oid) END AS size,
 		   m.created_at,
 		   CASE WHEN m.job IS NOT NULL THEN 'ft_' OPERATOR(pg_catalog.||) m.job::pg_catalog.text
 				END AS job_id,
 		   m.training_loss,
 		   m.validation_loss,
 		   m.validation_token_accuracy,
-		   CASE WHEN m.kind OPERATOR(pg_catalog.=) 'base' AND NOT COALESCE('storage=database' OPERATOR(pg_catalog.=) ANY (s.srvoptions), false)
-				THEN 'file' ELSE 'database' END AS storage
-
-		   m.validation_token_accuracy
+		   CASE WHEN k.stored THEN 'database' ELSE 'file' END AS storage
 	FROM finetune.model m
 		JOIN pg_catalog.pg_foreign_server s
 			ON s.srvname::pg_catalog.text OPERATOR(pg_catalog.=) m.name
+		JOIN pg_catalog.pg_foreign_data_wrapper f
+			ON f.oid OPERATOR(pg_catalog.=) s.srvfdw
+				AND f.fdwname OPERATOR(pg_catalog.=) 'pg_finetune'
+		CROSS JOIN LATERAL (
+			SELECT m.kind OPERATOR(pg_catalog.<>) 'base'
+				   OR COALESCE('storage=database' OPERATOR(pg_catalog.=) ANY (s.srvoptions), false)
+				   AS stored) k
 		LEFT JOIN finetune.model b ON b.id OPERATOR(pg_catalog.=) m.base_id
+		LEFT JOIN finetune.job_detail j ON j.id OPERATOR(pg_catalog.=) m.job
 	WHERE pg_catalog.has_server_privilege(s.oid, 'USAGE');
+
+/*
+ * Rights and transactions
+ */
+
+-- The history of roles that are gone stays here: where a dump is restored,
+-- their numbers may be those of others.
+SELECT pg_catalog.pg_extension_config_dump('finetune.job',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) owner)');
+SELECT pg_catalog.pg_extension_config_dump('finetune.metric',
+	'WHERE EXISTS (SELECT FROM finetune.job j JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) j.owner WHERE j.id OPERATOR(pg_catalog.=) job_id)');
+SELECT pg_catalog.pg_extension_config_dump('finetune.event',
+	'WHERE EXISTS (SELECT FROM finetune.job j JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) j.owner WHERE j.id OPERATOR(pg_catalog.=) job_id)');
+
+/*
+ * Training data from files
+ */
+
+CREATE FUNCTION finetune.read_jsonl(path pg_catalog.text)
+	RETURNS SETOF pg_catalog.jsonb
+	LANGUAGE C VOLATILE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+	AS 'MODULE_PATHNAME', 'pgft_read_jsonl';
+REVOKE EXECUTE ON FUNCTION finetune.read_jsonl(pg_catalog.text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION finetune.read_jsonl(pg_catalog.text) TO pg_read_server_files;
+COMMENT ON FUNCTION finetune.read_jsonl(pg_catalog.text)
+	IS 'the lines of a JSONL file on the server, one row each';
+
+/*
+ * Weights in and out, and bases in the database
+ */
+
+CREATE FUNCTION @extschema@.finetune_export(model pg_catalog.text, directory pg_catalog.text,
+											format pg_catalog.text DEFAULT 'peft')
+	RETURNS pg_catalog.text
+	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000
+	AS 'MODULE_PATHNAME', 'pgft_export';
+
+CREATE FUNCTION @extschema@.finetune_import(model pg_catalog.text, base_model pg_catalog.text,
+											directory pg_catalog.text)
+	RETURNS pg_catalog.void
+	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000
+	AS 'MODULE_PATHNAME', 'pgft_import';
 
 COMMENT ON FUNCTION @extschema@.finetune_export(pg_catalog.text, pg_catalog.text, pg_catalog.text)
 	IS 'write a tuned model into a new directory on the server, as a PEFT adapter';
@@ -265,6 +280,29 @@ COMMENT ON FUNCTION @extschema@.detokenize(pg_catalog.text, pg_catalog.int4[])
 	IS 'text of tokens of a model';
 
 /*
+ * Estimates and evaluations: run at once, as the caller
+ */
+
+CREATE FUNCTION @extschema@.finetune_estimate(base_model pg_catalog.text,
+											  training_query pg_catalog.text,
+											  validation_query pg_catalog.text DEFAULT NULL,
+											  options pg_catalog.jsonb DEFAULT '{}')
+	RETURNS pg_catalog.jsonb
+	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000000
+	AS 'MODULE_PATHNAME', 'pgft_finetune_estimate';
+
+CREATE FUNCTION @extschema@.finetune_evaluate(model pg_catalog.text, query pg_catalog.text)
+	RETURNS pg_catalog.jsonb
+	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000000
+	AS 'MODULE_PATHNAME', 'pgft_finetune_evaluate';
+
+COMMENT ON FUNCTION @extschema@.finetune_estimate(pg_catalog.text, pg_catalog.text,
+												  pg_catalog.text, pg_catalog.jsonb)
+	IS 'what finetune(''CREATE'') with these arguments would do: steps, tokens, time and memory; runs the queries, trains nothing';
+COMMENT ON FUNCTION @extschema@.finetune_evaluate(pg_catalog.text, pg_catalog.text)
+	IS 'how well a model knows the rows of a query: loss, token accuracy, exact matches';
+
+/*
  * Comments on what 1.0 made
  */
 COMMENT ON SCHEMA finetune IS 'models and fine-tuning jobs of the extension pg_finetune';
@@ -301,8 +339,6 @@ COMMENT ON COLUMN finetune.model.id IS 'identity, which no rename changes';
 COMMENT ON COLUMN finetune.model.name IS 'name of the model''s foreign server';
 COMMENT ON COLUMN finetune.model.kind IS 'base, lora or full';
 COMMENT ON COLUMN finetune.model.base_id IS 'base of a tuned model';
-COMMENT ON COLUMN finetune.model.base_digest IS 'SHA-256 of the base file that a tuned model was trained on';
-COMMENT ON COLUMN finetune.model.weights_digest IS 'SHA-256 of a tuned model''s weights; null until they are stored';
 COMMENT ON COLUMN finetune.model.job IS 'job that trains or trained the model';
 COMMENT ON COLUMN finetune.model.architecture IS 'family of models, as the file names it';
 COMMENT ON COLUMN finetune.model.parameters IS 'number of parameters';
@@ -322,7 +358,7 @@ COMMENT ON COLUMN finetune.weights.data IS 'the bytes';
 COMMENT ON VIEW finetune.models IS 'models that you may use';
 COMMENT ON COLUMN finetune.models.name IS 'name, also of the foreign server';
 COMMENT ON COLUMN finetune.models.kind IS 'base, lora or full';
-COMMENT ON COLUMN finetune.models.status IS 'ready or training';
+COMMENT ON COLUMN finetune.models.status IS 'ready, training, untrained, or missing: a base whose file should stand in the database';
 COMMENT ON COLUMN finetune.models.base IS 'base of a tuned model';
 COMMENT ON COLUMN finetune.models.owner IS 'role that owns the foreign server';
 COMMENT ON COLUMN finetune.models.architecture IS 'family of models, as the file names it';
@@ -475,27 +511,3 @@ COMMENT ON COLUMN finetune.progress.steps_done IS 'optimizer steps done';
 COMMENT ON COLUMN finetune.progress.training_loss IS 'loss of the last step';
 COMMENT ON COLUMN finetune.progress.tokens_per_second IS 'tokens trained in a second';
 COMMENT ON COLUMN finetune.progress.time_left IS 'time until the job may end';
-
--- Estimates and evaluations: run at once, as the caller
-
-CREATE FUNCTION @extschema@.finetune_estimate(base_model pg_catalog.text,
-											  training_query pg_catalog.text,
-											  validation_query pg_catalog.text DEFAULT NULL,
-											  options pg_catalog.jsonb DEFAULT '{}')
-	RETURNS pg_catalog.jsonb
-	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000000
-	AS 'MODULE_PATHNAME', 'pgft_finetune_estimate';
-
-CREATE FUNCTION @extschema@.finetune_evaluate(model pg_catalog.text, query pg_catalog.text)
-	RETURNS pg_catalog.jsonb
-	LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000000
-	AS 'MODULE_PATHNAME', 'pgft_finetune_evaluate';
-
-COMMENT ON FUNCTION @extschema@.finetune_estimate(pg_catalog.text, pg_catalog.text,
-												  pg_catalog.text, pg_catalog.jsonb)
-	IS 'what finetune(''CREATE'') with these arguments would do: steps, tokens, time and memory; runs the queries, trains nothing';
-COMMENT ON FUNCTION @extschema@.finetune_evaluate(pg_catalog.text, pg_catalog.text)
-	IS 'how well a model knows the rows of a query: loss, token accuracy, exact matches';
-
-		LEFT JOIN finetune.job_detail j ON j.id OPERATOR(pg_catalog.=) m.job
-	WHERE pg_catalog.has_server_privilege(s.oid, 'USAGE');
