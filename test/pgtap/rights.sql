@@ -194,7 +194,7 @@ INSERT INTO preparation VALUES
 	('no writer', 'REVOKE pg_write_server_files FROM rights_owner, rights_team');
 
 -- Which parts are run
-\set parts '{create,ask,job,view,server}'
+\set parts '{create,ask,job,view,server,export,evaluate}'
 
 /*
  * What is acted upon
