@@ -27,8 +27,6 @@
 /* Integers that JSON carries exactly */
 #define MAX_EXACT_INTEGER 9007199254740991.0
 
-/* The longest role that is repeated in a message */
-
 typedef void (*OptionFunction)(PgftCompleteOptions *options, const char *name,
 							   const JsonbValue *value);
 
