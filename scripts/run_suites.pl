@@ -24,6 +24,8 @@ if ($mode eq '--fuzz')    { exit fuzz_to_tap(@ARGV); }
 my $scratch   = $mode;
 my %wanted    = map { $_ => 1 } @ARGV;
 my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
+chomp(my $jobs = qx(nproc));
+$jobs = 4 if $jobs > 4;    # most of the tests' time is waiting; memory is for a few models
 delete @ENV{ grep { /^(PG(?!_CONFIG$)|LC_|LANG|FT_)/ } keys %ENV };
 $ENV{LC_ALL}  = $ENV{LANG} = 'C.UTF-8';    # PostgreSQL::Test keeps the latter only
 $ENV{PERL5LIB} = '';
@@ -45,8 +47,9 @@ for my $suite (@suites)
 print "\n", map({ "$_\n" } @table), "\n$passed passed, $failed failed\n";
 exit($failed > 0 || $passed == 0 ? 1 : 0);
 
-# Run the files of a suite, {name, tests => [[label, command…]…], before, after};
-# returns what passed, failed and was skipped.
+# Run the files of a suite, {name, tests => [[label, command…]…], before, after,
+# alone}, several at a time unless they share something; returns what passed,
+# failed and was skipped.
 sub run_suite
 {
 	my ($suite) = @_;
@@ -68,6 +71,7 @@ sub run_suite
 		exec     => sub { [ 'timeout', '-k', 10, $limit, @{ $command{ $_[1] } } ] },
 		failures => 1,
 		timer    => 1,
+		jobs     => $suite->{alone} ? 1 : $jobs,
 	});
 	my $aggregate = $harness->runtests(sort keys %command);
 	$suite->{after}->() if $suite->{after};
@@ -170,6 +174,7 @@ sub pgtap_suite
 	return {
 		name   => 'pgTAP',
 		tests  => [ map { [ $_, @psql, basename($_, '.sql'), '-f', $_ ] } @files ],
+		alone  => 1,        # the files' roles have the same names
 		before => $before,
 		after  => sub { system("$bindir/pg_ctl -s -w -D $data -m immediate stop"); },
 	};
