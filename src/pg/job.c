@@ -25,8 +25,6 @@
 
 #define JOB_PREFIX "ft_"
 
-#define UNFINISHED "phase IN ('pending', 'queued', 'running', 'uploading')"
-
 /* What SHOW lists of a job d (a row of finetune.job_detail). */
 #define SHOW_OBJECT                                                                              \
 	"jsonb_build_object('id', d.job_id, 'status', d.status, 'phase', d.phase, 'model', d.model," \
@@ -107,10 +105,10 @@ pgft_job_add_event(const pg_uuid_t *id, const char *level, const char *type, con
 void
 pgft_job_create(const PgftJobRequest *request)
 {
-	Oid types[] = {UUIDOID, UUIDOID, TEXTOID, UUIDOID,  TEXTOID, OIDOID,
-				   TEXTOID, TEXTOID, TEXTOID, JSONBOID, INT4OID};
-	Datum values[11];
-	char nulls[] = "           ";
+	Oid types[] = {UUIDOID, UUIDOID, TEXTOID,  UUIDOID, TEXTOID, OIDOID, TEXTOID,
+				   TEXTOID, TEXTOID, JSONBOID, INT4OID, UUIDOID, OIDOID};
+	Datum values[13];
+	char nulls[] = "             ";
 	PgftCatalog catalog;
 
 	/* The caller's user and search_path, before they are changed for SPI */
@@ -130,10 +128,12 @@ pgft_job_create(const PgftJobRequest *request)
 		nulls[8] = 'n';
 	values[9] = PointerGetDatum(request->options);
 	values[10] = Int32GetDatum(pgft_options_priority(request->options));
+	values[11] = UUIDPGetDatum(pgft_instance());
+	values[12] = ObjectIdGetDatum(MyDatabaseId);
 	pgft_execute("INSERT INTO finetune.job (id, model_id, model_name, base_id, base_name, owner,"
-				 " search_path, training_query, validation_query, options, priority)"
-				 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-				 11, types, values, nulls, SPI_OK_INSERT);
+				 " search_path, training_query, validation_query, options, priority, instance,"
+				 " database) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+				 13, types, values, nulls, SPI_OK_INSERT);
 	pgft_job_add_event(&request->id, "info", "created", "job created", NULL);
 	pgft_catalog_leave(&catalog);
 
@@ -261,8 +261,8 @@ pgft_job_cancel(const pg_uuid_t *id)
 	pgft_select("SELECT model_id FROM finetune.job WHERE id = $1", 1, types, values);
 	model = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	lock_model(&model);
-	pgft_execute("UPDATE finetune.job j SET phase = 'cancelled', finished_at = clock_timestamp(),"
-				 " owner = " PGFT_JOB_OWNER " WHERE id = $1 AND " UNFINISHED,
+	pgft_execute("UPDATE finetune.job j SET phase = 'cancelled', paused_in = NULL,"
+				 " finished_at = clock_timestamp(), owner = " PGFT_JOB_OWNER " WHERE id = $1 AND " PGFT_JOB_UNFINISHED,
 				 1, types, values, NULL, SPI_OK_UPDATE);
 	if (SPI_processed > 0)
 	{
@@ -271,6 +271,73 @@ pgft_job_cancel(const pg_uuid_t *id)
 		pgft_cancel_job_at_commit(id);
 
 		/* what a worker may have left is for another to clean */
+		pgft_look_for_jobs_at_commit();
+	}
+	job = select_description(id);
+	pgft_catalog_leave(&catalog);
+	return job;
+}
+
+/* A change that an ended job cannot have; says whether it made any. */
+static bool
+change_unfinished(const pg_uuid_t *id, const char *update, int nargs, Oid *types, Datum *values)
+{
+	bool changed;
+
+	pgft_execute(update, nargs, types, values, NULL, SPI_OK_UPDATE);
+	changed = SPI_processed > 0;
+	if (!changed &&
+		pgft_select("SELECT FROM finetune.job WHERE id = $1 AND " PGFT_JOB_UNFINISHED, 1, types,
+					values) == 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("job \"%s\" has ended", pgft_job_name(id))));
+	return changed;
+}
+
+Jsonb *
+pgft_job_pause(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+	PgftCatalog catalog;
+	Jsonb *job;
+
+	check_right(id);
+	pgft_catalog_enter(&catalog, false);
+	if (change_unfinished(id,
+						  "UPDATE finetune.job SET phase = 'paused', paused_in = phase"
+						  " WHERE id = $1 AND " PGFT_JOB_RUNNABLE,
+						  1, types, values))
+	{
+		pgft_job_add_event(id, "info", "paused", "job paused", NULL);
+		pgft_cancel_job_at_commit(id);
+	}
+	job = select_description(id);
+	pgft_catalog_leave(&catalog);
+	return job;
+}
+
+/* Whoever resumes a job that came from elsewhere wants it to run here. */
+Jsonb *
+pgft_job_resume(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID, UUIDOID, OIDOID};
+	Datum values[] = {UUIDPGetDatum(id), UUIDPGetDatum(pgft_instance()),
+					  ObjectIdGetDatum(MyDatabaseId)};
+	PgftCatalog catalog;
+	Jsonb *job;
+
+	check_right(id);
+	pgft_catalog_enter(&catalog, false);
+	/* what ran waits for a device now */
+	if (change_unfinished(id,
+						  "UPDATE finetune.job SET paused_in = NULL, error = NULL, fruitless = 0,"
+						  " phase = CASE paused_in WHEN 'running' THEN 'queued' ELSE paused_in END,"
+						  " waiting = true, instance = $2, database = $3"
+						  " WHERE id = $1 AND phase = 'paused'",
+						  3, types, values))
+	{
+		pgft_job_add_event(id, "info", "resumed", "job waits to go on", NULL);
 		pgft_look_for_jobs_at_commit();
 	}
 	job = select_description(id);
@@ -290,7 +357,7 @@ pgft_job_delete(const pg_uuid_t *id)
 	pgft_catalog_enter(&catalog, false);
 	pgft_select("SELECT FROM finetune.job WHERE id = $1 FOR UPDATE", 1, types, values);
 	job = select_description(id);
-	pgft_execute("DELETE FROM finetune.job WHERE id = $1 AND NOT (" UNFINISHED ")", 1, types,
+	pgft_execute("DELETE FROM finetune.job WHERE id = $1 AND NOT (" PGFT_JOB_UNFINISHED ")", 1, types,
 				 values, NULL, SPI_OK_DELETE);
 	if (SPI_processed == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -310,8 +377,8 @@ pgft_job_model_dropped(const pg_uuid_t *model)
 	PgftCatalog catalog;
 
 	pgft_catalog_enter(&catalog, false);
-	pgft_execute("UPDATE finetune.job SET phase = 'cancelled', finished_at = clock_timestamp()"
-				 " WHERE model_id = $1 AND " UNFINISHED " RETURNING id",
+	pgft_execute("UPDATE finetune.job SET phase = 'cancelled', paused_in = NULL,"
+				 " finished_at = clock_timestamp() WHERE model_id = $1 AND " PGFT_JOB_UNFINISHED " RETURNING id",
 				 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	if (SPI_processed > 0)
 	{

@@ -28,10 +28,8 @@
 /* 1 and 2 are taken by pg_advisory_lock(bigint) and (int, int) */
 #define JOB_LOCK_CLASS 0x4654
 
-#define UNFINISHED "phase IN ('pending', 'queued', 'running', 'uploading')"
-
 /* Is it this attempt's? For WHERE, with the id in $1 and the attempt in $2. */
-#define MINE "id = $1 AND attempt = $2 AND " UNFINISHED
+#define MINE "id = $1 AND attempt = $2 AND " PGFT_JOB_RUNNABLE
 
 /* Columns of a job j for read_row; its owner is its model's, while there is one. */
 #define JOB_COLUMNS                                                                        \
@@ -127,20 +125,62 @@ pgft_job_read(const pg_uuid_t *id, MemoryContext context)
 	return job;
 }
 
+void
+pgft_job_settle_foreign(void)
+{
+	Oid types[] = {UUIDOID, OIDOID};
+	Datum values[] = {UUIDPGetDatum(pgft_instance()), ObjectIdGetDatum(MyDatabaseId)};
+	bool adopt = pgft_was_standby();
+	PgftCatalog catalog;
+	SPITupleTable *rows;
+	uint64 count;
+
+	pgft_job_begin(&catalog);
+	if (adopt)
+		pgft_execute("UPDATE finetune.job SET instance = $1, waiting = true, fruitless = 0"
+					 " WHERE " PGFT_JOB_RUNNABLE " AND instance <> $1 AND database = $2"
+					 " RETURNING id",
+					 2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+	else
+		pgft_execute("UPDATE finetune.job SET phase = 'paused', paused_in = 'pending'"
+					 " WHERE " PGFT_JOB_RUNNABLE " AND (instance <> $1 OR database <> $2)"
+					 " RETURNING id",
+					 2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+	rows = SPI_tuptable;
+	count = SPI_processed;
+	for (uint64 i = 0; i < count; i++)
+	{
+		bool isnull;
+		pg_uuid_t *id = DatumGetUUIDP(SPI_getbinval(rows->vals[i], rows->tupdesc, 1, &isnull));
+
+		if (adopt)
+			pgft_job_add_event(id, "info", "taken_over",
+							   "this server was promoted, the job begins again", NULL);
+		else
+			pgft_job_add_event(id, "warning", "paused",
+							   "job paused: it was created in another cluster or database", NULL);
+		pgft_job_notify(id);
+	}
+	pgft_job_finish(&catalog);
+}
+
 /* Lock the first job in the queue that nobody works on; false when there is none. */
 static bool
 find_job(pg_uuid_t *id)
 {
+	Oid types[] = {UUIDOID, OIDOID};
+	Datum values[] = {UUIDPGetDatum(pgft_instance()), ObjectIdGetDatum(MyDatabaseId)};
 	Portal portal;
 	bool found = false;
-	SPIPlanPtr plan = SPI_prepare("SELECT id FROM finetune.job WHERE " UNFINISHED
+	SPIPlanPtr plan = SPI_prepare("SELECT id FROM finetune.job WHERE " PGFT_JOB_RUNNABLE
+								  " AND coalesce(instance, $1) = $1 AND coalesce(database, $2) = $2"
 								  " ORDER BY priority DESC, created_at, id FOR UPDATE SKIP LOCKED",
-								  0, NULL);
+								  2, types);
 
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the search for a job: %s",
 			 SPI_result_code_string(SPI_result));
-	portal = SPI_cursor_open(NULL, plan, NULL, NULL, false);
+	portal = SPI_cursor_open(NULL, plan, values, NULL, false);
 	while (!found)
 	{
 		bool isnull;
@@ -166,15 +206,16 @@ pgft_job_claim(MemoryContext context)
 	pgft_job_begin(&catalog);
 	if (find_job(&id))
 	{
-		Oid types[] = {UUIDOID};
-		Datum values[] = {UUIDPGetDatum(&id)};
+		Oid types[] = {UUIDOID, UUIDOID, OIDOID};
+		Datum values[] = {UUIDPGetDatum(&id), UUIDPGetDatum(pgft_instance()),
+						  ObjectIdGetDatum(MyDatabaseId)};
 		char *message;
 
 		pgft_execute("UPDATE finetune.job j SET attempt = attempt + 1, fruitless = fruitless + 1,"
-					 " owner = " PGFT_JOB_OWNER
+					 " waiting = false, instance = $2, database = $3, owner = " PGFT_JOB_OWNER
 					 ", has_directory = true, started_at = coalesce(started_at, clock_timestamp())"
 					 " WHERE id = $1",
-					 1, types, values, NULL, SPI_OK_UPDATE);
+					 3, types, values, NULL, SPI_OK_UPDATE);
 		pgft_select("SELECT " JOB_COLUMNS " FROM finetune.job j WHERE j.id = $1", 1, types, values);
 		job = read_row(context);
 		message = psprintf("attempt %d started", job->attempt);
@@ -217,6 +258,25 @@ pgft_job_is_mine(const PgftJob *job)
 	return SPI_processed > 0;
 }
 
+PgftJobHold
+pgft_job_hold(const PgftJob *job)
+{
+	Oid types[] = {UUIDOID, INT4OID};
+	Datum values[] = {UUIDPGetDatum(&job->id), Int32GetDatum(job->attempt)};
+	PgftJobHold hold = PGFT_JOB_GONE;
+	PgftCatalog catalog;
+
+	pgft_job_begin(&catalog);
+	if (pgft_job_is_mine(job))
+		hold = PGFT_JOB_MINE;
+	else if (pgft_select("SELECT FROM finetune.job"
+						 " WHERE id = $1 AND attempt = $2 AND phase = 'paused'",
+						 2, types, values) > 0)
+		hold = PGFT_JOB_PAUSED;
+	pgft_job_finish(&catalog);
+	return hold;
+}
+
 bool
 pgft_job_next_attempt(PgftJob *job)
 {
@@ -244,7 +304,8 @@ pgft_job_release_attempt(PgftJob *job, const char *message)
 	bool mine;
 
 	pgft_job_begin(&catalog);
-	mine = pgft_job_update(job, "fruitless = greatest(fruitless - 1, 0)", 0, NULL, NULL, NULL);
+	mine = pgft_job_update(job, "fruitless = greatest(fruitless - 1, 0), waiting = true", 0, NULL,
+						   NULL, NULL);
 	if (mine)
 	{
 		job->fruitless = Max(job->fruitless - 1, 0);
@@ -274,8 +335,10 @@ pgft_job_set_phase(PgftJob *job, const char *phase, const char *message)
 	return mine;
 }
 
-bool
-pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint)
+/* Set what an error makes of the job, with the error: $3 code, $4 message, $5 hint. */
+static bool
+stop_by_error(PgftJob *job, const char *set, const char *level, const char *type, int sqlstate,
+			  const char *message, const char *hint)
 {
 	Oid types[] = {TEXTOID, TEXTOID, TEXTOID};
 	PgftCatalog catalog;
@@ -287,19 +350,33 @@ pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint)
 						  CStringGetTextDatum(message), CStringGetTextDatum(hint ? hint : "")};
 
 		mine = pgft_job_update(job,
-							   "phase = 'failed', finished_at = clock_timestamp(),"
-							   " owner = " PGFT_JOB_OWNER ","
-							   " error = jsonb_build_object('code', $3, 'message', $4,"
-							   " 'hint', nullif($5, ''))",
+							   psprintf("%s, error = jsonb_build_object('code', $3, 'message', $4,"
+										" 'hint', nullif($5, ''))",
+										set),
 							   3, types, values, NULL);
 	}
 	if (mine)
 	{
-		pgft_job_add_event(&job->id, "error", "failed", message, NULL);
+		pgft_job_add_event(&job->id, level, type, message, NULL);
 		pgft_job_notify(&job->id);
 	}
 	pgft_job_finish(&catalog);
 	return mine;
+}
+
+bool
+pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint)
+{
+	return stop_by_error(
+		job, "phase = 'failed', finished_at = clock_timestamp(), owner = " PGFT_JOB_OWNER, "error",
+		"failed", sqlstate, message, hint);
+}
+
+bool
+pgft_job_pause_by_error(PgftJob *job, int sqlstate, const char *message, const char *hint)
+{
+	return stop_by_error(job, "phase = 'paused', paused_in = phase", "warning", "paused", sqlstate,
+						 message, hint);
 }
 
 void
@@ -419,7 +496,7 @@ pgft_job_clean(const pg_uuid_t *id)
 
 	pgft_job_begin(&catalog);
 	pgft_execute("UPDATE finetune.job SET has_directory = false"
-				 " WHERE id = $1 AND NOT (" UNFINISHED ") RETURNING phase",
+				 " WHERE id = $1 AND NOT (" PGFT_JOB_UNFINISHED ") RETURNING phase",
 				 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	/* the session that cancelled it could not say so */
 	if (SPI_processed > 0 &&
@@ -436,7 +513,7 @@ pgft_job_clean_all(void)
 	uint64 count;
 
 	pgft_job_begin(&catalog);
-	pgft_select("SELECT id FROM finetune.job WHERE has_directory AND NOT (" UNFINISHED ")", 0, NULL,
+	pgft_select("SELECT id FROM finetune.job WHERE has_directory AND NOT (" PGFT_JOB_UNFINISHED ")", 0, NULL,
 				NULL);
 	count = SPI_processed;
 	if (count > 0)

@@ -105,19 +105,28 @@ extension_is_here(void)
 	return here;
 }
 
-/* Has somebody cancelled the job? Shared memory says when to ask, the row says what is true. */
-static bool
-is_lost(PgftJobWorker *worker)
+/* What the job's row wants of this worker. */
+static PgftOutcome
+ask(PgftJobWorker *worker)
 {
-	PgftCatalog catalog;
-	bool mine;
+	switch (pgft_job_hold(worker->job))
+	{
+		case PGFT_JOB_MINE:
+			return PGFT_OUTCOME_GO_ON;
+		case PGFT_JOB_PAUSED:
+			return PGFT_OUTCOME_LEAVE;
+		default:
+			return PGFT_OUTCOME_LOST;
+	}
+}
 
-	if (!pgft_slot_cancelled())
-		return false;
-	pgft_job_begin(&catalog);
-	mine = pgft_job_is_mine(worker->job);
-	pgft_job_finish(&catalog);
-	return !mine;
+PgftOutcome
+pgft_worker_lost(PgftJobWorker *worker)
+{
+	PgftOutcome outcome = ask(worker);
+
+	/* paused, and resumed since: what was refused meanwhile would be missing */
+	return outcome == PGFT_OUTCOME_GO_ON ? PGFT_OUTCOME_LEAVE : outcome;
 }
 
 void
@@ -127,6 +136,21 @@ pgft_worker_remember(PgftJobWorker *worker, int sqlstate, const char *message)
 	strlcpy(worker->last_words, message, sizeof(worker->last_words));
 }
 
+/* With more room the job can go on, so a full disk does not end it. */
+PgftOutcome
+pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message, const char *hint)
+{
+	if (sqlstate == ERRCODE_DISK_FULL)
+	{
+		hint = psprintf("Make room, then call finetune('RESUME', '%s').", worker->job->name);
+		return pgft_job_pause_by_error(worker->job, sqlstate, message, hint)
+				   ? PGFT_OUTCOME_LEAVE
+				   : pgft_worker_lost(worker);
+	}
+	return pgft_job_fail(worker->job, sqlstate, message, hint) ? PGFT_OUTCOME_ENDED
+															   : pgft_worker_lost(worker);
+}
+
 PgftOutcome
 pgft_worker_look_up(PgftJobWorker *worker)
 {
@@ -134,9 +158,8 @@ pgft_worker_look_up(PgftJobWorker *worker)
 	reload_settings();
 	if (must_leave())
 		return PGFT_OUTCOME_LEAVE;
-	if (is_lost(worker))
-		return PGFT_OUTCOME_LOST;
-	return PGFT_OUTCOME_GO_ON;
+	/* shared memory says when to ask, the row says what is true */
+	return pgft_slot_cancelled() ? ask(worker) : PGFT_OUTCOME_GO_ON;
 }
 
 /* Sleep, unless there is something to end for. */
@@ -196,8 +219,9 @@ upload(PgftJobWorker *worker, const char *adapter)
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
 						errmsg("training engine named no usable adapter directory")));
 	pgft_slot_set_phase(PGFT_PHASE_UPLOADING);
-	return pgft_job_complete(worker->job, pgft_worker_path(worker, adapter)) ? PGFT_OUTCOME_ENDED
-																			 : PGFT_OUTCOME_LOST;
+	if (!pgft_job_complete(worker->job, pgft_worker_path(worker, adapter)))
+		return pgft_worker_lost(worker);
+	return PGFT_OUTCOME_ENDED;
 }
 
 static PgftOutcome
@@ -271,9 +295,7 @@ attempt_failed(PgftJobWorker *worker)
 		pgft_worker_remember(worker, edata->sqlerrcode, edata->message);
 		return PGFT_OUTCOME_RETRY;
 	}
-	return pgft_job_fail(worker->job, edata->sqlerrcode, edata->message, edata->hint)
-			   ? PGFT_OUTCOME_ENDED
-			   : PGFT_OUTCOME_LOST;
+	return pgft_worker_stop(worker, edata->sqlerrcode, edata->message, edata->hint);
 }
 
 static PgftOutcome
@@ -297,11 +319,9 @@ guarded_attempt(PgftJobWorker *worker)
 static PgftOutcome
 give_up(PgftJobWorker *worker)
 {
-	bool failed = pgft_job_fail(
-		worker->job, worker->sqlstate ? worker->sqlstate : ERRCODE_SYSTEM_ERROR,
+	return pgft_worker_stop(
+		worker, worker->sqlstate ? worker->sqlstate : ERRCODE_SYSTEM_ERROR,
 		worker->last_words[0] ? worker->last_words : "the worker died in every attempt", NULL);
-
-	return failed ? PGFT_OUTCOME_ENDED : PGFT_OUTCOME_LOST;
 }
 
 /* Attempts until the job has ended, or this process must. */
@@ -330,7 +350,7 @@ run_job(PgftJobWorker *worker)
 		if (outcome != PGFT_OUTCOME_GO_ON)
 			return outcome;
 		if (!pgft_job_next_attempt(worker->job))
-			return PGFT_OUTCOME_LOST;
+			return pgft_worker_lost(worker);
 	}
 }
 
@@ -375,6 +395,7 @@ pgft_job_worker_main(Datum arg)
 		pgft_slot_set_result(PGFT_LOOK_NO_EXTENSION);
 		proc_exit(0);
 	}
+	pgft_job_settle_foreign();
 	pgft_job_clean_all();
 	worker.job = pgft_job_claim(TopMemoryContext);
 	if (worker.job == NULL)
@@ -391,7 +412,12 @@ pgft_job_worker_main(Datum arg)
 	pgstat_report_activity(STATE_RUNNING, psprintf("job %s", worker.job->name));
 
 	if (run_job(&worker) == PGFT_OUTCOME_LEAVE)
+	{
 		give_back(&worker);
+		/* a job that was paused leaves its place to another */
+		if (!must_leave())
+			pgft_slot_set_result(PGFT_LOOK_RAN);
+	}
 	else
 	{
 		MemoryContextSwitchTo(worker.attempt);
