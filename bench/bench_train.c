@@ -35,6 +35,7 @@ fill(ft_microbatch *batch, int64_t tokens)
 	for (int64_t i = 0; i < tokens; i++)
 	{
 		batch->all_ids[i] = (int32_t) (1000 + i * 7919 % 40000);
+		batch->all_targets[i] = batch->all_ids[i];
 		batch->all_weights[i] = i % DOCUMENT >= DOCUMENT - TRAINED ? 1.0f : 0.0f;
 		if (i % DOCUMENT == 0)
 			batch->starts[batch->n_documents++] = (int32_t) i;

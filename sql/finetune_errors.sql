@@ -97,9 +97,23 @@ SELECT try_create('SELECT prompt AS messages FROM t');
 SELECT try_create('SELECT prompt, completion, prompt AS text FROM t');
 SELECT try_create('SELECT prompt, completion, doc AS messages FROM t');
 SELECT try_create('SELECT prompt, completion, completion FROM t');
-SELECT try_create('SELECT ARRAY[1] AS input_ids FROM t');
+SELECT try_create('SELECT prompt, prompt AS text FROM t');
+SELECT try_create('SELECT prompt, completion, completion AS chosen FROM t');
+SELECT try_create('SELECT doc AS messages, ARRAY[1] AS input_ids FROM t');
+SELECT try_create('SELECT prompt AS text, n AS labels FROM t');
 SELECT try_create('SELECT prompt, completion AS chosen, completion AS rejected FROM t');
-SELECT try_create('SELECT prompt, completion, 1.0 AS weight FROM t');
+SELECT try_create('SELECT completion AS chosen FROM t');
+SELECT try_create('SELECT ARRAY[1] AS labels FROM t');
+SELECT try_create('SELECT ARRAY[1] AS attention_mask, 1.0 AS weight FROM t');
+SELECT try_create('SELECT 1.0 AS weight FROM t');
+SELECT try_create('SELECT n AS input_ids FROM t');
+SELECT try_create('SELECT ARRAY[''1''] AS input_ids FROM t');
+SELECT try_create('SELECT ARRAY[1.0] AS input_ids FROM t');
+SELECT try_create('SELECT ARRAY[1] AS input_ids, prompt AS labels FROM t');
+SELECT try_create('SELECT ARRAY[1] AS input_ids, ARRAY[true] AS attention_mask FROM t');
+SELECT try_create('SELECT prompt, completion, prompt AS weight FROM t');
+SELECT try_create('SELECT prompt, completion, ARRAY[1.0] AS weight FROM t');
+SELECT try_create('SELECT prompt, completion, 1 AS weight, 2 AS weight FROM t');
 
 -- What is a query passes all of this, and ends at the file
 SELECT try_create('TABLE t') ~ 'absent.gguf';
@@ -107,6 +121,12 @@ SELECT try_create('VALUES (1)');
 SELECT try_create('SELECT * FROM (VALUES (''a'', ''b'')) v (prompt, completion)') ~ 'absent.gguf';
 SELECT try_create('WITH x AS (TABLE t) SELECT * FROM x ORDER BY n LIMIT 3;') ~ 'absent.gguf';
 SELECT try_create('SELECT doc AS messages FROM t') ~ 'absent.gguf';
+SELECT try_create('SELECT ARRAY[1] AS input_ids FROM t') ~ 'absent.gguf';
+CREATE DOMAIN ids AS bigint[];
+SELECT try_create('SELECT ARRAY[1]::ids AS input_ids, ARRAY[1]::smallint[] AS labels, ARRAY[1] AS attention_mask,
+	n AS weight FROM t') ~ 'absent.gguf';
+SELECT type, try_create(format('SELECT prompt, completion, 1::%s AS weight FROM t', type)) ~ 'absent.gguf'
+	FROM unnest('{smallint,integer,bigint,real,double precision,numeric}'::text[]) type;
 SELECT try_create('SELECT prompt::varchar(10) AS text, n FROM t', 'SELECT ''x'' AS text') ~ 'absent.gguf';
 
 -- Options
@@ -159,6 +179,16 @@ SET ROLE regress_finetune;
 SELECT try_create('TABLE t');
 SELECT try_create('SELECT prompt, completion FROM t') ~ 'absent.gguf';
 RESET ROLE;
+CREATE FUNCTION hidden(n int) RETURNS text LANGUAGE sql RETURN 'x';
+REVOKE EXECUTE ON FUNCTION hidden FROM PUBLIC;
+SET ROLE regress_finetune;
+SELECT try_create('SELECT prompt AS text FROM t WHERE completion = hidden(1)');
+SELECT try_create('SELECT j->>''text'' AS text FROM finetune.read_jsonl(''absent.jsonl'') j');
+RESET ROLE;
+GRANT pg_read_server_files TO regress_finetune;
+SET ROLE regress_finetune;
+SELECT try_create('SELECT j->>''text'' AS text FROM finetune.read_jsonl(''absent.jsonl'') j') ~ 'absent.gguf';
+RESET ROLE;
 
 -- A transaction that may not write
 BEGIN READ ONLY;
@@ -169,6 +199,8 @@ COMMIT;
 SELECT count(*) FROM finetune.jobs;
 SELECT srvname FROM pg_foreign_server;
 DROP TABLE t;
+DROP DOMAIN ids;
+DROP FUNCTION hidden;
 DROP OWNED BY regress_finetune;
 DROP ROLE regress_finetune;
 DROP EXTENSION pg_finetune CASCADE;

@@ -1,9 +1,9 @@
 /*
  * dataset.c: training rows, tokenised once into dataset.bin.
  *
- * Layout: a header, each document's ids (i32) and weights (f32), then the index
- * of the documents, training before validation.  Little-endian, as all machines
- * that the kernels run on.
+ * Layout: a header, each document's ids (i32), targets (i32) and weights (f32), then
+ * the index of the documents, training before validation.  Little-endian, as all
+ * machines that the kernels run on.
  */
 #include "dataset.h"
 
@@ -20,7 +20,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MAGIC "FTDATA1"
+#define MAGIC "FTDATA2"
+#define TOKEN_BYTES 12 /* id, target, weight */
 #define WRITE_BUFFER (1 << 20)
 
 typedef struct file_header
@@ -96,6 +97,7 @@ put_document(builder *b, index_list *list)
 	FT_TRY(ft_grow((void **) &list->documents, &list->capacity, list->n + 1, sizeof document));
 	list->documents[list->n++] = document;
 	FT_TRY(put(b, e->ids.data, e->ids.length * sizeof(int32_t)));
+	FT_TRY(put(b, e->targets.data, e->targets.length * sizeof(int32_t)));
 	return put(b, e->weights.data, e->weights.length * sizeof(float));
 }
 
@@ -305,7 +307,7 @@ check_documents(const ft_dataset *d, const ft_document *documents, uint32_t n, u
 
 		if (document->length < 2 || document->trained < 1 ||
 			document->trained >= document->length || document->at < sizeof(file_header) ||
-			document->at > end || (uint64_t) document->length * 8 > end - document->at)
+			document->at > end || (uint64_t) document->length * TOKEN_BYTES > end - document->at)
 			return ft_fail(FT_CORRUPT, "\"%s\": document %u is out of bounds", d->path, i);
 	}
 	return FT_OK;
@@ -405,10 +407,12 @@ ft_dataset_close(ft_dataset *d)
 }
 
 ft_status
-ft_dataset_read(const ft_dataset *d, const ft_document *document, int32_t *ids, float *weights)
+ft_dataset_read(const ft_dataset *d, const ft_document *document, int32_t *ids, int32_t *targets,
+				float *weights)
 {
 	size_t n = (size_t) document->length * 4;
 
 	FT_TRY(ft_read_at(d->fd, ids, n, document->at, d->path));
-	return ft_read_at(d->fd, weights, n, document->at + n, d->path);
+	FT_TRY(ft_read_at(d->fd, targets, n, document->at + n, d->path));
+	return ft_read_at(d->fd, weights, n, document->at + 2 * n, d->path);
 }

@@ -1,9 +1,9 @@
 /*
  * dataset.h: training rows, tokenised once into dataset.bin.
  *
- * The file holds each document's tokens and the weight of each token in the
- * loss; in memory there are a few bytes a document.  Rows that make no trained
- * token are read but not used.
+ * The file holds each document's tokens, what is to be predicted at each, and
+ * the weight of that in the loss; in memory there are a few bytes a document.  Rows that make no
+ * trained token are read but not used.
  */
 #ifndef FT_DATASET_H
 #define FT_DATASET_H
@@ -23,7 +23,7 @@ typedef struct ft_dataset_options
 /* A tokenised row. */
 typedef struct ft_document
 {
-	uint64_t at;     /* byte of its ids in the file; its weights follow them */
+	uint64_t at;     /* byte of its ids in the file; targets and weights follow them */
 	int32_t length;  /* tokens */
 	int32_t trained; /* tokens with a weight, the first token never being one */
 	double weight;   /* their sum */
@@ -63,8 +63,9 @@ ft_dataset_build(const char *directory, const ft_dataset_options *options, const
 ft_status ft_dataset_open(const char *directory, ft_dataset **dataset);
 void ft_dataset_close(ft_dataset *dataset);
 
-/* ids and weights of document->length tokens. */
+/* ids, targets and weights of document->length tokens: the model that has read ids up to i - 1 is
+ * to predict targets[i], which is ids[i] but where a row brought labels of its own. */
 ft_status ft_dataset_read(const ft_dataset *dataset, const ft_document *document, int32_t *ids,
-						  float *weights);
+						  int32_t *targets, float *weights);
 
 #endif

@@ -235,6 +235,7 @@ ft_microbatch_create(int64_t capacity, ft_microbatch *batch)
 	FT_TRY(ft_alloc((void **) &batch->row_of, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->all_of, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->all_ids, n, sizeof(int32_t)));
+	FT_TRY(ft_alloc((void **) &batch->all_targets, n, sizeof(int32_t)));
 	return ft_alloc((void **) &batch->all_weights, n, sizeof(float));
 }
 
@@ -250,6 +251,7 @@ ft_microbatch_free(ft_microbatch *batch)
 	free(batch->row_of);
 	free(batch->all_of);
 	free(batch->all_ids);
+	free(batch->all_targets);
 	free(batch->all_weights);
 	memset(batch, 0, sizeof *batch);
 }
@@ -291,7 +293,7 @@ add_row(ft_microbatch *batch, int64_t at, int i, int length)
 	if (i + 1 < length && batch->all_weights[at + 1] > 0.0f)
 	{
 		batch->rows[batch->trained] = (int32_t) row;
-		batch->targets[batch->trained] = batch->all_ids[at + 1];
+		batch->targets[batch->trained] = batch->all_targets[at + 1];
 		batch->weights[batch->trained++] = batch->all_weights[at + 1];
 	}
 }
@@ -332,7 +334,7 @@ ft_microbatch_fill(ft_microbatch *batch, const ft_dataset *dataset, const ft_doc
 		const ft_document *document = &documents[packing->documents[i]];
 
 		FT_TRY(ft_dataset_read(dataset, document, batch->all_ids + batch->all,
-							   batch->all_weights + batch->all));
+							   batch->all_targets + batch->all, batch->all_weights + batch->all));
 		batch->all += document->length;
 		batch->starts[++batch->n_documents] = (int32_t) batch->all;
 		if (document->length > batch->max_length)

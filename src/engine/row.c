@@ -7,8 +7,10 @@
  */
 #include "row.h"
 
+#include "row_tokens.h"
+
 #include <jansson.h>
-#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,6 +29,7 @@ void
 ft_row_encoder_clear(ft_row_encoder *e)
 {
 	ft_ids_free(&e->ids);
+	ft_ids_free(&e->targets);
 	ft_weights_free(&e->weights);
 	ft_ids_free(&e->piece);
 	ft_text_free(&e->text);
@@ -35,59 +38,105 @@ ft_row_encoder_clear(ft_row_encoder *e)
 /* --- columns
  * -------------------------------------------------------------------------------------- */
 
-static const char *const known_columns[] = {"prompt", "completion", "messages", "text", "weight"};
+typedef enum column_set
+{
+	SET_ANY, /* stands beside each of them */
+	SET_PAIR,
+	SET_MESSAGES,
+	SET_TEXT,
+	SET_TOKENS,
+	SET_COUNT
+} column_set;
+
+typedef struct column
+{
+	const char *name;
+	column_set set;
+	bool required; /* where its set is */
+} column;
+
+static const column columns[] = {
+	{"prompt", SET_PAIR, true},
+	{"completion", SET_PAIR, true},
+	{"messages", SET_MESSAGES, true},
+	{"text", SET_TEXT, true},
+	{"input_ids", SET_TOKENS, true},
+	{"labels", SET_TOKENS, false},
+	{"attention_mask", SET_TOKENS, false},
+	{"weight", SET_ANY, false},
+};
+
+#define N_COLUMNS (sizeof columns / sizeof columns[0])
+#define SETS_HINT "A row has prompt and completion, or messages, or text, or input_ids."
 
 static bool
 known_column(const char *name)
 {
-	for (size_t i = 0; i < sizeof known_columns / sizeof known_columns[0]; i++)
+	for (size_t i = 0; i < N_COLUMNS; i++)
 	{
-		if (strcmp(name, known_columns[i]) == 0)
+		if (strcmp(name, columns[i].name) == 0)
 			return true;
 	}
 	return false;
 }
 
-/* Exactly one set of columns; a null anywhere makes the row FT_ROW_NULL. */
+/* Exactly one set of columns, and all of it; a null anywhere makes the row FT_ROW_NULL. */
 static ft_status
-check_columns(const json_t *row, ft_row_kind *kind)
+check_columns(const json_t *row, column_set *set, ft_row_kind *kind)
 {
-	bool pair = json_object_get(row, "prompt") || json_object_get(row, "completion");
-	bool messages = json_object_get(row, "messages") != NULL;
-	bool text = json_object_get(row, "text") != NULL;
+	bool there[SET_COUNT] = {false};
+	int sets = 0;
 	const char *name;
 	json_t *value;
 
 	json_object_foreach ((json_t *) row, name, value)
 	{
 		if (!known_column(name))
-			return ft_hint(ft_fail(FT_INVALID, "unknown column \"%.60s\"", name),
-						   "A row has prompt and completion, or messages, or text.");
+			return ft_hint(ft_fail(FT_INVALID, "unknown column \"%.60s\"", name), SETS_HINT);
 		if (json_is_null(value))
 			*kind = FT_ROW_NULL;
 	}
-	if (pair + messages + text != 1)
-		return ft_hint(
-			ft_fail(FT_INVALID, "row has %d column sets, expected 1", pair + messages + text),
-			"A row has prompt and completion, or messages, or text.");
-	if (pair && !(json_object_get(row, "prompt") && json_object_get(row, "completion")))
-		return ft_fail(FT_INVALID, "column \"%s\" is missing",
-					   json_object_get(row, "prompt") ? "completion" : "prompt");
+	for (size_t i = 0; i < N_COLUMNS; i++)
+		there[columns[i].set] |= json_object_get(row, columns[i].name) != NULL;
+	for (column_set s = SET_PAIR; s < SET_COUNT; s++)
+	{
+		if (there[s])
+			*set = s;
+		sets += there[s];
+	}
+	if (sets != 1)
+		return ft_hint(ft_fail(FT_INVALID, "row has %d column sets, expected 1", sets), SETS_HINT);
+	for (size_t i = 0; i < N_COLUMNS; i++)
+	{
+		if (columns[i].set == *set && columns[i].required &&
+			json_object_get(row, columns[i].name) == NULL)
+			return ft_fail(FT_INVALID, "column \"%s\" is missing", columns[i].name);
+	}
 	return FT_OK;
 }
 
+/*
+ * The member "weight" of a row or message; `of` names it in an error.  The
+ * range is far wider than any use, and narrow enough that neither a product of
+ * two weights nor one over a step's sum leaves single precision.
+ */
+#define LEAST_WEIGHT 1e-12
+#define LARGEST_WEIGHT 1e12
+
 static ft_status
-read_weight(const json_t *object, float *weight)
+read_weight(const json_t *object, const char *of, float *weight)
 {
 	const json_t *value = json_object_get(object, "weight");
+	double number = json_number_value(value);
 
 	*weight = 1.0f;
 	if (value == NULL)
 		return FT_OK;
-	if (!json_is_number(value) || !(json_number_value(value) >= 0) ||
-		!isfinite((float) json_number_value(value)))
-		return ft_fail(FT_INVALID, "\"weight\" is no number of at least 0");
-	*weight = (float) json_number_value(value);
+	if (!json_is_number(value) ||
+		(number != 0 && !(number >= LEAST_WEIGHT && number <= LARGEST_WEIGHT)))
+		return ft_fail(FT_INVALID, "%s is neither 0 nor a number from %g to %g", of, LEAST_WEIGHT,
+					   LARGEST_WEIGHT);
+	*weight = (float) number;
 	return FT_OK;
 }
 
@@ -96,6 +145,7 @@ read_message(const json_t *item, size_t index, ft_message *message)
 {
 	const json_t *role = json_object_get(item, "role");
 	const json_t *content = json_object_get(item, "content");
+	char of[64];
 
 	if (!json_is_object(item) || !json_is_string(role) || !json_is_string(content))
 		return ft_fail(FT_INVALID, "message %zu has no role and content that are strings",
@@ -103,7 +153,8 @@ read_message(const json_t *item, size_t index, ft_message *message)
 	message->role = json_string_value(role);
 	message->content = json_string_value(content);
 	message->content_length = json_string_length(content);
-	return read_weight(item, &message->weight);
+	snprintf(of, sizeof of, "\"weight\" of message %zu", index + 1);
+	return read_weight(item, of, &message->weight);
 }
 
 static ft_status
@@ -121,17 +172,17 @@ read_messages(const json_t *list, conversation *c)
 static ft_status
 read_pair(const json_t *row, conversation *c)
 {
-	static const char *const columns[2] = {"prompt", "completion"};
+	static const char *const names[2] = {"prompt", "completion"};
 	static const char *const roles[2] = {"user", "assistant"};
 
 	FT_TRY(ft_alloc((void **) &c->messages, 2, sizeof c->messages[0]));
 	c->n = 2;
 	for (int i = 0; i < 2; i++)
 	{
-		const json_t *value = json_object_get(row, columns[i]);
+		const json_t *value = json_object_get(row, names[i]);
 
 		if (!json_is_string(value))
-			return ft_fail(FT_INVALID, "column \"%s\" is no string", columns[i]);
+			return ft_fail(FT_INVALID, "column \"%s\" is no string", names[i]);
 		c->messages[i] =
 			(ft_message){roles[i], json_string_value(value), json_string_length(value), 1.0f};
 	}
@@ -305,6 +356,9 @@ encode_text(ft_row_encoder *e, const json_t *value, bool *truncated)
 	return push_weights(e, 1.0f);
 }
 
+/* An assistant's turn with weight 0 while train_on_inputs trains all that has no weight. */
+#define SWITCHED_OFF -1.0f
+
 static ft_status
 encode_turns(ft_row_encoder *e, const json_t *row, bool *truncated)
 {
@@ -312,6 +366,12 @@ encode_turns(ft_row_encoder *e, const json_t *row, bool *truncated)
 	conversation c = {0};
 	ft_status status = list != NULL ? read_messages(list, &c) : read_pair(row, &c);
 
+	if (e->train_on_inputs)
+	{
+		for (size_t i = 0; i < c.n; i++)
+			c.messages[i].weight =
+				c.messages[i].weight == 0.0f ? SWITCHED_OFF : c.messages[i].weight;
+	}
 	if (status == FT_OK)
 		status = encode_conversation(e, &c, truncated);
 	free(c.messages);
@@ -320,28 +380,51 @@ encode_turns(ft_row_encoder *e, const json_t *row, bool *truncated)
 	if (status == FT_OK && e->train_on_inputs)
 	{
 		for (size_t i = 0; i < e->weights.length; i++)
-			e->weights.data[i] = e->weights.data[i] > 0 ? e->weights.data[i] : 1.0f;
+		{
+			float weight = e->weights.data[i];
+
+			e->weights.data[i] = weight == SWITCHED_OFF ? 0.0f : weight == 0.0f ? 1.0f : weight;
+		}
 	}
 	return status;
+}
+
+/* Text predicts itself: only tokens may come with labels of their own. */
+static ft_status
+copy_targets(ft_row_encoder *e)
+{
+	ft_ids_clear(&e->targets);
+	for (size_t i = 0; i < e->ids.length; i++)
+		FT_TRY(ft_ids_push(&e->targets, e->ids.data[i]));
+	return FT_OK;
+}
+
+static ft_status
+encode_set(ft_row_encoder *e, const json_t *row, column_set set, bool *truncated)
+{
+	if (set == SET_TOKENS)
+		return ft_row_encode_tokens(e, row, truncated);
+	if (set == SET_TEXT)
+		FT_TRY(encode_text(e, json_object_get(row, "text"), truncated));
+	else
+		FT_TRY(encode_turns(e, row, truncated));
+	return copy_targets(e);
 }
 
 static ft_status
 encode_row(ft_row_encoder *e, const json_t *row, ft_row_kind *kind, bool *truncated)
 {
-	const json_t *text = json_object_get(row, "text");
+	column_set set = SET_ANY;
 	bool trained = false;
 	float weight;
 
 	if (!json_is_object(row))
 		return ft_fail(FT_INVALID, "row is no JSON object");
-	FT_TRY(check_columns(row, kind));
+	FT_TRY(check_columns(row, &set, kind));
 	if (*kind == FT_ROW_NULL)
 		return FT_OK;
-	FT_TRY(read_weight(row, &weight));
-	if (text != NULL)
-		FT_TRY(encode_text(e, text, truncated));
-	else
-		FT_TRY(encode_turns(e, row, truncated));
+	FT_TRY(read_weight(row, "column \"weight\"", &weight));
+	FT_TRY(encode_set(e, row, set, truncated));
 	for (size_t i = 0; i < e->ids.length; i++)
 	{
 		e->weights.data[i] *= weight;

@@ -15,7 +15,8 @@ typedef struct ft_row_encoder
 	const ft_chat_template *chat_template;
 	int max_length;
 	bool train_on_inputs;
-	ft_ids ids; /* of the last row; weights alongside */
+	ft_ids ids;     /* of the last row; targets and weights alongside */
+	ft_ids targets; /* what is to be predicted at a token: itself, but for labels of its own */
 	ft_weights weights;
 	ft_ids piece; /* scratch */
 	ft_text text; /* scratch */
@@ -28,8 +29,8 @@ typedef enum ft_row_kind
 	FT_ROW_UNTRAINED /* no token of it is trained */
 } ft_row_kind;
 
-/* Encode a line into encoder->ids and ->weights.  FT_INVALID says what is wrong, without the line's
- * text. *truncated: it had to be cut to max_length. */
+/* Encode a line into encoder->ids, ->targets and ->weights.  FT_INVALID says what is wrong, without
+ * the line's text. *truncated: it had to be cut to max_length. */
 ft_status ft_row_encode(ft_row_encoder *encoder, const char *line, size_t n, ft_row_kind *kind,
 						bool *truncated);
 /* Frees what the encoder has grown. */

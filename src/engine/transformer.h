@@ -39,13 +39,14 @@ typedef struct ft_microbatch
 
 	int64_t all; /* tokens of all documents */
 	int n_documents;
-	int32_t *starts;    /* [n_documents + 1] in the layout of whole documents */
-	int max_length;     /* of the longest document */
-	int shared;         /* rows that all documents begin with; 0: none */
-	int32_t *row_of;    /* [all] the row of each token of whole documents */
-	int32_t *all_of;    /* [T] where a row's token stands in whole documents, for the first time */
-	int32_t *all_ids;   /* [all] */
-	float *all_weights; /* [all] weight of a token as a target */
+	int32_t *starts;  /* [n_documents + 1] in the layout of whole documents */
+	int max_length;   /* of the longest document */
+	int shared;       /* rows that all documents begin with; 0: none */
+	int32_t *row_of;  /* [all] the row of each token of whole documents */
+	int32_t *all_of;  /* [T] where a row's token stands in whole documents, for the first time */
+	int32_t *all_ids; /* [all] */
+	int32_t *all_targets; /* [all] what is to be predicted in its place: the token, or its label */
+	float *all_weights;   /* [all] weight of a target */
 } ft_microbatch;
 
 /* Sums over the loss rows of one or more batches. */

@@ -10,47 +10,20 @@
 #include "postgres.h"
 
 #include "catalog/pg_class.h"
-#include "catalog/pg_type.h"
 #include "executor/executor.h"
-#include "lib/stringinfo.h"
+#include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
 #include "query_check.h"
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
-#include "utils/builtins.h"
+#include "utils/acl.h"
 #include "utils/lsyscache.h"
-
-typedef enum ColumnKind
-{
-	COLUMN_STRING, /* text and what is like it */
-	COLUMN_JSON    /* jsonb or json */
-} ColumnKind;
-
-typedef struct SetSpec
-{
-	PgftColumnSet set;
-	int count;
-	const char *name[PGFT_MAX_COLUMNS];
-	ColumnKind kind;
-} SetSpec;
-
-static const SetSpec sets[] = {
-	{PGFT_PROMPT_COMPLETION, 2, {"prompt", "completion"}, COLUMN_STRING},
-	{PGFT_MESSAGES, 1, {"messages"}, COLUMN_JSON},
-	{PGFT_TEXT, 1, {"text"}, COLUMN_STRING},
-};
 
 typedef struct QueryText
 {
 	const char *query;
 	const char *what;
 } QueryText;
-
-/* Columns that mean something, and would be wrong to ignore, but cannot be had yet. */
-static const char *const later_columns[] = {"input_ids", "labels",   "attention_mask",
-											"chosen",    "rejected", "weight"};
-
-#define SETS_HINT "A query yields the columns prompt and completion, or messages, or text."
 
 /*
  * The statement in the text, or an error when it is not exactly one that reads.
@@ -100,6 +73,16 @@ refuse_temporary(List *rtable, const char *what)
 	}
 }
 
+/* The right to call a function, which the executor would ask for when it starts. */
+static void
+check_function(FuncExpr *call)
+{
+	AclResult result = pg_proc_aclcheck(call->funcid, GetUserId(), ACL_EXECUTE);
+
+	if (result != ACLCHECK_OK)
+		aclcheck_error(result, OBJECT_FUNCTION, get_func_name(call->funcid));
+}
+
 /*
  * Refuse what a READ ONLY transaction would refuse, at any depth, and check
  * what the executor checks before it starts.
@@ -125,6 +108,8 @@ check_query_walker(Node *node, void *context)
 		ExecCheckRTPerms(query->rtable, true);
 		return query_tree_walker(query, check_query_walker, context, 0);
 	}
+	if (IsA(node, FuncExpr))
+		check_function(castNode(FuncExpr, node));
 	return expression_tree_walker(node, check_query_walker, context);
 }
 
@@ -164,117 +149,4 @@ pgft_query_check(const char *query, const char *what, PgftColumns *columns)
 
 	check_query_walker((Node *) select, (void *) what);
 	pgft_columns_find(ExecCleanTypeFromTL(select->targetList), what, columns);
-}
-
-/* The position of a column, 0 when it is missing; an error when it is there twice. */
-static int
-find_column(TupleDesc desc, const char *name, const char *what)
-{
-	int found = 0;
-
-	for (int i = 0; i < desc->natts; i++)
-	{
-		if (strcmp(NameStr(TupleDescAttr(desc, i)->attname), name) != 0)
-			continue;
-		if (found)
-			ereport(ERROR, (errcode(ERRCODE_DUPLICATE_COLUMN),
-							errmsg("%s yields two columns \"%s\"", what, name)));
-		found = i + 1;
-	}
-	return found;
-}
-
-static bool
-type_fits(Oid type, ColumnKind kind)
-{
-	Oid base = getBaseType(type);
-	char category;
-	bool preferred;
-
-	if (kind == COLUMN_JSON)
-		return base == JSONBOID || base == JSONOID;
-	get_type_category_preferred(base, &category, &preferred);
-	return category == TYPCATEGORY_STRING;
-}
-
-static char *
-list_columns(TupleDesc desc)
-{
-	StringInfoData buf;
-
-	if (desc->natts == 0)
-		return "no columns";
-	initStringInfo(&buf);
-	for (int i = 0; i < desc->natts; i++)
-		appendStringInfo(&buf, "%s%s %s", i ? ", " : "", NameStr(TupleDescAttr(desc, i)->attname),
-						 format_type_be(TupleDescAttr(desc, i)->atttypid));
-	return buf.data;
-}
-
-/* The one set that is there, if only in part; an error for none and for two. */
-static const SetSpec *
-find_set(TupleDesc desc, const char *what)
-{
-	const SetSpec *found = NULL;
-	const char *found_by = NULL;
-
-	for (int s = 0; s < lengthof(sets); s++)
-	{
-		for (int c = 0; c < sets[s].count; c++)
-		{
-			if (find_column(desc, sets[s].name[c], what) == 0)
-				continue;
-			if (found && found != &sets[s])
-				ereport(ERROR, (errcode(ERRCODE_AMBIGUOUS_COLUMN),
-								errmsg("%s yields both \"%s\" and \"%s\"", what, found_by,
-									   sets[s].name[c]),
-								errhint(SETS_HINT)));
-			found = &sets[s];
-			found_by = sets[s].name[c];
-		}
-	}
-	if (found == NULL)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
-						errmsg("%s yields no column \"prompt\", \"messages\" or \"text\"", what),
-						errdetail("It yields %s.", list_columns(desc)), errhint(SETS_HINT)));
-	return found;
-}
-
-void
-pgft_columns_find(TupleDesc desc, const char *what, PgftColumns *columns)
-{
-	const SetSpec *spec;
-
-	for (int i = 0; i < lengthof(later_columns); i++)
-	{
-		if (find_column(desc, later_columns[i], what))
-			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-							errmsg("column \"%s\" of the %s is not supported yet", later_columns[i],
-								   what)));
-	}
-
-	spec = find_set(desc, what);
-	columns->set = spec->set;
-	columns->count = spec->count;
-	for (int c = 0; c < spec->count; c++)
-	{
-		int attno = find_column(desc, spec->name[c], what);
-		Oid type;
-
-		if (attno == 0)
-			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
-							errmsg("%s yields no column \"%s\"", what, spec->name[c]),
-							errdetail("It yields %s.", list_columns(desc)), errhint(SETS_HINT)));
-		type = TupleDescAttr(desc, attno - 1)->atttypid;
-		if (!type_fits(type, spec->kind))
-			ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
-							errmsg("column \"%s\" of the %s is of type %s, expected %s",
-								   spec->name[c], what, format_type_be(type),
-								   spec->kind == COLUMN_JSON ? "jsonb" : "text"),
-							errhint("Cast it: %s::%s AS %s.", spec->name[c],
-									spec->kind == COLUMN_JSON ? "jsonb" : "text", spec->name[c])));
-		columns->name[c] = spec->name[c];
-		columns->attno[c] = attno;
-		columns->type[c] = type;
-	}
 }

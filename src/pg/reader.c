@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "job.h"
 #include "json.h"
@@ -30,14 +29,12 @@
 #include "postmaster/bgworker.h"
 #include "query_check.h"
 #include "reader.h"
+#include "row_json.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
 #include "tcop/tcopprot.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/json.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -54,9 +51,7 @@ typedef struct LineWriter
 	char *path;          /* final name */
 	char *temporary;     /* name until all is written */
 	StringInfoData line; /* in the server's encoding */
-	PgftColumns columns;
-	FmgrInfo output[PGFT_MAX_COLUMNS];
-	int64 rows;
+	PgftRowWriter rows;
 } LineWriter;
 
 /* An earlier reader of this job that has not noticed its worker's end must be gone first. */
@@ -107,25 +102,6 @@ close_writer(LineWriter *writer)
 	(void) durable_rename(writer->temporary, writer->path, ERROR);
 }
 
-/* The value of a column as JSON. */
-static void
-append_value(LineWriter *writer, int column, Datum value)
-{
-	char *text = OutputFunctionCall(&writer->output[column], value);
-
-	if (writer->columns.set != PGFT_MESSAGES)
-		escape_json(&writer->line, text);
-	else
-	{
-		/* json may hold line breaks between its tokens, jsonb's text does not */
-		if (getBaseType(writer->columns.type[column]) == JSONOID)
-			text = JsonbToCString(
-				NULL, &DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)))->root,
-				0);
-		appendStringInfoString(&writer->line, text);
-	}
-}
-
 static void
 write_row(LineWriter *writer, HeapTuple row, TupleDesc desc)
 {
@@ -133,40 +109,12 @@ write_row(LineWriter *writer, HeapTuple row, TupleDesc desc)
 	size_t length;
 
 	resetStringInfo(&writer->line);
-	for (int c = 0; c < writer->columns.count; c++)
-	{
-		bool isnull;
-		Datum value = SPI_getbinval(row, desc, writer->columns.attno[c], &isnull);
-
-		appendStringInfo(&writer->line, "%s\"%s\": ", c ? ", " : "{", writer->columns.name[c]);
-		if (isnull)
-			appendStringInfoString(&writer->line, "null");
-		else
-			append_value(writer, c, value);
-	}
-	appendStringInfoString(&writer->line, "}\n");
-
+	pgft_row_write(&writer->rows, &writer->line, row, desc);
 	converted = pg_server_to_any(writer->line.data, writer->line.len, PG_UTF8);
 	length = converted == writer->line.data ? writer->line.len : strlen(converted);
 	errno = 0;
 	if (fwrite(converted, 1, length, writer->file) != length)
 		write_failed(writer);
-	writer->rows++;
-}
-
-/* Which columns, and how they are printed. */
-static void
-prepare_columns(LineWriter *writer, TupleDesc desc, const char *what)
-{
-	pgft_columns_find(desc, what, &writer->columns);
-	for (int c = 0; c < writer->columns.count; c++)
-	{
-		Oid function;
-		bool varlena;
-
-		getTypeOutputInfo(writer->columns.type[c], &function, &varlena);
-		fmgr_info(function, &writer->output[c]);
-	}
 }
 
 /* Run one query under a cursor, and write its rows; returns their number. */
@@ -188,7 +136,7 @@ write_query(const char *query, const char *what, const char *directory, const ch
 	portal = SPI_cursor_open(NULL, plan, NULL, NULL, true);
 
 	open_writer(&writer, directory, name);
-	prepare_columns(&writer, portal->tupDesc, what);
+	pgft_row_writer_init(&writer.rows, portal->tupDesc, what);
 	for (;;)
 	{
 		MemoryContext old;
@@ -215,7 +163,7 @@ write_query(const char *query, const char *what, const char *directory, const ch
 	SPI_cursor_close(portal);
 	close_writer(&writer);
 	MemoryContextDelete(batch);
-	return writer.rows;
+	return writer.rows.rows;
 }
 
 /* Both queries as the owner, in one snapshot that nothing can be written in. */

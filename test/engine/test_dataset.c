@@ -156,6 +156,128 @@ test_row_weight(void **state)
 	assert_true(f->encoder.weights.data[f->encoder.ids.length - 1] == 0.5f);
 }
 
+/* The weight of a token of the last row. */
+static float
+weight_at(const fixture *f, size_t i)
+{
+	assert_true(i < f->encoder.weights.length);
+	return f->encoder.weights.data[i];
+}
+
+#define TURNS                                                                                    \
+	"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", "       \
+	"\"content\": \"b\", \"weight\": %s}, {\"role\": \"user\", \"content\": \"c\", \"weight\": " \
+	"7}, "                                                                                       \
+	"{\"role\": \"assistant\", \"content\": \"d\"}], \"weight\": %s}"
+
+/* Every turn's weight times the row's, and nothing but 0 and 1 of the others. */
+static void
+check_turn_weights(fixture *f, const char *turn, const char *row, float first, float last,
+				   float prompt)
+{
+	ft_row_kind kind;
+	bool cut;
+	char line[512];
+	size_t b = SIZE_MAX;
+	size_t c = SIZE_MAX;
+	size_t d = SIZE_MAX;
+
+	snprintf(line, sizeof line, TURNS, turn, row);
+	must(ft_row_encode(&f->encoder, line, strlen(line), &kind, &cut));
+	assert_int_equal(kind, FT_ROW_USED);
+	for (size_t i = 0; i < f->encoder.ids.length; i++)
+	{
+		ft_text text = {0};
+
+		must(ft_tokenizer_decode(f->run.tokenizer, &f->encoder.ids.data[i], 1, false, &text));
+		must(ft_text_append(&text, "", 1));
+		b = strcmp(text.data, "b") == 0 ? i : b;
+		c = strcmp(text.data, "c") == 0 ? i : c;
+		d = strcmp(text.data, "d") == 0 ? i : d;
+		ft_text_free(&text);
+	}
+	assert_true(weight_at(f, b) == first);
+	assert_true(weight_at(f, b + 1) == first); /* the end token */
+	assert_true(weight_at(f, c) == prompt);
+	assert_true(weight_at(f, d) == last);
+}
+
+static void
+test_turn_weights(void **state)
+{
+	fixture *f = *state;
+
+	check_turn_weights(f, "1", "1", 1, 1, 0);
+	check_turn_weights(f, "0", "1", 0, 1, 0);
+	check_turn_weights(f, "0.25", "2", 0.5f, 2, 0);
+	f->encoder.train_on_inputs = true;
+	check_turn_weights(f, "1", "1", 1, 1, 1);
+	check_turn_weights(f, "0", "3", 0, 3, 3);
+	check_turn_weights(f, "0.5", "1", 0.5f, 1, 1);
+}
+
+/* A tokenised row: what is kept of it, in the order of ids, targets, weights. */
+static void
+check_tokens(fixture *f, const char *line, bool truncated, size_t n, const int32_t *ids,
+			 const int32_t *targets, const float *weights)
+{
+	check_row(f, line, FT_ROW_USED, truncated, NULL, NULL);
+	assert_int_equal(f->encoder.ids.length, n);
+	assert_int_equal(f->encoder.targets.length, n);
+	assert_memory_equal(f->encoder.ids.data, ids, n * sizeof *ids);
+	assert_memory_equal(f->encoder.targets.data, targets, n * sizeof *targets);
+	assert_memory_equal(f->encoder.weights.data, weights, n * sizeof *weights);
+}
+
+static void
+test_tokens(void **state)
+{
+	fixture *f = *state;
+	const int32_t ids[] = {5, 6, 7, 8};
+	const int32_t relabelled[] = {5, 6, 9, 8};
+	const float all[] = {0, 1, 1, 1};
+	const float half[] = {0, 0, 1, 1};
+	const float heavy[] = {0, 0, 2.5f, 2.5f};
+	const float middle[] = {0, 1, 0, 1};
+
+	check_tokens(f, "{\"input_ids\": [5, 6, 7, 8]}", false, 4, ids, ids, all);
+	check_tokens(f, "{\"input_ids\": [5,6,7,8], \"labels\": [-100, -100, 7, 8]}", false, 4, ids,
+				 ids, half);
+	check_tokens(f, "{\"input_ids\": [5,6,7,8], \"labels\": [5, 6, -100, 8]}", false, 4, ids, ids,
+				 middle);
+	/* a label of its own is the target, never the input */
+	check_tokens(f, "{\"input_ids\": [5,6,7,8], \"labels\": [-100, -100, 9, 8], \"weight\": 2.5}",
+				 false, 4, ids, relabelled, heavy);
+	/* padding goes, whatever stands there; so does what is behind the last trained token */
+	check_tokens(
+		f,
+		"{\"input_ids\": [-1, 99999, 5, 6, 7, 8, 0], \"labels\": [1, 1, 1, -100, 7, 8, 3], "
+		"\"attention_mask\": [0, 0, 1, 1, 1, 1, 0]}",
+		false, 4, ids, (const int32_t[]){1, 6, 7, 8}, half);
+	check_tokens(f, "{\"input_ids\": [5,6,7,8,9,9], \"labels\": [5,6,7,8,-100,-100]}", false, 4,
+				 ids, ids, all);
+	f->encoder.train_on_inputs = true;
+	check_tokens(f, "{\"input_ids\": [5,6,7,8], \"labels\": [-100, -100, 7, 8]}", false, 4, ids,
+				 ids, half);
+	f->encoder.train_on_inputs = false;
+	f->encoder.max_length = 4;
+	check_tokens(f, "{\"input_ids\": [5,6,7,8,9]}", true, 4, ids, ids, all);
+	check_tokens(f, "{\"input_ids\": [0,5,6,7,8], \"attention_mask\": [0,1,1,1,1]}", false, 4, ids,
+				 ids, all);
+	check_tokens(f, "{\"input_ids\": [5,6,7,8,9], \"labels\": [5,6,7,8,-100]}", false, 4, ids, ids,
+				 all);
+	check_row(f, "{\"input_ids\": [5,6,7,8,9], \"labels\": [-100,-100,-100,-100,9]}",
+			  FT_ROW_UNTRAINED, true, NULL, NULL);
+	check_row(f, "{\"input_ids\": [5]}", FT_ROW_UNTRAINED, false, NULL, NULL);
+	check_row(f, "{\"input_ids\": [5, 6], \"labels\": [5, -100]}", FT_ROW_UNTRAINED, false, NULL,
+			  NULL);
+	check_row(f, "{\"input_ids\": [5, 6], \"attention_mask\": [0, 0]}", FT_ROW_UNTRAINED, false,
+			  NULL, NULL);
+	check_row(f, "{\"input_ids\": [5, 6], \"weight\": 0}", FT_ROW_UNTRAINED, false, NULL, NULL);
+	check_row(f, "{\"input_ids\": [5, 6], \"labels\": null}", FT_ROW_NULL, false, NULL, NULL);
+	check_row(f, "{\"input_ids\": [5, 6], \"weight\": null}", FT_ROW_NULL, false, NULL, NULL);
+}
+
 static void
 test_long_rows_are_cut(void **state)
 {
@@ -243,7 +365,42 @@ test_bad_rows(void **state)
 	check_bad(f, "{\"messages\": []}", "no list of messages");
 	check_bad(f, "{\"messages\": [\"SECRET\"]}", "message 1");
 	check_bad(f, "{\"messages\": [{\"role\": \"SECRETROLE\", \"content\": 1}]}", "message 1");
-	check_bad(f, "{\"text\": \"SECRET\", \"weight\": -1}", "\"weight\"");
+	check_bad(f, "{\"text\": \"SECRET\", \"weight\": -1}", "column \"weight\" is neither 0");
+	check_bad(f, "{\"text\": \"SECRET\", \"weight\": \"SECRET\"}", "column \"weight\"");
+	check_bad(f, "{\"text\": \"SECRET\", \"weight\": 1e13}", "from 1e-12 to 1e+12");
+	check_bad(f, "{\"text\": \"SECRET\", \"weight\": 1e-13}", "column \"weight\"");
+	check_bad(f, "{\"text\": \"SECRET\", \"weight\": 1e400}", "not valid JSON");
+	check_bad(f,
+			  "{\"messages\": [{\"role\": \"user\", \"content\": \"SECRET\"}, {\"role\": "
+			  "\"assistant\", \"content\": \"SECRET\", \"weight\": -1}]}",
+			  "\"weight\" of message 2 is neither 0");
+	check_bad(f, "{\"input_ids\": \"SECRET\"}", "column \"input_ids\" is no list");
+	check_bad(f, "{\"input_ids\": []}", "column \"input_ids\" is empty");
+	check_bad(f, "{\"input_ids\": [1, \"SECRET\"]}",
+			  "element 2 of column \"input_ids\" is no integer");
+	check_bad(f, "{\"input_ids\": [1, null]}", "element 2 of column \"input_ids\" is no integer");
+	check_bad(f, "{\"input_ids\": [1, [2]]}", "element 2 of column \"input_ids\" is no integer");
+	check_bad(f, "{\"input_ids\": [1, 99999]}",
+			  "element 2 of column \"input_ids\" is outside of the vocabulary of");
+	check_bad(f, "{\"input_ids\": [1, -100]}", "element 2 of column \"input_ids\" is outside");
+	check_bad(f, "{\"input_ids\": [1, 4294967297]}",
+			  "element 2 of column \"input_ids\" is outside");
+	check_bad(f, "{\"input_ids\": [1, 2], \"labels\": [1]}",
+			  "column \"labels\" has 1 elements, \"input_ids\" has 2");
+	check_bad(f, "{\"input_ids\": [1, 2], \"labels\": []}", "column \"labels\" is empty");
+	check_bad(f, "{\"input_ids\": [1, 2], \"labels\": [1, -1]}",
+			  "element 2 of column \"labels\" is neither -100 nor in the vocabulary");
+	check_bad(f, "{\"input_ids\": [1, 2], \"labels\": [1, 99999]}",
+			  "element 2 of column \"labels\"");
+	check_bad(f, "{\"input_ids\": [1, 2], \"attention_mask\": [1, 1, 1]}",
+			  "column \"attention_mask\" has 3 elements, \"input_ids\" has 2");
+	check_bad(f, "{\"input_ids\": [1, 2], \"attention_mask\": [1, 2]}",
+			  "element 2 of column \"attention_mask\" is neither 0 nor 1");
+	check_bad(f, "{\"input_ids\": [1, 2, 3], \"attention_mask\": [1, 0, 1]}",
+			  "element 2 of column \"attention_mask\" is 0 between");
+	check_bad(f, "{\"labels\": [1]}", "column \"input_ids\" is missing");
+	check_bad(f, "{\"input_ids\": [1, 2], \"text\": \"SECRET\"}", "2 column sets");
+	check_bad(f, "{\"weight\": 1}", "0 column sets");
 	check_bad(f, "{\"text\": \"SECRET\", \"text\": \"SECRET\"}", "not valid JSON");
 	check_bad(f, "{\"text\": \"\xff SECRET\"}", "not valid JSON");
 }
@@ -263,6 +420,7 @@ test_counts_and_split(void **state)
 	ft_dataset *d = dataset_of(&f->run, f->directory, rows, NULL, &options);
 	char hex[FT_DIGEST_HEX];
 	int32_t ids[64];
+	int32_t targets[64];
 	float weights[64];
 	ft_dataset *again;
 
@@ -275,8 +433,9 @@ test_counts_and_split(void **state)
 	assert_int_equal(d->max_length, 64);
 	must(ft_digest_bytes(rows, strlen(rows), hex));
 	assert_string_equal(d->data_hash, hex);
-	must(ft_dataset_read(d, &d->train[0], ids, weights));
+	must(ft_dataset_read(d, &d->train[0], ids, targets, weights));
 	assert_int_equal(ids[0], 1);
+	assert_memory_equal(targets, ids, (size_t) d->train[0].length * sizeof *ids);
 	assert_true(weights[0] == 0 && weights[d->train[0].length - 1] == 1);
 	assert_int_equal(d->train[0].trained, 2);
 	again = dataset_of(&f->run, f->directory, rows, NULL, &options);
@@ -324,7 +483,36 @@ test_unusable_files(void **state)
 	assert_string_not_equal(ft_error_hint(), "");
 	check_build_fails(f, "{\"prompt\": null, \"completion\": null}\n", "1 with a null");
 	check_build_fails(f, "{\"text\": \"the end\"}\n{\"text\": 5}\n", "row 2 of train.jsonl");
+	check_build_fails(f, "{\"text\": \"the end\", \"weight\": 0}\n",
+					  "no usable training rows: 1 read");
+	check_build_fails(f, "{\"input_ids\": [1, 2]}\n{\"input_ids\": [1, 70000]}\n",
+					  "row 2 of train.jsonl: element 2 of column \"input_ids\"");
 	check_build_fails(f, "{\"text\": \"the end\"}\n\n{\"text\": \"x\"}\n", "row 2 of train.jsonl");
+}
+
+/* Weights are part of the data: of its hash, and of the documents; a row of weight 0 is none. */
+static void
+test_weights_in_dataset(void **state)
+{
+	fixture *f = *state;
+	ft_dataset_options options = {.max_length = 64};
+	const char *lines[3] = {"{\"input_ids\": [5, 6, 7]}\n",
+							"{\"input_ids\": [5, 6, 7], \"weight\": 0.5}\n",
+							"{\"input_ids\": [5, 6, 7]}\n{\"input_ids\": [8, 9], \"weight\": 0}\n"};
+	ft_dataset *d[3];
+
+	for (int i = 0; i < 3; i++)
+		d[i] = dataset_of(&f->run, f->directory, lines[i], NULL, &options);
+	assert_true(d[0]->train[0].weight == 2 && d[1]->train[0].weight == 1);
+	assert_int_equal(d[1]->train[0].trained, 2);
+	assert_string_not_equal(d[0]->data_hash, d[1]->data_hash);
+	assert_int_equal(d[2]->n_train, 1);
+	assert_int_equal(d[2]->rows_read, 2);
+	assert_int_equal(d[2]->rows_used, 1);
+	assert_int_equal(d[2]->rows_skipped_null, 0);
+	assert_memory_equal(d[2]->train, d[0]->train, sizeof d[0]->train[0]);
+	for (int i = 0; i < 3; i++)
+		ft_dataset_close(d[i]);
 }
 
 /* A dataset that was cut short, or whose index points elsewhere, is refused. */
@@ -521,10 +709,13 @@ main(void)
 		cmocka_unit_test_setup_teardown(test_user_text_is_never_special, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_train_on_inputs, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_row_weight, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_turn_weights, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_tokens, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_long_rows_are_cut, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_bad_rows, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_counts_and_split, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_unusable_files, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_weights_in_dataset, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_corrupt_dataset, setup, teardown),
 		cmocka_unit_test(test_epochs_use_each_document_once),
 		cmocka_unit_test(test_steps_are_about_equal),

@@ -1,6 +1,6 @@
 /*
- * test_trainer.c: optimizer steps over a dataset: accumulation, repeatability,
- * resuming, evaluation, failures, and the schedule.
+ * test_trainer.c: optimizer steps over a dataset: accumulation, weights and
+ * labels of rows, repeatability, resuming, evaluation, failures, and the schedule.
  */
 #include "training.h"
 
@@ -230,6 +230,124 @@ test_resume_at_every_step(void **state)
 	ft_trainer_free(unbroken);
 }
 
+#define CURVE_STEPS 6
+
+/* Loss and gradient norm of some steps, each over all the lines of a JSONL text. */
+typedef struct curve
+{
+	double loss[CURVE_STEPS];
+	double norm[CURVE_STEPS];
+} curve;
+
+static curve
+curve_of(fixture *f, const char *lines)
+{
+	ft_dataset_options data = {.max_length = 64};
+	ft_options o = default_options();
+	fixture own = {.run = f->run, .directory = tiny_directory()};
+	ft_trainer *t;
+	curve c;
+
+	o.batch_size = 100000;
+	o.max_epochs = CURVE_STEPS;
+	own.dataset = dataset_of(&own.run, own.directory, lines, NULL, &data);
+	t = trainer_of(&own, &o, 512);
+	assert_int_equal(t->total_steps, CURVE_STEPS);
+	for (int i = 0; i < CURVE_STEPS; i++)
+	{
+		ft_step_report report;
+
+		must(ft_trainer_step(t, &report));
+		c.loss[i] = report.loss;
+		c.norm[i] = report.grad_norm;
+	}
+	ft_trainer_free(t);
+	ft_dataset_close(own.dataset);
+	tiny_remove(own.directory);
+	free(own.directory);
+	return c;
+}
+
+static bool
+same_curve(const curve *a, const curve *b, double tolerance)
+{
+	for (int i = 0; i < CURVE_STEPS; i++)
+	{
+		if (!(fabs(a->loss[i] / b->loss[i] - 1) <= tolerance) ||
+			!(fabs(a->norm[i] / b->norm[i] - 1) <= tolerance))
+			return false;
+	}
+	return true;
+}
+
+#define ROW(prompt, completion, rest) \
+	"{\"prompt\": \"" prompt "\", \"completion\": \"" completion "\"" rest "}\n"
+
+/* The loss is Σ weight · loss / Σ weight: a weight of 2 is the row twice, one for all is none. */
+static void
+test_row_weights(void **state)
+{
+	fixture *f = *state;
+	curve once = curve_of(f, ROW("a", "the 1", "") ROW("b", "xyz", ""));
+	curve twice = curve_of(f, ROW("a", "the 1", "") ROW("a", "the 1", "") ROW("b", "xyz", ""));
+	curve weighed = curve_of(f, ROW("a", "the 1", ", \"weight\": 2") ROW("b", "xyz", ""));
+	curve all = curve_of(f, ROW("a", "the 1", ", \"weight\": 1e12")
+								ROW("b", "xyz", ", \"weight\": 1000000000000"));
+	curve small = curve_of(f, ROW("a", "the 1", ", \"weight\": 2e-12")
+								  ROW("b", "xyz", ", \"weight\": 1e-12"));
+	curve none = curve_of(f, ROW("a", "the 1", "") ROW("c", "another", ", \"weight\": 0")
+								 ROW("b", "xyz", ""));
+
+	assert_true(same_curve(&weighed, &twice, 1e-5));
+	assert_false(same_curve(&weighed, &once, 1e-3));
+	assert_true(same_curve(&all, &once, 1e-5));
+	assert_true(same_curve(&small, &weighed, 1e-5));
+	assert_true(same_curve(&none, &once, 0));
+}
+
+/* The weight of a turn is that of its tokens among the others'. */
+static void
+test_turn_weights(void **state)
+{
+	fixture *f = *state;
+	const char *both = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": "
+					   "\"assistant\", \"content\": \"one\", \"weight\": 0}, {\"role\": \"user\", "
+					   "\"content\": \"b\"}, {\"role\": \"assistant\", \"content\": \"two\"}]}\n";
+	const char *off = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": "
+					  "\"assistant\", \"content\": \"one\", \"weight\": 0}, {\"role\": \"user\", "
+					  "\"content\": \"b\"}, {\"role\": \"assistant\", \"content\": \"two\", "
+					  "\"weight\": 0.5}]}\n";
+	const char *on = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": "
+					 "\"assistant\", \"content\": \"one\"}, {\"role\": \"user\", "
+					 "\"content\": \"b\"}, {\"role\": \"assistant\", \"content\": \"two\"}]}\n";
+	curve c[3] = {curve_of(f, both), curve_of(f, off), curve_of(f, on)};
+
+	assert_true(same_curve(&c[0], &c[1], 1e-5));
+	assert_false(same_curve(&c[0], &c[2], 1e-3));
+}
+
+/* What stands in a hidden place, and in place of a label's token, is never read. */
+static void
+test_tokenised_rows(void **state)
+{
+	fixture *f = *state;
+	curve bare =
+		curve_of(f, "{\"input_ids\": [70, 71, 72, 73], \"labels\": [-100, 71, -100, 73]}\n");
+	curve padded =
+		curve_of(f, "{\"input_ids\": [9, 9, 70, 71, 72, 73, 8], \"labels\": [9, 9, 70, 71, "
+					"-100, 73, 8], \"attention_mask\": [0, 0, 1, 1, 1, 1, 0]}\n");
+	curve relabelled =
+		curve_of(f, "{\"input_ids\": [70, 71, 72, 99], \"labels\": [-100, 71, -100, 73]}\n");
+	curve other =
+		curve_of(f, "{\"input_ids\": [70, 71, 72, 99], \"labels\": [-100, 71, -100, 99]}\n");
+	curve whole = curve_of(f, "{\"input_ids\": [70, 71, 72, 73]}\n");
+
+	assert_true(same_curve(&bare, &padded, 0));
+	assert_true(same_curve(&bare, &relabelled, 0));
+	assert_false(same_curve(&bare, &other, 1e-3));
+	assert_false(same_curve(&bare, &whole, 1e-3));
+}
+
 static void
 test_training_learns(void **state)
 {
@@ -394,6 +512,9 @@ main(void)
 		cmocka_unit_test(test_small_memory_changes_nothing),
 		cmocka_unit_test(test_same_seed_same_bytes),
 		cmocka_unit_test(test_resume_at_every_step),
+		cmocka_unit_test(test_row_weights),
+		cmocka_unit_test(test_turn_weights),
+		cmocka_unit_test(test_tokenised_rows),
 		cmocka_unit_test(test_training_learns),
 		cmocka_unit_test(test_non_finite_fails),
 		cmocka_unit_test(test_tick_ends_a_step),

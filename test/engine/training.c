@@ -119,6 +119,7 @@ pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n, int le
 		for (int j = 0; j < d->length; j++)
 		{
 			batch->all_ids[batch->all] = d->ids[j];
+			batch->all_targets[batch->all] = d->ids[j];
 			batch->all_weights[batch->all++] = d->weights[j];
 		}
 		batch->starts[++batch->n_documents] = (int32_t) batch->all;

@@ -34,7 +34,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	e.train_on_inputs = data[0] >> 7;
 	if (ft_row_encode(&e, (const char *) data + 1, size - 1, &kind, &truncated) == FT_OK &&
 		kind == FT_ROW_USED &&
-		(e.ids.length != e.weights.length || e.ids.length > (size_t) e.max_length))
+		(e.ids.length != e.weights.length || e.ids.length != e.targets.length ||
+		 e.ids.length > (size_t) e.max_length))
 		abort();
 	return 0;
 }

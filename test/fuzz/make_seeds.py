@@ -190,6 +190,16 @@ def row_seeds():
         ("weight", {"messages": [dict(messages[1], weight=-1e300)]}),
         ("long", {"prompt": "ab " * 100, "completion": "the " * 100}),
         ("other", {"question": 1}),
+        ("tokens", {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4], "attention_mask": [0, 1, 1, 0]}),
+        ("tokens_long", {"input_ids": list(range(60)), "weight": 2.5}),
+        ("tokens_outside", {"input_ids": [0, 2**63 - 1], "labels": [-(2**63), 2**32]}),
+        ("tokens_length", {"input_ids": [1, 2], "labels": [1], "attention_mask": []}),
+        ("tokens_hole", {"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]}),
+        ("tokens_types", {"input_ids": [1, None, "2", [3]], "labels": {}, "attention_mask": True}),
+        ("weight_row", {"text": "the", "weight": 1e-12}),
+        ("weight_off", {"messages": [dict(messages[1], weight=0), messages[0], dict(messages[1], weight=3)]}),
+        ("weight_null", {"text": "the", "weight": None}),
+        ("two_sets", {"input_ids": [1, 2], "text": "the"}),
     ]:
         yield name, b"\x20" + json.dumps(row).encode()
         yield name + "_trained", b"\xa0" + json.dumps(row).encode()
