@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "catalog.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
@@ -17,6 +18,7 @@
 #include "options.h"
 #include "paths.h"
 #include "pg_finetune.h"
+#include "settings.h"
 #include "shmem.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -102,9 +104,38 @@ pgft_job_add_event(const pg_uuid_t *id, const char *level, const char *type, con
 				 5, types, values, data ? "     " : "    n", SPI_OK_INSERT);
 }
 
+/*
+ * One more job for this role?  Two sessions of a role ask in turn, the second
+ * when the first's transaction has ended.
+ */
+static void
+check_limit(Oid role)
+{
+	Oid types[] = {OIDOID};
+	Datum values[] = {ObjectIdGetDatum(role)};
+	int64 count;
+	bool isnull;
+
+	if (pgft_max_jobs_per_role == 0)
+		return;
+	LockSharedObject(AuthIdRelationId, role, 0, ShareUpdateExclusiveLock);
+	pgft_select("SELECT count(*) FROM finetune.job j WHERE " PGFT_JOB_UNFINISHED
+				" AND " PGFT_JOB_OWNER " = $1::regrole",
+				1, types, values);
+	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	if (count >= pgft_max_jobs_per_role)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("role \"%s\" has " INT64_FORMAT " unfinished jobs, and may have %d",
+						GetUserNameFromId(role, false), count, pgft_max_jobs_per_role),
+				 errhint("Wait for one to end, or cancel one; pg_finetune.max_jobs_per_role is the "
+						 "limit.")));
+}
+
 void
 pgft_job_create(const PgftJobRequest *request)
 {
+	Oid owner = GetUserId();
 	Oid types[] = {UUIDOID, UUIDOID, TEXTOID,  UUIDOID, TEXTOID, OIDOID, TEXTOID,
 				   TEXTOID, TEXTOID, JSONBOID, INT4OID, UUIDOID, OIDOID};
 	Datum values[13];
@@ -112,10 +143,11 @@ pgft_job_create(const PgftJobRequest *request)
 	PgftCatalog catalog;
 
 	/* The caller's user and search_path, before they are changed for SPI */
-	values[5] = ObjectIdGetDatum(GetUserId());
+	values[5] = ObjectIdGetDatum(owner);
 	values[6] = CStringGetTextDatum(GetConfigOption("search_path", false, false));
 
 	pgft_catalog_enter(&catalog, false);
+	check_limit(owner);
 	values[0] = UUIDPGetDatum(&request->id);
 	values[1] = UUIDPGetDatum(&request->model_id);
 	values[2] = CStringGetTextDatum(request->model_name);
@@ -262,7 +294,8 @@ pgft_job_cancel(const pg_uuid_t *id)
 	model = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	lock_model(&model);
 	pgft_execute("UPDATE finetune.job j SET phase = 'cancelled', paused_in = NULL,"
-				 " finished_at = clock_timestamp(), owner = " PGFT_JOB_OWNER " WHERE id = $1 AND " PGFT_JOB_UNFINISHED,
+				 " finished_at = clock_timestamp(), owner = " PGFT_JOB_OWNER
+				 " WHERE id = $1 AND " PGFT_JOB_UNFINISHED,
 				 1, types, values, NULL, SPI_OK_UPDATE);
 	if (SPI_processed > 0)
 	{
@@ -286,9 +319,8 @@ change_unfinished(const pg_uuid_t *id, const char *update, int nargs, Oid *types
 
 	pgft_execute(update, nargs, types, values, NULL, SPI_OK_UPDATE);
 	changed = SPI_processed > 0;
-	if (!changed &&
-		pgft_select("SELECT FROM finetune.job WHERE id = $1 AND " PGFT_JOB_UNFINISHED, 1, types,
-					values) == 0)
+	if (!changed && pgft_select("SELECT FROM finetune.job WHERE id = $1 AND " PGFT_JOB_UNFINISHED,
+								1, types, values) == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("job \"%s\" has ended", pgft_job_name(id))));
 	return changed;
@@ -357,8 +389,8 @@ pgft_job_delete(const pg_uuid_t *id)
 	pgft_catalog_enter(&catalog, false);
 	pgft_select("SELECT FROM finetune.job WHERE id = $1 FOR UPDATE", 1, types, values);
 	job = select_description(id);
-	pgft_execute("DELETE FROM finetune.job WHERE id = $1 AND NOT (" PGFT_JOB_UNFINISHED ")", 1, types,
-				 values, NULL, SPI_OK_DELETE);
+	pgft_execute("DELETE FROM finetune.job WHERE id = $1 AND NOT (" PGFT_JOB_UNFINISHED ")", 1,
+				 types, values, NULL, SPI_OK_DELETE);
 	if (SPI_processed == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("job \"%s\" has not ended", pgft_job_name(id)),
@@ -378,7 +410,8 @@ pgft_job_model_dropped(const pg_uuid_t *model)
 
 	pgft_catalog_enter(&catalog, false);
 	pgft_execute("UPDATE finetune.job SET phase = 'cancelled', paused_in = NULL,"
-				 " finished_at = clock_timestamp() WHERE model_id = $1 AND " PGFT_JOB_UNFINISHED " RETURNING id",
+				 " finished_at = clock_timestamp() WHERE model_id = $1 AND " PGFT_JOB_UNFINISHED
+				 " RETURNING id",
 				 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	if (SPI_processed > 0)
 	{

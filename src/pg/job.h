@@ -145,8 +145,8 @@ extern bool pgft_job_set_phase(PgftJob *job, const char *phase, const char *mess
 extern bool pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint);
 
 /* Pause it for an error that somebody has to put right. */
-extern bool pgft_job_pause_by_error(PgftJob *job, int sqlstate, const char *message,
-									const char *hint);
+extern bool
+pgft_job_pause_by_error(PgftJob *job, int sqlstate, const char *message, const char *hint);
 
 /* Store the adapter, make the model ready, and end the job: all in one transaction. */
 extern bool pgft_job_complete(PgftJob *job, const char *adapter_directory);
@@ -156,7 +156,7 @@ typedef enum PgftJobHold
 {
 	PGFT_JOB_MINE,
 	PGFT_JOB_PAUSED, /* by somebody, in this attempt */
-	PGFT_JOB_GONE	 /* ended, or another's */
+	PGFT_JOB_GONE    /* ended, or another's */
 } PgftJobHold;
 extern PgftJobHold pgft_job_hold(const PgftJob *job);
 

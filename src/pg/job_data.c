@@ -119,7 +119,9 @@ wait_for_reader(PgftJobWorker *worker)
 			if (outcome != PGFT_OUTCOME_GO_ON)
 				TerminateBackgroundWorker(reader);
 		}
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1, PG_WAIT_EXTENSION);
+		/* the reader's end wakes; the time is for a look at the disk that it fills */
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, PGFT_DISK_MS,
+						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -137,9 +139,9 @@ fail_job(PgftJobWorker *worker, JsonbContainer *error)
 
 	if (code == NULL || strlen(code) != 5)
 		code = "XX000";
-	return pgft_worker_stop(
-		worker, MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]),
-		message ? message : "reading the data failed", pgft_json_string(error, "hint"));
+	return pgft_worker_stop(worker, MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]),
+							message ? message : "reading the data failed",
+							pgft_json_string(error, "hint"));
 }
 
 PgftOutcome

@@ -513,8 +513,8 @@ pgft_job_clean_all(void)
 	uint64 count;
 
 	pgft_job_begin(&catalog);
-	pgft_select("SELECT id FROM finetune.job WHERE has_directory AND NOT (" PGFT_JOB_UNFINISHED ")", 0, NULL,
-				NULL);
+	pgft_select("SELECT id FROM finetune.job WHERE has_directory AND NOT (" PGFT_JOB_UNFINISHED ")",
+				0, NULL, NULL);
 	count = SPI_processed;
 	if (count > 0)
 		ids = MemoryContextAlloc(TopMemoryContext, count * sizeof(pg_uuid_t));

@@ -34,7 +34,8 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
-/* Between attempts, and while something outside is missing */
+/* After the first attempt that came to nothing, longer after the next; and while something outside
+ * is missing */
 #define RETRY_MS 1000
 #define SCARCE_MS 10000
 
@@ -151,6 +152,24 @@ pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message, const
 															   : pgft_worker_lost(worker);
 }
 
+/* A job stops before it takes the room that the server needs; now and then is often enough. */
+static PgftOutcome
+look_at_disk(PgftJobWorker *worker)
+{
+	int64 now = pgft_monotonic_ms();
+	char *message;
+
+	if (now < worker->look_at_disk_at)
+		return PGFT_OUTCOME_GO_ON;
+	worker->look_at_disk_at = now + PGFT_DISK_MS;
+	message = pgft_disk_is_low();
+	if (message == NULL)
+		return PGFT_OUTCOME_GO_ON;
+	ereport(WARNING,
+			(errcode(ERRCODE_DISK_FULL), errmsg("job %s: %s", worker->job->name, message)));
+	return pgft_worker_stop(worker, ERRCODE_DISK_FULL, message, NULL);
+}
+
 PgftOutcome
 pgft_worker_look_up(PgftJobWorker *worker)
 {
@@ -159,7 +178,14 @@ pgft_worker_look_up(PgftJobWorker *worker)
 	if (must_leave())
 		return PGFT_OUTCOME_LEAVE;
 	/* shared memory says when to ask, the row says what is true */
-	return pgft_slot_cancelled() ? ask(worker) : PGFT_OUTCOME_GO_ON;
+	if (pgft_slot_cancelled())
+	{
+		PgftOutcome outcome = ask(worker);
+
+		if (outcome != PGFT_OUTCOME_GO_ON)
+			return outcome;
+	}
+	return look_at_disk(worker);
 }
 
 /* Sleep, unless there is something to end for. */
@@ -231,6 +257,9 @@ run_attempt(PgftJobWorker *worker)
 	char *adapter = "adapter";
 
 	pgft_make_work_directory();
+	outcome = pgft_worker_look_up(worker);
+	if (outcome != PGFT_OUTCOME_GO_ON)
+		return outcome;
 
 	/* what was trained before a restart need only be stored */
 	if (strcmp(worker->job->phase, "uploading") != 0 ||
@@ -346,7 +375,7 @@ run_job(PgftJobWorker *worker)
 		pgft_job_note(worker->job, "warning", "attempt_failed", worker->last_words);
 		if (worker->job->fruitless >= PGFT_JOB_MAX_ATTEMPTS)
 			return give_up(worker);
-		outcome = pause_for(worker, RETRY_MS);
+		outcome = pause_for(worker, (long) RETRY_MS * worker->job->fruitless);
 		if (outcome != PGFT_OUTCOME_GO_ON)
 			return outcome;
 		if (!pgft_job_next_attempt(worker->job))

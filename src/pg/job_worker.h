@@ -29,7 +29,11 @@ typedef struct PgftJobWorker
 	char last_words[1024]; /* of the last attempt that came to nothing */
 	int sqlstate;          /* of the same */
 	bool warned_scarce;
+	int64 look_at_disk_at;
 } PgftJobWorker;
+
+/* How often the room on the disk is looked at */
+#define PGFT_DISK_MS 1000
 
 /* ---- job_worker.c ---- */
 
@@ -43,8 +47,8 @@ extern PgftOutcome pgft_worker_look_up(PgftJobWorker *worker);
 extern PgftOutcome pgft_worker_lost(PgftJobWorker *worker);
 
 /* End the job by an error, or pause it where somebody can put it right. */
-extern PgftOutcome pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message,
-									const char *hint);
+extern PgftOutcome
+pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message, const char *hint);
 
 /*
  * Something outside is missing: say so once, and wait a while; no attempt is

@@ -386,6 +386,7 @@ fill_cache(const pg_uuid_t *model, const char *digest, const char *path)
 	char *temporary = psprintf("%s" TEMPORARY_MARK "%d", path, MyProcPid);
 
 	pgft_remove_tree(temporary);
+	pgft_require_disk();
 	pgft_make_directory(temporary);
 	PG_TRY();
 	{

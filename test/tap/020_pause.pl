@@ -131,6 +131,56 @@ finetune('PAUSE', $id);
 $node->safe_psql('postgres', 'DROP SERVER dropped');
 is(job($node, $id)->{status}, 'CANCELLED', 'DROP SERVER of a paused model');
 
+# Too little room: the job waits for more, with what it has done
+sub reserve
+{
+	my ($size) = @_;
+	$node->safe_psql('postgres', "ALTER SYSTEM SET pg_finetune.reserve_disk = '$size'; SELECT pg_reload_conf()");
+}
+$id = start_job($node, 'crowded', %long);
+ok(wait_for_sql($node, "SELECT steps_done > 0 FROM finetune.progress"), 'a job runs');
+reserve('1000TB');
+ok(wait_for_sql($node, "SELECT status = 'PAUSED' FROM finetune.jobs WHERE job_id = '$id'"),
+	'it is paused when the disk has less room than is to be kept free');
+$job = job($node, $id);
+is($job->{error}{code}, '53100', 'as its error says');
+like($job->{error}{message}, qr/^the disk of pg_finetune\.work_directory has \d+ MB free, less than pg_finetune\.reserve_disk/,
+	'in words');
+is($job->{error}{hint}, "Make room, then call finetune('RESUME', '$id').", 'with a hint');
+$node->stop;
+system_or_bail('rm', '-rf', glob $node->data_dir . '/pgsql_tmp_finetune/cache/*');
+$node->start;
+like(error_of($node, "SELECT complete('undisturbed', 'x', '{\"max_tokens\": 1}')"), qr/^53100: the disk of/,
+	'nor is a model written into the cache');
+reserve('1MB');
+like($node->safe_psql('postgres', "SELECT complete('undisturbed', 'x', '{\"max_tokens\": 1}')"), qr/completion_tokens/,
+	'with more room it is');
+finetune('RESUME', $id);
+$job = wait_for_status($node, $id, 'SUCCESS');
+is($job->{status}, 'SUCCESS', 'and the job goes on');
+is($job->{error}, undef, 'without its error');
+is(digest_of('crowded'), digest_of('undisturbed'), 'to the same weights');
+
+# How many jobs a role may have
+$node->safe_psql('postgres', <<'SQL');
+ALTER SYSTEM SET pg_finetune.max_running_jobs = 0;
+SELECT pg_reload_conf();
+CREATE ROLE busy LOGIN;
+GRANT USAGE ON FOREIGN DATA WRAPPER pg_finetune TO busy;
+GRANT USAGE ON FOREIGN SERVER tiny TO busy;
+GRANT SELECT ON fact TO busy;
+ALTER ROLE busy SET pg_finetune.max_jobs_per_role = 2;
+SQL
+my @busy = map { start_job($node, "busy_$_", user => 'busy') } 1 .. 2;
+my $create = "SELECT finetune('CREATE', 'busy_3', 'tiny', 'SELECT prompt, completion FROM fact')";
+like(error_of($node, $create, 'busy'), qr/^53400: role "busy" has 2 unfinished jobs, and may have 2/, 'a role has its limit');
+finetune('PAUSE', $busy[0]);
+like(error_of($node, $create, 'busy'), qr/^53400: /, 'a paused job counts');
+finetune('CANCEL', $_) for @busy;
+is(error_of($node, $create, 'busy'), '', 'one that has ended does not');
+$node->safe_psql('postgres', 'DROP SERVER busy_3');
+like(error_of($node, 'SET pg_finetune.max_jobs_per_role = 0', 'busy'), qr/^42501: /, 'it cannot lift the limit');
+
 # A copy of the cluster, work directory and all
 $node->stop;
 $id = do
