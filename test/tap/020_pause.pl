@@ -162,8 +162,8 @@ is($job->{error}, undef, 'without its error');
 is(digest_of('crowded'), digest_of('undisturbed'), 'to the same weights');
 
 # How many jobs a role may have
+$node->safe_psql('postgres', "ALTER SYSTEM SET pg_finetune.max_running_jobs = 0");
 $node->safe_psql('postgres', <<'SQL');
-ALTER SYSTEM SET pg_finetune.max_running_jobs = 0;
 SELECT pg_reload_conf();
 CREATE ROLE busy LOGIN;
 GRANT USAGE ON FOREIGN DATA WRAPPER pg_finetune TO busy;
@@ -179,6 +179,7 @@ like(error_of($node, $create, 'busy'), qr/^53400: /, 'a paused job counts');
 finetune('CANCEL', $_) for @busy;
 is(error_of($node, $create, 'busy'), '', 'one that has ended does not');
 $node->safe_psql('postgres', 'DROP SERVER busy_3');
+$node->safe_psql('postgres', 'ALTER SYSTEM RESET pg_finetune.max_running_jobs; SELECT pg_reload_conf()');
 like(error_of($node, 'SET pg_finetune.max_jobs_per_role = 0', 'busy'), qr/^42501: /, 'it cannot lift the limit');
 
 # A copy of the cluster, work directory and all
