@@ -124,7 +124,7 @@ sub sql_suites
 		return ("--temp-instance=$out/instance", "--temp-config=$conf", "--inputdir=$in",
 			"--outputdir=$out", "--bindir=$bindir", '--encoding=UTF8', '--no-locale');
 	};
-	my @suites;
+	my @suites = ({ name => 'error sites', tests => [ [ 'test/errors.pl', $^X, 'test/errors.pl' ] ] });
 	push @suites, {
 		name  => 'pg_regress',
 		tests => @regress

@@ -127,8 +127,9 @@ start_job(ft_api *api, ft_worker_thread *worker, ft_http_exchange *exchange, jso
 static ft_status
 load_model_work(job *j, json_t **reply)
 {
-	static const char *const names[] = {"model", "path", "template", "context_length", NULL};
-	const char *id, *path, *template_name;
+	static const char *const names[] = {"model",          "path",   "template",
+										"context_length", "digest", NULL};
+	const char *id, *path, *template_name, *digest;
 	json_int_t context_length;
 	ft_model_ref ref;
 	ft_base *b;
@@ -138,8 +139,9 @@ load_model_work(job *j, json_t **reply)
 	FT_TRY(ft_body_string(j->body, "path", &path));
 	FT_TRY(ft_body_optional_string(j->body, "template", &template_name));
 	FT_TRY(ft_body_optional_integer(j->body, "context_length", 1, INT32_MAX, 0, &context_length));
+	FT_TRY(ft_body_optional_string(j->body, "digest", &digest));
 	FT_TRY(ft_registry_load_base(j->api->registry, id, path, template_name, (int) context_length,
-								 &ref));
+								 digest, &ref));
 	b = ref.base;
 	*reply = json_pack("{s:s, s:s, s:I, s:i, s:s, s:I}", "model", b->id, "architecture",
 					   b->model->config.architecture, "parameters", (json_int_t) b->parameters,

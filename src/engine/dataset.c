@@ -241,11 +241,11 @@ build(builder *b, const char *directory)
 	FT_TRY(put(b, &b->header, sizeof b->header));
 	FT_TRY(put_file(b, directory, "train.jsonl", &b->train));
 	if (b->train.n == 0)
-		return ft_hint(ft_fail(FT_INVALID, "no usable training rows: %lld read, %lld with a null",
+		return ft_hint(ft_fail(FT_INVALID, "no usable rows: %lld read, %lld with a null",
 							   (long long) b->header.rows_read,
 							   (long long) b->header.rows_skipped_null),
-					   "The training query must yield at least one row without nulls that has a "
-					   "token to train.");
+					   "The query must yield at least one row without nulls that has a token to "
+					   "train.");
 	FT_TRY(ft_path_join(validation, directory, "validation.jsonl"));
 	if (ft_file_exists(validation))
 		FT_TRY(put_file(b, directory, "validation.jsonl", &b->validation));

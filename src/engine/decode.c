@@ -55,6 +55,7 @@ struct ft_decoder
 	int32_t *host_ints;
 	int32_t *device_ints;
 	size_t n_ints;
+	float *host_logits; /* [V] a row that is being changed */
 
 	adapter_run *runs; /* [S] */
 	int n_runs;
@@ -138,6 +139,10 @@ ft_decoder_create(const ft_model *model, int max_rows, int max_sequences, ft_dec
 		status = d->ops->mem_alloc(model->device, FT_MEM_HOST, d->n_ints * sizeof(int32_t),
 								   (void **) &d->host_ints);
 	if (status == FT_OK)
+		status = d->ops->mem_alloc(model->device, FT_MEM_HOST,
+								   (size_t) model->config.vocab * sizeof(float),
+								   (void **) &d->host_logits);
+	if (status == FT_OK)
 		status = ft_alloc((void **) &d->runs, (size_t) max_sequences, sizeof *d->runs);
 	if (status == FT_OK)
 		status = ft_alloc((void **) &d->segments, (size_t) max_sequences, 3 * sizeof *d->segments);
@@ -158,6 +163,8 @@ ft_decoder_free(ft_decoder *decoder)
 	ft_arena_free(&decoder->arena);
 	if (decoder->host_ints)
 		decoder->ops->mem_free(decoder->model->device, FT_MEM_HOST, decoder->host_ints);
+	if (decoder->host_logits)
+		decoder->ops->mem_free(decoder->model->device, FT_MEM_HOST, decoder->host_logits);
 	if (decoder->stream)
 		decoder->ops->stream_destroy(decoder->stream);
 	free(decoder->runs);
@@ -405,4 +412,16 @@ ft_decoder_logits(ft_decoder *d, int i, float *logits)
 		return ft_fail(FT_INTERNAL, "logits of row %d, there are %d", i, d->n_wanted);
 	return d->ops->copy_to_host(d->stream, logits, d->logits + (size_t) i * vocab,
 								vocab * sizeof(float));
+}
+
+ft_status
+ft_decoder_edit_logits(ft_decoder *d, int i, void (*edit)(void *context, float *logits),
+					   void *context)
+{
+	size_t vocab = (size_t) d->model->config.vocab;
+
+	FT_TRY(ft_decoder_logits(d, i, d->host_logits));
+	edit(context, d->host_logits);
+	return d->ops->copy_to_device(d->stream, d->logits + (size_t) i * vocab, d->host_logits,
+								  vocab * sizeof(float));
 }

@@ -47,4 +47,10 @@ ft_status ft_decoder_sample(ft_decoder *decoder, const ft_sample *params, int32_
  */
 ft_status ft_decoder_logits(ft_decoder *decoder, int i, float *logits);
 
+/* After a run, before ft_decoder_sample: have a function change the logits [V] of the i-th item
+ * that wants them.  It is given a copy on the host: what is done to a few of them is not worth a
+ * kernel. */
+ft_status ft_decoder_edit_logits(ft_decoder *decoder, int i,
+								 void (*edit)(void *context, float *logits), void *context);
+
 #endif

@@ -109,8 +109,8 @@ read_numerics(const json_t *object, ft_job *job)
 static ft_status
 read_job(const json_t *object, ft_job *job)
 {
-	static const char *const known[] = {"version",  "base",    "device",      "threads",
-										"numerics", "options", "replay_from", NULL};
+	static const char *const known[] = {"version", "base",        "device",  "threads", "numerics",
+										"options", "replay_from", "adapter", NULL};
 	const json_t *options = json_object_get(object, "options");
 	int version;
 
@@ -121,6 +121,7 @@ read_job(const json_t *object, ft_job *job)
 	if (version != JOB_VERSION)
 		return ft_fail(FT_UNSUPPORTED, "\"version\" is %d, expected %d", version, JOB_VERSION);
 	FT_TRY(read_base(json_object_get(object, "base"), job));
+	FT_TRY(take_string(object, "adapter", "", &job->adapter));
 	FT_TRY(take_string(object, "device", "", &job->device));
 	if (job->device == NULL && (job->device = strdup("auto")) == NULL)
 		return ft_fail(FT_NO_MEMORY, "out of memory");
@@ -172,6 +173,7 @@ ft_job_free(ft_job *job)
 	free(job->base_name);
 	free(job->base_template);
 	free(job->base_digest);
+	free(job->adapter);
 	free(job->device);
 	free(job);
 }

@@ -49,6 +49,7 @@ typedef struct ft_job
 	char *base_template; /* NULL: the file's own */
 	int context_length;  /* 0: the file's own */
 	char *base_digest;   /* NULL: not checked */
+	char *adapter;       /* a PEFT directory, which evaluate puts over the base; NULL: none */
 	char *device;        /* "auto", "cpu", "cuda" … */
 	int threads;         /* 0: the device's default */
 	ft_numerics numerics;

@@ -12,10 +12,8 @@ static const struct
 	const char *name;
 	int (*run)(int argc, char **argv);
 } programs[] = {
-	{"serve", ft_serve_main},
-	{"train", ft_train_main},
-	{"inspect", ft_inspect_main},
-	{"tokenize", ft_tokenize_main},
+	{"serve", ft_serve_main},       {"train", ft_train_main},     {"estimate", ft_estimate_main},
+	{"evaluate", ft_evaluate_main}, {"inspect", ft_inspect_main}, {"tokenize", ft_tokenize_main},
 };
 
 static void
@@ -24,6 +22,8 @@ print_usage(FILE *to)
 	fputs("usage: pg_finetune_engine serve --socket PATH [--threads N] [--device D]\n"
 		  "                                [--numerics fast|reference] [--control-fd N]\n"
 		  "       pg_finetune_engine train JOBDIR [--control-fd N]\n"
+		  "       pg_finetune_engine estimate JOBDIR [--control-fd N]\n"
+		  "       pg_finetune_engine evaluate JOBDIR [--control-fd N]\n"
 		  "       pg_finetune_engine inspect FILE\n"
 		  "       pg_finetune_engine tokenize FILE [--special] [--decode]\n",
 		  to);

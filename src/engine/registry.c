@@ -247,7 +247,17 @@ prepare_serving(const ft_registry_config *config, ft_base *base)
 }
 
 static ft_status
-fill_base(const ft_registry_config *config, const ft_model_file *file, ft_base *base)
+check_base_digest(const ft_base *base, const char *expected)
+{
+	if (expected && strcmp(base->digest, expected) != 0)
+		return ft_fail(FT_MISMATCH, "model file \"%s\" has digest %s, expected %s", base->path,
+					   base->digest, expected);
+	return FT_OK;
+}
+
+static ft_status
+fill_base(const ft_registry_config *config, const ft_model_file *file, const char *digest,
+		  ft_base *base)
 {
 	const ft_vocabulary *vocabulary = ft_model_file_vocabulary(file);
 	const ft_config *model_config = ft_model_file_config(file);
@@ -267,6 +277,7 @@ fill_base(const ft_registry_config *config, const ft_model_file *file, ft_base *
 								 &base->chat_template));
 	FT_TRY(ft_tokenizer_create(vocabulary, &base->tokenizer));
 	FT_TRY(ft_model_file_digest(file, base->digest));
+	FT_TRY(check_base_digest(base, digest));
 	FT_TRY(ft_model_load(file, config->ops, config->device, FT_USE_SERVE, base->context_requested,
 						 &base->model));
 	return prepare_serving(config, base);
@@ -274,7 +285,7 @@ fill_base(const ft_registry_config *config, const ft_model_file *file, ft_base *
 
 static ft_status
 open_base(const ft_registry_config *config, const char *id, const char *path,
-		  const char *template_name, int context_length, ft_base **result)
+		  const char *template_name, int context_length, const char *digest, ft_base **result)
 {
 	ft_model_file *file = NULL;
 	ft_file_identity after;
@@ -293,7 +304,7 @@ open_base(const ft_registry_config *config, const char *id, const char *path,
 	if (status == FT_OK)
 		status = ft_model_file_open(path, &file);
 	if (status == FT_OK)
-		status = fill_base(config, file, base);
+		status = fill_base(config, file, digest, base);
 	if (status == FT_OK)
 		status = identify(path, &after);
 	if (status == FT_OK && !same_file(&base->identity, &after))
@@ -364,7 +375,7 @@ register_base(ft_registry *r, ft_base *base)
 
 ft_status
 ft_registry_load_base(ft_registry *r, const char *id, const char *path, const char *template_name,
-					  int context_length, ft_model_ref *ref)
+					  int context_length, const char *digest, ft_model_ref *ref)
 {
 	ft_file_identity identity;
 	ft_base *base;
@@ -386,8 +397,13 @@ ft_registry_load_base(ft_registry *r, const char *id, const char *path, const ch
 	if (is_lora)
 		return ft_fail(FT_INVALID, "model \"%s\" is an adapter", id);
 	if (ref->base)
-		return FT_OK;
-	FT_TRY(open_base(&r->config, id, path, template_name, context_length, &base));
+	{
+		status = check_base_digest(ref->base, digest);
+		if (status != FT_OK)
+			ft_registry_put(r, ref);
+		return status;
+	}
+	FT_TRY(open_base(&r->config, id, path, template_name, context_length, digest, &base));
 	status = register_base(r, base);
 	if (status != FT_OK)
 	{

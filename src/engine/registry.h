@@ -86,9 +86,11 @@ void ft_registry_put(ft_registry *registry, ft_model_ref *ref);
 
 /* Load a base; one of that id, path, options and unchanged file that is there already is found
  * instead. Another one of that id is replaced, and its adapters are unloaded.  template_name NULL
- * and context_length 0: the file's own.  The reference is the caller's. */
+ * and context_length 0: the file's own.  FT_MISMATCH when the file's SHA-256 is not digest (hex;
+ * NULL: not checked).  The reference is the caller's. */
 ft_status ft_registry_load_base(ft_registry *registry, const char *id, const char *path,
-								const char *template_name, int context_length, ft_model_ref *ref);
+								const char *template_name, int context_length, const char *digest,
+								ft_model_ref *ref);
 
 /* Load an adapter over a loaded base: FT_NOT_FOUND when that is not there, FT_MISMATCH when its
  * digest is not base_digest (NULL: not checked). */

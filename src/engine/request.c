@@ -10,6 +10,9 @@
 #define MAX_STOPS 64
 #define MAX_STOP_BYTES 4096
 #define MAX_TEMPERATURE 100.0
+#define MAX_PENALTY 2.0 /* OpenAI's bound */
+#define MAX_REPETITION_PENALTY 100.0
+#define MIN_REPETITION_PENALTY 0.01
 
 /* --- members ------------------------------------------------------------------------------------
  */
@@ -149,11 +152,13 @@ ft_body_token_ids(const json_t *value, const char *name, size_t vocabulary, ft_i
 		return ft_fail(FT_INVALID, "\"%s\" must be a list of token ids", name);
 	json_array_foreach (value, i, item)
 	{
-		json_int_t id = json_is_integer(item) ? json_integer_value(item) : -1;
+		json_int_t id = json_integer_value(item);
 
+		if (!json_is_integer(item))
+			return ft_fail(FT_INVALID, "\"%s\"[%zu] is not an integer", name, i);
 		if (id < 0 || (uint64_t) id >= vocabulary)
-			return ft_fail(FT_INVALID, "\"%s\"[%zu] is not a token id below %zu", name, i,
-						   vocabulary);
+			return ft_fail(FT_INVALID, "\"%s\" has the token id %lld, the model's are 0 to %zu",
+						   name, (long long) id, vocabulary - 1);
 		FT_TRY(ft_ids_push(ids, (int32_t) id));
 	}
 	return FT_OK;
@@ -179,24 +184,11 @@ static const struct
 	const char *name;
 	off_value off;
 } off_fields[] = {
-	{"stream", OFF_FALSE},
-	{"stream_options", OFF_EMPTY},
-	{"n", OFF_ONE},
-	{"best_of", OFF_ONE},
-	{"echo", OFF_FALSE},
-	{"suffix", OFF_EMPTY},
-	{"logprobs", OFF_FALSE},
-	{"top_logprobs", OFF_ZERO},
-	{"logit_bias", OFF_EMPTY},
-	{"presence_penalty", OFF_ZERO},
-	{"frequency_penalty", OFF_ZERO},
-	{"repetition_penalty", OFF_ONE},
-	{"response_format", OFF_TEXT},
-	{"tools", OFF_EMPTY},
-	{"tool_choice", OFF_NONE},
-	{"user", OFF_ANYTHING},
-	{"metadata", OFF_ANYTHING},
-	{"store", OFF_FALSE},
+	{"stream", OFF_FALSE},          {"stream_options", OFF_EMPTY}, {"n", OFF_ONE},
+	{"best_of", OFF_ONE},           {"echo", OFF_FALSE},           {"suffix", OFF_EMPTY},
+	{"logprobs", OFF_FALSE},        {"top_logprobs", OFF_ZERO},    {"logit_bias", OFF_EMPTY},
+	{"response_format", OFF_TEXT},  {"tools", OFF_EMPTY},          {"tool_choice", OFF_NONE},
+	{"user", OFF_ANYTHING},         {"metadata", OFF_ANYTHING},    {"store", OFF_FALSE},
 	{"service_tier", OFF_ANYTHING},
 };
 
@@ -295,6 +287,12 @@ parse_sampling(const json_t *object, ft_sampling *sampling)
 	FT_TRY(optional_number(object, "temperature", 0, MAX_TEMPERATURE, &sampling->temperature));
 	FT_TRY(optional_number(object, "top_p", 0, 1, &sampling->top_p));
 	FT_TRY(optional_number(object, "min_p", 0, 1, &sampling->min_p));
+	FT_TRY(optional_number(object, "presence_penalty", -MAX_PENALTY, MAX_PENALTY,
+						   &sampling->presence_penalty));
+	FT_TRY(optional_number(object, "frequency_penalty", -MAX_PENALTY, MAX_PENALTY,
+						   &sampling->frequency_penalty));
+	FT_TRY(optional_number(object, "repetition_penalty", MIN_REPETITION_PENALTY,
+						   MAX_REPETITION_PENALTY, &sampling->repetition_penalty));
 	if (sampling->top_p <= 0)
 		return ft_fail(FT_INVALID, "\"top_p\" is %g, which is not above 0", sampling->top_p);
 	/* vLLM writes -1 for "off" */
@@ -417,6 +415,9 @@ ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_s
 										"min_p",
 										"top_k",
 										"seed",
+										"presence_penalty",
+										"frequency_penalty",
+										"repetition_penalty",
 										"max_tokens",
 										"max_completion_tokens",
 										"stop",

@@ -1,5 +1,5 @@
 /*
- * sampler.c: random numbers, ends and text of one request's answer.
+ * sampler.c: random numbers, penalties, ends and text of one request's answer.
  */
 #include "sampler.h"
 
@@ -11,7 +11,8 @@
 void
 ft_sampling_default(ft_sampling *sampling)
 {
-	*sampling = (ft_sampling){.top_p = 1, .max_tokens = FT_DEFAULT_MAX_TOKENS};
+	*sampling =
+		(ft_sampling){.top_p = 1, .repetition_penalty = 1, .max_tokens = FT_DEFAULT_MAX_TOKENS};
 }
 
 void
@@ -56,7 +57,114 @@ ft_generation_free(ft_generation *generation)
 {
 	ft_ids_free(&generation->ids);
 	ft_text_free(&generation->text);
+	free(generation->seen);
+	generation->seen = NULL;
+	generation->n_seen = generation->seen_capacity = 0;
 }
+
+/* --- penalties ------------------------------------------------------------------------------- */
+
+bool
+ft_generation_has_penalties(const ft_generation *generation)
+{
+	const ft_sampling *s = generation->sampling;
+
+	return s->presence_penalty != 0 || s->frequency_penalty != 0 || s->repetition_penalty != 1;
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	int32_t x = *(const int32_t *) a, y = *(const int32_t *) b;
+
+	return (x > y) - (x < y);
+}
+
+ft_status
+ft_generation_read_prompt(ft_generation *generation, const int32_t *ids, size_t n)
+{
+	int32_t *sorted;
+
+	if (generation->sampling->repetition_penalty == 1 || n == 0)
+		return FT_OK;
+	FT_TRY(ft_alloc((void **) &sorted, n, sizeof *sorted));
+	memcpy(sorted, ids, n * sizeof *sorted);
+	qsort(sorted, n, sizeof *sorted, compare_ids);
+	if (ft_alloc((void **) &generation->seen, n, sizeof *generation->seen) != FT_OK)
+	{
+		free(sorted);
+		return FT_NO_MEMORY;
+	}
+	generation->seen_capacity = n;
+	for (size_t i = 0; i < n; i++)
+		if (i == 0 || sorted[i] != sorted[i - 1])
+			generation->seen[generation->n_seen++] = (ft_seen_token){.id = sorted[i]};
+	free(sorted);
+	return FT_OK;
+}
+
+/* Where a token stands among those seen, or would. */
+static size_t
+seen_position(const ft_generation *generation, int32_t id)
+{
+	size_t low = 0, high = generation->n_seen;
+
+	while (low < high)
+	{
+		size_t middle = low + (high - low) / 2;
+
+		if (generation->seen[middle].id < id)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/* Take note of a token of the answer. */
+static ft_status
+note_answered(ft_generation *generation, int32_t id)
+{
+	size_t at = seen_position(generation, id);
+
+	if (at == generation->n_seen || generation->seen[at].id != id)
+	{
+		if (generation->n_seen == generation->seen_capacity)
+		{
+			size_t capacity = generation->seen_capacity * 2 + 64;
+			ft_seen_token *grown = realloc(generation->seen, capacity * sizeof *grown);
+
+			if (!grown)
+				return ft_fail(FT_NO_MEMORY, "out of memory");
+			generation->seen = grown;
+			generation->seen_capacity = capacity;
+		}
+		memmove(&generation->seen[at + 1], &generation->seen[at],
+				(generation->n_seen - at) * sizeof *generation->seen);
+		generation->seen[at] = (ft_seen_token){.id = id};
+		generation->n_seen++;
+	}
+	generation->seen[at].answered++;
+	return FT_OK;
+}
+
+void
+ft_generation_penalize(const ft_generation *generation, float *logits)
+{
+	const ft_sampling *s = generation->sampling;
+
+	for (size_t i = 0; i < generation->n_seen; i++)
+	{
+		const ft_seen_token *token = &generation->seen[i];
+		float *logit = &logits[token->id];
+
+		*logit = *logit > 0 ? *logit / s->repetition_penalty : *logit * s->repetition_penalty;
+		if (token->answered > 0)
+			*logit -= s->frequency_penalty * (float) token->answered + s->presence_penalty;
+	}
+}
+
+/* --- the next token -------------------------------------------------------------------------- */
 
 ft_sample
 ft_generation_draw(const ft_generation *generation)
@@ -115,6 +223,8 @@ ft_generation_push(ft_generation *generation, int32_t id)
 	size_t known = generation->text.length;
 
 	FT_TRY(ft_ids_push(&generation->ids, id));
+	if (ft_generation_has_penalties(generation))
+		FT_TRY(note_answered(generation, id));
 	if (is_end_token(generation, id))
 	{
 		generation->finish = FT_FINISH_STOP;

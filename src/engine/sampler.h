@@ -2,8 +2,8 @@
  * sampler.h: one request's way from logits to text.
  *
  * The draw itself is an operation (ops->sample); here are the random numbers
- * that go into it, and what ends an answer: an end token, a stop string, the
- * token limit.
+ * that go into it, what the text so far does to its logits, and what ends an
+ * answer: an end token, a stop string, the token limit.
  */
 #ifndef FT_SAMPLER_H
 #define FT_SAMPLER_H
@@ -22,7 +22,10 @@ typedef struct ft_sampling
 	float min_p;
 	int32_t top_k;
 	uint64_t seed;
-	int max_tokens; /* at least 1 */
+	float presence_penalty;   /* 0: off */
+	float frequency_penalty;  /* 0: off */
+	float repetition_penalty; /* above 0; 1: off */
+	int max_tokens;           /* at least 1 */
 	bool ignore_eos;
 	ft_text *stops; /* [n_stops], none empty */
 	size_t n_stops;
@@ -41,6 +44,13 @@ typedef enum ft_finish
 /* "stop", "length"; NULL while it goes on. */
 const char *ft_finish_name(ft_finish finish);
 
+/* A token that penalties are for. */
+typedef struct ft_seen_token
+{
+	int32_t id;
+	uint32_t answered; /* how often it stands in the answer so far; 0: in the prompt only */
+} ft_seen_token;
+
 /* An answer in the making. */
 typedef struct ft_generation
 {
@@ -51,12 +61,33 @@ typedef struct ft_generation
 	ft_ids ids;   /* drawn so far, the end token included */
 	ft_text text; /* cut before a stop string; may end inside a character until finished */
 	ft_finish finish;
+
+	/* the distinct tokens of prompt and answer by id; empty without penalties */
+	ft_seen_token *seen;
+	size_t n_seen;
+	size_t seen_capacity;
 } ft_generation;
 
 /* The pointers must outlive the generation.  limit: tokens at most, at least 1. */
 void ft_generation_start(ft_generation *generation, const ft_tokenizer *tokenizer,
 						 const ft_config *config, const ft_sampling *sampling, int limit);
 void ft_generation_free(ft_generation *generation);
+
+/* Take note of the prompt's tokens, which the repetition penalty is for too.  Once, before the
+ * first draw. */
+ft_status ft_generation_read_prompt(ft_generation *generation, const int32_t *ids, size_t n);
+
+/* Does the text so far change what is drawn next? */
+bool ft_generation_has_penalties(const ft_generation *generation);
+
+/*
+ * Apply the penalties to logits [vocabulary], in vLLM's order:
+ *
+ *     l = l > 0 ? l / repetition : l · repetition    tokens of prompt and answer (Keskar et al.
+ * 2019, as in Hugging Face's RepetitionPenaltyLogitsProcessor) l = l - frequency · count - presence
+ * tokens of the answer (OpenAI's definition)
+ */
+void ft_generation_penalize(const ft_generation *generation, float *logits);
 
 /* Parameters of the next draw.  Its random number depends on the seed and the number of tokens
  * drawn so far alone. */

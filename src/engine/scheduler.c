@@ -127,6 +127,7 @@ ft_scheduler_submit(ft_scheduler *s, ft_request *request)
 		limit = base->context - (int) prompt;
 	ft_generation_start(&request->generation, base->tokenizer, &base->model->config,
 						&request->sampling, limit);
+	FT_TRY(ft_generation_read_prompt(&request->generation, request->prompt.data, prompt));
 	FT_TRY(ft_ids_append(&request->tokens, request->prompt.data, prompt));
 	FT_TRY(ft_alloc((void **) &request->blocks, (size_t) ft_kv_blocks_for((int64_t) prompt + limit),
 					sizeof(int32_t)));
@@ -416,6 +417,12 @@ group_by_adapter(ft_scheduler *s)
 	}
 }
 
+static void
+penalize(void *context, float *logits)
+{
+	ft_generation_penalize(context, logits);
+}
+
 /* Run the batch and draw a token for each sequence that has all of its tokens in the cache now. */
 static ft_status
 compute(ft_scheduler *s, const ft_base *base)
@@ -425,8 +432,13 @@ compute(ft_scheduler *s, const ft_base *base)
 	FT_TRY(ft_decoder_run(base->decoder, base->cache, s->items, s->n_batch));
 	for (int i = 0; i < s->n_batch; i++)
 	{
-		if (s->items[i].wants_logits)
-			s->samples[wanted++] = ft_generation_draw(&s->batch[i]->generation);
+		ft_generation *generation = &s->batch[i]->generation;
+
+		if (!s->items[i].wants_logits)
+			continue;
+		if (ft_generation_has_penalties(generation))
+			FT_TRY(ft_decoder_edit_logits(base->decoder, wanted, penalize, generation));
+		s->samples[wanted++] = ft_generation_draw(generation);
 	}
 	if (wanted == 0)
 		return FT_OK;

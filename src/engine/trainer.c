@@ -3,12 +3,13 @@
  */
 #include "trainer.h"
 
+#include "evaluator.h"
+
 #include <math.h>
 #include <stdlib.h>
 
-#define HOST_CAPACITY 2048     /* more rows than this make no product on a CPU faster */
-#define DEVICE_CAPACITY 65536  /* nor on a GPU */
-#define EVALUATION_WINDOW 1024 /* documents divided into batches at a time */
+#define HOST_CAPACITY 2048    /* more rows than this make no product on a CPU faster */
+#define DEVICE_CAPACITY 65536 /* nor on a GPU */
 
 int64_t
 ft_trainer_total_steps(const ft_dataset *dataset, const ft_options *options)
@@ -39,33 +40,66 @@ wanted_capacity(const ft_dataset *dataset, const ft_options *options, int64_t li
 	return wanted > dataset->max_length ? wanted : dataset->max_length;
 }
 
-ft_status
-ft_trainer_choose_capacity(const ft_model *model, const ft_adapter *adapter,
-						   const ft_dataset *dataset, const ft_options *options, int64_t *capacity)
+/* Lower *capacity until a transformer fits beside `beside` bytes of something else. */
+static ft_status
+fit_memory(const ft_model *model, const ft_adapter *adapter, const ft_dataset *dataset,
+		   int64_t beside, int64_t *capacity)
 {
-	int64_t moments = adapter->n * 2 * (int64_t) sizeof(float);
 	ft_device_info info;
 	int64_t bytes;
 
 	FT_TRY(model->ops->device_info(model->device, &info));
-	*capacity =
-		wanted_capacity(dataset, options, info.threads > 0 ? HOST_CAPACITY : DEVICE_CAPACITY);
 	for (;;)
 	{
 		FT_TRY(ft_transformer_bytes(model, adapter, *capacity, &bytes));
 		/* an eighth stays free for what others need meanwhile */
-		if (bytes + moments <= info.memory_free - info.memory_free / 8)
+		if (bytes + beside <= info.memory_free - info.memory_free / 8)
 			return FT_OK;
 		if (*capacity <= dataset->max_length)
 			break;
 		*capacity = *capacity / 2 > dataset->max_length ? *capacity / 2 : dataset->max_length;
 	}
-	return ft_hint(
-		ft_fail(FT_NO_MEMORY,
-				"training documents of %d tokens needs %lld MiB, %lld MiB are free on %s",
-				dataset->max_length, (long long) ((bytes + moments) >> 20),
-				(long long) (info.memory_free >> 20), info.name),
-		"Lower max_seq_length, or free memory.");
+	return ft_hint(ft_fail(FT_NO_MEMORY,
+						   "documents of %d tokens need %lld MiB, %lld MiB are free on %s",
+						   dataset->max_length, (long long) ((bytes + beside) >> 20),
+						   (long long) (info.memory_free >> 20), info.name),
+				   "Lower max_seq_length, or free memory.");
+}
+
+/* More tokens than this make no batch any faster. */
+static ft_status
+useful_capacity(const ft_model *model, int64_t *limit)
+{
+	ft_device_info info;
+
+	FT_TRY(model->ops->device_info(model->device, &info));
+	*limit = info.threads > 0 ? HOST_CAPACITY : DEVICE_CAPACITY;
+	return FT_OK;
+}
+
+ft_status
+ft_trainer_choose_capacity(const ft_model *model, const ft_adapter *adapter,
+						   const ft_dataset *dataset, const ft_options *options, int64_t *capacity)
+{
+	int64_t moments = adapter->n * 2 * (int64_t) sizeof(float);
+	int64_t limit;
+
+	FT_TRY(useful_capacity(model, &limit));
+	*capacity = wanted_capacity(dataset, options, limit);
+	return fit_memory(model, adapter, dataset, moments, capacity);
+}
+
+ft_status
+ft_evaluation_choose_capacity(const ft_model *model, const ft_adapter *adapter,
+							  const ft_dataset *dataset, int64_t *capacity)
+{
+	int64_t limit;
+
+	FT_TRY(useful_capacity(model, &limit));
+	*capacity = dataset->tokens < limit ? dataset->tokens : limit;
+	if (*capacity < dataset->max_length)
+		*capacity = dataset->max_length;
+	return fit_memory(model, adapter, dataset, 0, capacity);
 }
 
 static ft_status
@@ -151,9 +185,9 @@ ft_trainer_read_moments(ft_trainer *t)
 /* --- steps
  * ---------------------------------------------------------------------------------------- */
 
-static ft_status
-train_documents(ft_trainer *t, const uint32_t *chosen, uint32_t n, double grad_scale,
-				ft_loss_sums *sums)
+ft_status
+ft_trainer_gradient(ft_trainer *t, const uint32_t *chosen, uint32_t n, double grad_scale,
+					ft_loss_sums *sums)
 {
 	uint32_t batches = t->options->packing ? (uint32_t) t->options->gradient_accumulation_steps : n;
 	ft_packing packing;
@@ -202,7 +236,7 @@ ft_trainer_step(ft_trainer *t, ft_step_report *report)
 	chosen = t->epoch.order + t->epoch.first[place];
 	n = t->epoch.first[place + 1] - t->epoch.first[place];
 	grad_scale = step_grad_scale(t, chosen, n, report);
-	FT_TRY(train_documents(t, chosen, n, grad_scale, &sums));
+	FT_TRY(ft_trainer_gradient(t, chosen, n, grad_scale, &sums));
 	report->loss = sums.loss * grad_scale;
 	report->trained = sums.trained;
 	if (!isfinite(report->loss))
@@ -223,40 +257,17 @@ ft_trainer_step(ft_trainer *t, ft_step_report *report)
 /* --- evaluation
  * ----------------------------------------------------------------------------------- */
 
-static ft_status
-evaluate_window(ft_trainer *t, uint32_t first, uint32_t n, ft_loss_sums *sums)
-{
-	const ft_document *documents = t->dataset->validation;
-	uint32_t chosen[EVALUATION_WINDOW];
-	ft_packing packing;
-	ft_status status = FT_OK;
-
-	for (uint32_t i = 0; i < n; i++)
-		chosen[i] = first + i;
-	FT_TRY(ft_pack(documents, chosen, n, t->capacity, 0, &packing));
-	for (uint32_t i = 0; status == FT_OK && i < packing.n_batches; i++)
-	{
-		status = ft_microbatch_fill(&t->batch, t->dataset, documents, &packing, i);
-		if (status == FT_OK)
-			status = ft_transformer_evaluate(t->transformer, &t->batch, sums);
-	}
-	ft_packing_free(&packing);
-	return status;
-}
-
 ft_status
 ft_trainer_evaluate(ft_trainer *t)
 {
-	uint32_t n = t->dataset->n_validation;
-	ft_loss_sums sums = {0};
+	ft_evaluation evaluation = {0};
 
-	for (uint32_t at = 0; at < n; at += EVALUATION_WINDOW)
-		FT_TRY(
-			evaluate_window(t, at, n - at < EVALUATION_WINDOW ? n - at : EVALUATION_WINDOW, &sums));
-	if (sums.weight > 0)
+	FT_TRY(ft_evaluate(t->transformer, t->dataset, t->dataset->validation, t->dataset->n_validation,
+					   t->capacity, &t->batch, &evaluation));
+	if (evaluation.sums.weight > 0)
 	{
-		t->state.validation_loss = sums.loss / sums.weight;
-		t->state.validation_accuracy = sums.correct / sums.weight;
+		t->state.validation_loss = ft_evaluation_loss(&evaluation);
+		t->state.validation_accuracy = ft_evaluation_accuracy(&evaluation);
 		if (!isfinite(t->state.validation_loss))
 			return ft_fail(FT_NON_FINITE, "validation loss is %g at step %lld",
 						   t->state.validation_loss, (long long) t->state.step);

@@ -46,6 +46,9 @@ int64_t ft_trainer_total_steps(const ft_dataset *dataset, const ft_options *opti
 ft_status
 ft_trainer_choose_capacity(const ft_model *model, const ft_adapter *adapter,
 						   const ft_dataset *dataset, const ft_options *options, int64_t *capacity);
+/* The same for evaluating all of the training documents. */
+ft_status ft_evaluation_choose_capacity(const ft_model *model, const ft_adapter *adapter,
+										const ft_dataset *dataset, int64_t *capacity);
 
 /* Everything but the adapter must outlive the trainer; the adapter becomes its own at success. */
 ft_status
@@ -58,6 +61,11 @@ void ft_trainer_set_tick(ft_trainer *trainer, ft_tick tick, void *context);
 
 /* Continue from a checkpoint's state and trainer->moments. */
 ft_status ft_trainer_resume(ft_trainer *trainer, const ft_run_state *state);
+
+/* The gradient of grad_scale · Σ weight · loss over n training documents, in place of the last one;
+ * sums are added to.  The adapter stays as it is. */
+ft_status ft_trainer_gradient(ft_trainer *trainer, const uint32_t *chosen, uint32_t n,
+							  double grad_scale, ft_loss_sums *sums);
 
 /* Step state.step + 1.  FT_NON_FINITE, with the adapter unchanged, when the loss or the gradient's
  * norm is not finite. */

@@ -15,6 +15,8 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+static int depth = 0;
+
 Oid
 pgft_relation_oid(const char *name)
 {
@@ -44,6 +46,7 @@ pgft_catalog_enter(PgftCatalog *catalog, bool latest)
 {
 	Oid owner = tables_owner();
 
+	depth++;
 	GetUserIdAndSecContext(&catalog->save_user, &catalog->save_context);
 	catalog->save_nest_level = NewGUCNestLevel();
 	SetUserIdAndSecContext(owner, catalog->save_context | SECURITY_LOCAL_USERID_CHANGE);
@@ -67,6 +70,13 @@ pgft_catalog_leave(PgftCatalog *catalog)
 		PopActiveSnapshot();
 	AtEOXact_GUC(false, catalog->save_nest_level);
 	SetUserIdAndSecContext(catalog->save_user, catalog->save_context);
+	depth--;
+}
+
+int
+pgft_catalog_depth(void)
+{
+	return depth;
 }
 
 void

@@ -31,6 +31,13 @@ typedef struct PgftCatalog
 extern void pgft_catalog_enter(PgftCatalog *catalog, bool latest);
 extern void pgft_catalog_leave(PgftCatalog *catalog);
 
+/*
+ * How many have been entered and not left.  Those that an error has ended count
+ * for ever, so only what is added within one function means anything: who
+ * catches an error without a subtransaction must not go on when it has grown.
+ */
+extern int pgft_catalog_depth(void);
+
 /* OID of finetune.<name>, InvalidOid when the extension is not there. */
 extern Oid pgft_relation_oid(const char *name);
 

@@ -1,5 +1,5 @@
 /*
- * child.c: an engine as the supervised child of a background worker.
+ * child.c: an engine as the supervised child of a server process.
  *
  * Why so much care between fork and exec: PostgreSQL 15 opens data files
  * without close-on-exec, ignores or handles signals that a plain program wants
@@ -61,6 +61,9 @@ struct PgftChild
 
 static PgftChild *current = NULL;
 
+/* What SIGCHLD did before there was a child: a session has uses of its own for it */
+static pqsigfunc previous_sigchld;
+
 /* The environment that an engine is given; a trailing = stands for a whole name. */
 static const char *const allowed_environment[] = {
 	"PATH=",
@@ -86,11 +89,17 @@ handle_sigchld(SIGNAL_ARGS)
 	errno = save_errno;
 }
 
-static void
-end_at_exit(int code, Datum arg)
+void
+pgft_child_end_current(void)
 {
 	if (current != NULL)
 		pgft_child_end(current);
+}
+
+static void
+end_at_exit(int code, Datum arg)
+{
+	pgft_child_end_current();
 }
 
 static char **
@@ -213,26 +222,54 @@ run_program(char *const *argv, char *const *envp, const int *fds, int niceness, 
 }
 
 /* A pipe with both ends above the descriptors that the child's program gets. */
-static void
+static bool
 make_pipe(int *ends)
 {
-	if (pipe2(ends, O_CLOEXEC) < 0)
-		ereport(ERROR, (errcode_for_file_access(), errmsg("could not create pipe: %m")));
-	for (int i = 0; i < 2; i++)
-	{
-		int fd = fcntl(ends[i], F_DUPFD_CLOEXEC, FIRST_OTHER_FD);
+	int low[2];
 
-		if (fd < 0)
-			ereport(ERROR, (errcode_for_file_access(), errmsg("could not create pipe: %m")));
-		close(ends[i]);
-		ends[i] = fd;
-	}
+	ends[0] = ends[1] = -1;
+	if (pipe2(low, O_CLOEXEC) < 0)
+		return false;
+	ends[0] = fcntl(low[0], F_DUPFD_CLOEXEC, FIRST_OTHER_FD);
+	if (ends[0] >= 0)
+		ends[1] = fcntl(low[1], F_DUPFD_CLOEXEC, FIRST_OTHER_FD);
+	close(low[0]);
+	close(low[1]);
+	return ends[1] >= 0;
+}
+
+/* All or none: a session goes on after an error. */
+static void
+open_descriptors(int *null_fd, int *control, int *out, int *err)
+{
+	int *pipes[] = {control, out, err};
+	bool opened = true;
+	int save_errno;
+
+	*null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (*null_fd < 0)
+		ereport(ERROR, (errcode_for_file_access(), errmsg("could not open \"/dev/null\": %m")));
+	for (int i = 0; i < lengthof(pipes); i++)
+		pipes[i][0] = pipes[i][1] = -1;
+	for (int i = 0; opened && i < lengthof(pipes); i++)
+		opened = make_pipe(pipes[i]);
+	if (opened)
+		return;
+	save_errno = errno;
+	close(*null_fd);
+	for (int i = 0; i < lengthof(pipes); i++)
+		for (int end = 0; end < 2; end++)
+			if (pipes[i][end] >= 0)
+				close(pipes[i][end]);
+	errno = save_errno;
+	ereport(ERROR, (errcode_for_file_access(), errmsg("could not create pipe: %m")));
 }
 
 static void
 pipe_init(Pipe *pipe, int fd)
 {
 	fcntl(fd, F_SETFL, O_NONBLOCK);
+	ReserveExternalFD();
 	pipe->fd = fd;
 	pipe->consumed = 0;
 	initStringInfo(&pipe->data);
@@ -251,20 +288,15 @@ pgft_child_start(const char *name, const char *const *argv, int niceness)
 	int null_fd;
 	int control[2], out[2], err[2];
 
-	Assert(current == NULL);
+	if (current != NULL)
+		elog(ERROR, "this process has an engine already");
 	if (!exit_registered)
 	{
 		before_shmem_exit(end_at_exit, (Datum) 0);
 		exit_registered = true;
 	}
-	pqsignal(SIGCHLD, handle_sigchld);
-
-	null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null_fd < 0)
-		ereport(ERROR, (errcode_for_file_access(), errmsg("could not open \"/dev/null\": %m")));
-	make_pipe(control);
-	make_pipe(out);
-	make_pipe(err);
+	open_descriptors(&null_fd, control, out, err);
+	previous_sigchld = pqsignal(SIGCHLD, handle_sigchld);
 
 	/* No handler of ours may run in the child: its latch is the worker's */
 	sigfillset(&all);
@@ -283,14 +315,19 @@ pgft_child_start(const char *name, const char *const *argv, int niceness)
 	close(err[1]);
 	if (child->pid < 0)
 	{
+		int save_errno = errno;
+
 		close(control[1]);
 		close(out[0]);
 		close(err[0]);
+		pqsignal(SIGCHLD, previous_sigchld);
+		errno = save_errno;
 		ereport(ERROR, (errcode(ERRCODE_SYSTEM_ERROR), errmsg("could not fork the engine: %m")));
 	}
 
 	child->name = pstrdup(name);
 	child->control = control[1];
+	ReserveExternalFD();
 	pipe_init(&child->out, out[0]);
 	pipe_init(&child->err, err[0]);
 	current = child;
@@ -324,6 +361,7 @@ close_pipe(PgftChild *child, Pipe *pipe)
 	if (pipe->fd < 0)
 		return;
 	close(pipe->fd);
+	ReleaseExternalFD();
 	pipe->fd = -1;
 	if (child->events != NULL)
 		FreeWaitEventSet(child->events);
@@ -388,7 +426,9 @@ log_line(PgftChild *child, char *line)
 		if ((unsigned char) *c < ' ')
 			*c = ' ';
 	strlcpy(child->last_words, line, sizeof(child->last_words));
-	ereport(LOG, (errmsg("%s: %s", child->name, line), errhidestmt(true), errhidecontext(true)));
+	/* it may name paths, which are no business of a session's client */
+	ereport(LOG_SERVER_ONLY,
+			(errmsg("%s: %s", child->name, line), errhidestmt(true), errhidecontext(true)));
 }
 
 static void
@@ -505,10 +545,12 @@ pgft_child_end(PgftChild *child)
 	if (child->events != NULL)
 		FreeWaitEventSet(child->events);
 	close(child->control);
+	ReleaseExternalFD();
 	pfree(child->out.data.data);
 	pfree(child->err.data.data);
 	pfree((char *) child->name);
 	pfree(child);
 	current = NULL;
+	pqsignal(SIGCHLD, previous_sigchld);
 	return status;
 }

@@ -1,5 +1,6 @@
 /*
- * child.h: an engine as the supervised child of a background worker.
+ * child.h: an engine as the supervised child of a server process: a background
+ * worker, or a session, which are both called its worker here.
  *
  * A worker has one child at a time.  The child is started by fork and exec,
  * attached to nothing of the database: no shared memory, no descriptor, no
@@ -72,6 +73,9 @@ extern void pgft_child_kill(PgftChild *child);
  * worker exits.  Returns its wait status.
  */
 extern int pgft_child_end(PgftChild *child);
+
+/* The same for the child that this process has, if it has one. */
+extern void pgft_child_end_current(void);
 
 /* The last line that it wrote to its standard error, "" if none. */
 extern const char *pgft_child_last_words(const PgftChild *child);

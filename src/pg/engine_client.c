@@ -37,6 +37,9 @@
 #define MAX_IDLE 8
 #define RECEIVE_SIZE 16384
 
+/* What the engine takes; it would end a longer request in the middle */
+#define MAX_REQUEST_BYTES (16 * 1024 * 1024)
+
 /* How long to wait before connecting again to an engine that says it is there */
 #define RECONNECT_MS 50
 
@@ -72,6 +75,7 @@ struct PgftRequest
 	int fd;
 	uint64 generation; /* of the engine that fd leads to */
 	bool reused;       /* fd served another request before */
+	bool retried; /* a reused one broke: the engine of `generation`, and no other, is tried again */
 
 	char *out;
 	int out_length;
@@ -167,7 +171,11 @@ fail(PgftRequest *request, Failure failure)
 	request->failure = failure;
 }
 
-/* The connection broke: try anew if it had only been left over, else the engine is gone. */
+/*
+ * The connection broke: try anew if it had only been left over, else the engine
+ * is gone.  Were another engine asked, a request that kills engines would kill
+ * one after the other.
+ */
 static void
 connection_broke(PgftRequest *request)
 {
@@ -175,6 +183,7 @@ connection_broke(PgftRequest *request)
 	{
 		close_idle();
 		drop_connection(request);
+		request->retried = true;
 		request->state = REQUEST_WAITING;
 		request->retry_at = 0;
 	}
@@ -195,6 +204,11 @@ try_connect(PgftRequest *request)
 		return true;
 	}
 	pgft_server_state(&server);
+	if (request->retried && (!server.ready || server.generation != request->generation))
+	{
+		fail(request, FAILURE_DIED);
+		return true;
+	}
 	if (!server.ready || now < request->retry_at)
 		return false;
 
@@ -324,6 +338,11 @@ write_request(PgftRequest *request, const char *method, const char *path, const 
 		if (utf8 != body)
 			body_length = strlen(utf8);
 		body = utf8;
+		if (body_length > MAX_REQUEST_BYTES)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("a request of %d bytes is too long for the engine, which takes %d",
+							body_length, MAX_REQUEST_BYTES)));
 	}
 	initStringInfo(&out);
 	appendStringInfo(&out, "%s %s HTTP/1.1\r\nHost: localhost\r\n", method, path);
@@ -407,9 +426,8 @@ sleep_for(PgftRequest **requests, int count)
 	FreeWaitEventSet(set);
 }
 
-/* Notice a client that has gone away, also where client_connection_check_interval is off. */
-static void
-check_client(int64 *checked_at)
+void
+pgft_check_client(int64 *checked_at)
 {
 	int64 now = pgft_monotonic_ms();
 
@@ -441,7 +459,7 @@ pgft_request_wait_any(PgftRequest **requests, int count)
 			}
 		sleep_for(requests, count);
 		ResetLatch(MyLatch);
-		check_client(&checked_at);
+		pgft_check_client(&checked_at);
 	}
 }
 

@@ -21,7 +21,8 @@ typedef struct PgftReply
 } PgftReply;
 
 /*
- * Start a request.  `body` is JSON text in the server encoding, NULL for GET.
+ * Start a request.  `body` is JSON text in the server encoding, NULL for GET; it
+ * may have 16 MiB (54000).
  * `timeout_ms` is for the whole of it, waiting for an engine that is not up
  * yet included; 0 is no limit, -1 stands for pg_finetune.request_timeout.
  */
@@ -51,6 +52,14 @@ pgft_engine_request(const char *method, const char *path, const char *body, int 
 /* The same, with any status but 200 raised as an error. */
 extern Jsonb *
 pgft_engine_call(const char *method, const char *path, const char *body, int timeout_ms);
+
+/*
+ * Notice a client that has gone away, also where client_connection_check_interval
+ * is off: the next CHECK_FOR_INTERRUPTS ends the session then.  To be called at
+ * every turn of a loop that waits; *checked_at, which begins with
+ * pgft_monotonic_ms(), keeps it from looking more than once a second.
+ */
+extern void pgft_check_client(int64 *checked_at);
 
 /* Is there an engine that would answer at once? */
 extern bool pgft_engine_is_ready(void);

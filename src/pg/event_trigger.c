@@ -7,26 +7,20 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
+#include "base_file.h"
 #include "catalog.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "commands/event_trigger.h"
-#include "engine_client.h"
 #include "foreign/foreign.h"
 #include "job.h"
-#include "json.h"
 #include "miscadmin.h"
 #include "model.h"
 #include "nodes/parsenodes.h"
 #include "pg_finetune.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
-#include "utils/resowner.h"
-
-/* How long an engine may take to read the header of a file */
-#define INSPECT_TIMEOUT_MS 5000
 
 static EventTriggerData *
 trigger_data(FunctionCallInfo fcinfo)
@@ -84,60 +78,6 @@ our_server(const char *name)
 	return server != NULL && server->fdwid == pgft_wrapper_oid(true) ? server : NULL;
 }
 
-/*
- * Look at a new base's file, and note what it holds.  Nothing that is wrong
- * with it may fail CREATE SERVER, for a restore comes before the files, but it
- * is said at once.  Without an engine to read it, only that it is there.
- */
-static void
-describe_base(const char *name)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-
-	if (!pgft_is_preloaded())
-		return;
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
-	{
-		PgftModel *base = pgft_model_lookup(name, false);
-
-		pgft_model_resolve(base);
-		if (pgft_engine_is_ready())
-		{
-			Jsonb *facts = pgft_model_inspect(base, INSPECT_TIMEOUT_MS);
-			int64 parameters = 0, context_length = 0;
-
-			pgft_json_int64(&facts->root, "parameters", &parameters);
-			pgft_json_int64(&facts->root, "context_length", &context_length);
-			if (base->context_length > 0)
-				context_length = base->context_length;
-			pgft_model_describe_base(name, pgft_json_string(&facts->root, "architecture"),
-									 parameters, context_length);
-		}
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-	}
-	PG_CATCH();
-	{
-		ErrorData *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		ereport(WARNING, (errcode(error->sqlerrcode), errmsg_internal("%s", error->message),
-						  error->hint != NULL ? errhint("%s", error->hint) : 0));
-		FreeErrorData(error);
-	}
-	PG_END_TRY();
-}
-
 PG_FUNCTION_INFO_V1(pgft_server_changed);
 Datum
 pgft_server_changed(PG_FUNCTION_ARGS)
@@ -156,15 +96,22 @@ pgft_server_changed(PG_FUNCTION_ARGS)
 			PgftModelKind kind = check_server(server);
 
 			pgft_model_row_create(server->servername, kind);
-			if (kind == PGFT_MODEL_BASE)
-				describe_base(server->servername);
+
+			/* IF NOT EXISTS lets anybody come here, with anybody's server */
+			if (kind == PGFT_MODEL_BASE &&
+				pg_foreign_server_ownercheck(server->serverid, GetUserId()))
+				pgft_base_created(server->servername);
 		}
 	}
 	else if (IsA(parsetree, AlterForeignServerStmt))
 	{
-		server = our_server(castNode(AlterForeignServerStmt, parsetree)->servername);
+		AlterForeignServerStmt *alter = castNode(AlterForeignServerStmt, parsetree);
+
+		/* an option that is named is meant, also where it stays what it was */
+		server = our_server(alter->servername);
 		if (server != NULL && check_server(server) == PGFT_MODEL_BASE)
-			describe_base(server->servername);
+			pgft_base_altered(server->servername, has_option(alter->options, "file"),
+							  has_option(alter->options, "storage"));
 	}
 	else if (IsA(parsetree, RenameStmt) &&
 			 castNode(RenameStmt, parsetree)->renameType == OBJECT_FOREIGN_SERVER)

@@ -8,11 +8,10 @@
 #include "postgres.h"
 
 #include <math.h>
-#include <sys/stat.h>
 
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/pg_foreign_data_wrapper.h"
+#include "base.h"
 #include "catalog/pg_foreign_server.h"
 #include "fmgr.h"
 #include "foreign/foreign.h"
@@ -24,9 +23,7 @@
 #include "options.h"
 #include "pg_finetune.h"
 #include "query_check.h"
-#include "settings.h"
 #include "shmem.h"
-#include "storage/fd.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -170,75 +167,6 @@ pgft_finetune_incomplete(PG_FUNCTION_ARGS)
 
 /* ---- CREATE ---- */
 
-static void
-check_wrapper(void)
-{
-	Oid wrapper = pgft_wrapper_oid(false);
-	AclResult result = pg_foreign_data_wrapper_aclcheck(wrapper, GetUserId(), ACL_USAGE);
-
-	if (result != ACLCHECK_OK)
-		aclcheck_error(result, OBJECT_FDW, PGFT_WRAPPER);
-}
-
-/* Without an engine to ask: is there something that looks like a model? */
-static void
-check_file_header(PgftModel *base)
-{
-	struct stat st;
-	char magic[4] = {0};
-	FILE *file;
-
-	pgft_model_resolve(base);
-	if (stat(base->path, &st) == 0 && S_ISDIR(st.st_mode))
-		return;
-	file = AllocateFile(base->path, PG_BINARY_R);
-	if (file == NULL)
-		ereport(ERROR, (errcode_for_file_access(),
-						errmsg("could not open model file \"%s\": %m", base->file)));
-	if (fread(magic, 1, sizeof(magic), file) != sizeof(magic) ||
-		memcmp(magic, "GGUF", sizeof(magic)) != 0)
-		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-						errmsg("model file \"%s\" is not a GGUF file", base->file)));
-	FreeFile(file);
-}
-
-/* The base model, which the caller may use. */
-static PgftModel *
-get_base(const char *name)
-{
-	PgftModel *base = pgft_model_lookup(name, false);
-
-	if (base->kind != PGFT_MODEL_BASE)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("model \"%s\" is not a base model", name)));
-	return base;
-}
-
-/* Is its file sound, and one that can be trained? The engine knows best. */
-static void
-check_file(PgftModel *base)
-{
-	Jsonb *file;
-	JsonbContainer *unsupported;
-
-	if (!pgft_serve)
-	{
-		check_file_header(base);
-		return;
-	}
-	file = pgft_model_inspect(base, -1);
-	unsupported = pgft_json_array(&file->root, "unsupported");
-	if (unsupported && JsonContainerSize(unsupported) > 0)
-	{
-		JsonbValue *what = getIthJsonbValueFromContainer(unsupported, 0);
-
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("model file \"%s\": %.*s", base->file,
-							   what->type == jbvString ? what->val.string.len : 0,
-							   what->type == jbvString ? what->val.string.val : "")));
-	}
-}
-
 /*
  * Early, as the checks of the base and the queries take longer; two sessions
  * at once are told apart when the server is created.
@@ -288,14 +216,14 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	request.validation_query = PG_ARGISNULL(4) ? NULL : get_text(fcinfo, 4, "validation_query");
 
 	/* What is quickly said first, what asks the engine last */
-	check_wrapper();
-	request.base = base = get_base(base_name);
+	pgft_base_check_wrapper();
+	request.base = base = pgft_base_lookup(base_name);
 	request.options = get_options(fcinfo, 5);
 	check_name(request.model_name);
 	pgft_query_check(request.training_query, "training query", &columns);
 	if (request.validation_query)
 		pgft_query_check(request.validation_query, "validation query", &columns);
-	check_file(base);
+	pgft_base_check_file(base);
 
 	request.id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
 	pgft_model_create_tuned(request.model_name, PGFT_MODEL_LORA, request.base, &request.id,

@@ -118,6 +118,22 @@ on_checkpoint(PgftJobEvents *events, Jsonb *event)
 	note_checkpoint(events, get_int64(event, "step"), 0);
 }
 
+/*
+ * The base's file was not there when its server was created: this is the first
+ * look at it.  Nothing is waited for, as DROP SERVER locks models before jobs.
+ */
+static void
+record_base(PgftJobEvents *events, const char *digest)
+{
+	Oid types[] = {UUIDOID, TEXTOID};
+	Datum values[] = {UUIDPGetDatum(&events->job->base_id), CStringGetTextDatum(digest)};
+
+	pgft_execute("UPDATE finetune.model SET base_digest = $2 WHERE id IN "
+				 "(SELECT id FROM finetune.model WHERE id = $1 AND kind = 'base' "
+				 "AND base_digest IS NULL FOR NO KEY UPDATE SKIP LOCKED)",
+				 2, types, values, NULL, SPI_OK_UPDATE);
+}
+
 /* The engine is at work.  What an earlier attempt did after its last checkpoint is done again. */
 static void
 on_started(PgftJobEvents *events, Jsonb *event)
@@ -157,8 +173,11 @@ on_started(PgftJobEvents *events, Jsonb *event)
 		char *digest = pgft_json_string(&event->root, "base_digest");
 
 		if (digest)
+		{
 			events->job->base_digest =
 				MemoryContextStrdup(GetMemoryChunkContext(events->job), digest);
+			record_base(events, digest);
+		}
 	}
 	pgft_slot_set_phase(PGFT_PHASE_RUNNING);
 }

@@ -12,17 +12,15 @@
 #include "child.h"
 #include "engine_client.h"
 #include "job_events.h"
+#include "job_file.h"
 #include "job_worker.h"
-#include "json.h"
-#include "mb/pg_wchar.h"
 #include "options.h"
 #include "paths.h"
 #include "pg_finetune.h"
-#include "settings.h"
 #include "shmem.h"
-#include "storage/fd.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "weights.h"
 
 /* Training gives way to queries */
 #define ENGINE_NICENESS 10
@@ -48,31 +46,21 @@ pgft_training_end_engine(void)
 
 /* ---- job.json ---- */
 
-/* The base, in the form that job.json has it; an error when it is not to be had. */
-static char *
-describe_base(PgftJobWorker *worker)
+/* The base and its file; an error when it is not to be had. */
+static PgftModel *
+find_base(PgftJobWorker *worker)
 {
 	PgftModel *base = pgft_model_by_id(&worker->job->base_id);
-	StringInfoData buf;
 
 	if (base == NULL || !OidIsValid(base->server))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("the base model does not exist")));
 	pgft_model_resolve(base);
+	if (base->in_database)
+		(void) pgft_weights_base_to_cache(&base->id, base->weights_digest, true, NULL);
 	worker->base_path = MemoryContextStrdup(worker->attempt, base->path);
 	worker->base_file = MemoryContextStrdup(worker->attempt, base->file);
-	initStringInfo(&buf);
-	appendStringInfoChar(&buf, '{');
-	pgft_json_add_string(&buf, "path", base->path);
-	pgft_json_add_string(&buf, "name", base->name);
-	if (base->chat_template)
-		pgft_json_add_string(&buf, "template", base->chat_template);
-	if (base->context_length > 0)
-		pgft_json_add_int64(&buf, "context_length", base->context_length);
-	if (worker->job->base_digest)
-		pgft_json_add_string(&buf, "digest", worker->job->base_digest);
-	appendStringInfoChar(&buf, '}');
-	return buf.data;
+	return base;
 }
 
 /* The last step with metrics that lasted; 0: none. */
@@ -96,31 +84,16 @@ last_metric(PgftJobWorker *worker)
 static void
 write_job_file(PgftJobWorker *worker)
 {
-	char *path = pgft_worker_path(worker, "job.json");
-	char *temporary = pgft_worker_path(worker, "job.json.tmp");
 	MemoryContext context = CurrentMemoryContext;
-	int64 replay_from = last_metric(worker);
-	StringInfoData buf;
-	char *text;
+	PgftJobFile file = {.replay_from = last_metric(worker),
+						.base_digest = worker->job->base_digest,
+						.options = pgft_options_for_engine(worker->job->options)};
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(context);
-	initStringInfo(&buf);
-	appendStringInfoChar(&buf, '{');
-	pgft_json_add_int64(&buf, "version", 1);
-	pgft_json_add_raw(&buf, "base", describe_base(worker));
-	pgft_json_add_string(&buf, "device", pgft_device);
-	pgft_json_add_int64(&buf, "threads", pgft_threads);
-	pgft_json_add_string(&buf, "numerics", pgft_numerics_name());
-	pgft_json_add_int64(&buf, "replay_from", replay_from);
-	pgft_json_add_raw(
-		&buf, "options",
-		JsonbToCString(NULL, &pgft_options_for_engine(worker->job->options)->root, 0));
-	appendStringInfoString(&buf, "}\n");
-	text = pg_server_to_any(buf.data, buf.len, PG_UTF8);
-	pgft_write_file(temporary, text, strlen(text));
-	(void) durable_rename(temporary, path, ERROR);
+	file.base = find_base(worker);
+	pgft_job_file_write(&file, worker->directory);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
@@ -241,20 +214,9 @@ attend_engine(PgftJobWorker *worker, Training *training)
 static char *
 without_path(PgftJobWorker *worker, const char *text)
 {
-	StringInfoData buf;
-	const char *found;
-
-	if (text == NULL)
-		return NULL;
-	initStringInfo(&buf);
-	while (worker->base_path && (found = strstr(text, worker->base_path)) != NULL)
-	{
-		appendBinaryStringInfo(&buf, text, found - text);
-		appendStringInfoString(&buf, worker->base_file);
-		text = found + strlen(worker->base_path);
-	}
-	appendStringInfoString(&buf, text);
-	return buf.data;
+	if (text == NULL || worker->base_path == NULL)
+		return (char *) text;
+	return pgft_replace_text(text, worker->base_path, worker->base_file);
 }
 
 /* What an engine's "failed" means for the job. */

@@ -27,6 +27,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/uuid.h"
+#include "weights.h"
 
 /* Hexadecimal digits of a digest that make an engine id */
 #define ENGINE_ID_DIGITS 32
@@ -41,11 +42,14 @@ enum
 	COLUMN_BASE_DIGEST,
 	COLUMN_JOB,
 	COLUMN_BASE_ID,
-	COLUMN_BASE_NAME
+	COLUMN_BASE_NAME,
+	COLUMN_BASE_WEIGHTS_DIGEST,
+	COLUMN_BASE_FILE_DIGEST
 };
 
-#define SELECT_MODEL                                                                     \
-	"SELECT m.id, m.name, m.kind, m.weights_digest, m.base_digest, m.job, b.id, b.name " \
+#define SELECT_MODEL                                                                      \
+	"SELECT m.id, m.name, m.kind, m.weights_digest, m.base_digest, m.job, b.id, b.name, " \
+	"b.weights_digest, b.base_digest "                                                    \
 	"FROM finetune.model m LEFT JOIN finetune.model b ON b.id = m.base_id "
 
 Oid
@@ -98,6 +102,8 @@ read_options(PgftModel *model, List *options)
 			model->chat_template = pstrdup(defGetString(option));
 		else if (strcmp(option->defname, "context_length") == 0)
 			model->context_length = pg_strtoint32(defGetString(option));
+		else if (strcmp(option->defname, "storage") == 0)
+			model->in_database = strcmp(defGetString(option), "database") == 0;
 	}
 }
 
@@ -183,38 +189,90 @@ read_row(const char *name, const pg_uuid_t *id)
 			model->base->name = base_name;
 			model->base->kind = PGFT_MODEL_BASE;
 			uuid_column(COLUMN_BASE_ID, &model->base->id);
+			model->base->weights_digest = text_column(context, COLUMN_BASE_WEIGHTS_DIGEST);
+			model->base->base_digest = text_column(context, COLUMN_BASE_FILE_DIGEST);
 		}
 	}
 	pgft_catalog_leave(&catalog);
 	return model;
 }
 
-PgftModel *
-pgft_model_lookup(const char *name, bool missing_ok)
+typedef enum Lookup
 {
-	PgftModel *model;
-	AclResult result;
+	LOOKUP_FOUND,
+	LOOKUP_NO_MODEL,
+	LOOKUP_NO_USAGE,
+	LOOKUP_NO_BASE
+} Lookup;
 
-	pgft_wrapper_oid(false);
-	model = read_row(name, NULL);
+static PgftModel *
+find_by_name(const char *name)
+{
+	PgftModel *model = read_row(name, NULL);
+
 	if (model == NULL)
 	{
 		model = palloc0(sizeof(PgftModel));
 		model->name = pstrdup(name);
 	}
-	if (!read_server(model))
+	return read_server(model) ? model : NULL;
+}
+
+/* *model is NULL when there is none. */
+static Lookup
+look_up(const char *name, PgftModel **model)
+{
+	PgftModel *found = find_by_name(name);
+
+	*model = found;
+	if (found == NULL)
+		return LOOKUP_NO_MODEL;
+	if (pg_foreign_server_aclcheck(found->server, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
+		return LOOKUP_NO_USAGE;
+	if (found->base != NULL && !read_server(found->base))
+		return LOOKUP_NO_BASE;
+	return LOOKUP_FOUND;
+}
+
+PgftModel *
+pgft_model_by_name(const char *name)
+{
+	pgft_wrapper_oid(false);
+	return find_by_name(name);
+}
+
+PgftModel *
+pgft_model_lookup(const char *name, bool missing_ok)
+{
+	PgftModel *model;
+
+	pgft_wrapper_oid(false);
+	switch (look_up(name, &model))
 	{
-		if (missing_ok)
+		case LOOKUP_FOUND:
+			break;
+		case LOOKUP_NO_MODEL:
+			if (!missing_ok)
+				ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+								errmsg("model \"%s\" does not exist", name)));
 			return NULL;
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("model \"%s\" does not exist", name)));
+		case LOOKUP_NO_USAGE:
+			aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FOREIGN_SERVER, name);
+			break;
+		case LOOKUP_NO_BASE:
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("the base model of \"%s\" is missing", name)));
 	}
-	result = pg_foreign_server_aclcheck(model->server, GetUserId(), ACL_USAGE);
-	if (result != ACLCHECK_OK)
-		aclcheck_error(result, OBJECT_FOREIGN_SERVER, name);
-	if (model->base != NULL && !read_server(model->base))
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("the base model of \"%s\" is missing", name)));
+	return model;
+}
+
+PgftModel *
+pgft_model_find(const char *name)
+{
+	PgftModel *model;
+
+	if (!OidIsValid(pgft_wrapper_oid(true)) || look_up(name, &model) != LOOKUP_FOUND)
+		return NULL;
 	return model;
 }
 
@@ -247,14 +305,12 @@ pgft_model_require_ready(const PgftModel *model)
 
 /* What the engine knows a base by: another file or other options give another id. */
 static char *
-engine_id(const PgftModel *base, const struct stat *st)
+engine_id(const PgftModel *base, const char *file_identity)
 {
 	uint8 digest[PG_SHA256_DIGEST_LENGTH];
 	char hex[2 * PG_SHA256_DIGEST_LENGTH + 1];
-	char *identity =
-		psprintf("%s\n%lld\n%lld.%09ld\n%d\n%s", base->path, (long long) st->st_size,
-				 (long long) st->st_mtim.tv_sec, (long) st->st_mtim.tv_nsec, base->context_length,
-				 base->chat_template == NULL ? "" : base->chat_template);
+	char *identity = psprintf("%s\n%d\n%s", file_identity, base->context_length,
+							  base->chat_template == NULL ? "" : base->chat_template);
 	pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
 
 	if (context == NULL || pg_cryptohash_init(context) < 0 ||
@@ -266,8 +322,34 @@ engine_id(const PgftModel *base, const struct stat *st)
 	return psprintf("base-%.*s", ENGINE_ID_DIGITS, hex);
 }
 
+/* A base whose file is in the database: out of there, its digest says what it is. */
+static void
+resolve_stored(PgftModel *base)
+{
+	if (base->weights_digest == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the file of base model \"%s\" is not in the database", base->name),
+				 errhint("Put it into pg_finetune.model_directory, and run ALTER SERVER %s OPTIONS "
+						 "(SET storage 'database').",
+						 quote_identifier(base->name))));
+	pgft_require_preload();
+	base->path = pgft_absolute_path(
+		pgft_weights_base_to_cache(&base->id, base->weights_digest, false, NULL));
+	base->engine_id = engine_id(base, base->weights_digest);
+}
+
 void
 pgft_model_resolve(PgftModel *base)
+{
+	if (base->in_database)
+		resolve_stored(base);
+	else
+		pgft_model_resolve_file(base);
+}
+
+void
+pgft_model_resolve_file(PgftModel *base)
 {
 	struct stat st;
 
@@ -278,7 +360,9 @@ pgft_model_resolve(PgftModel *base)
 	if (stat(base->path, &st) < 0)
 		ereport(ERROR, (errcode_for_file_access(),
 						errmsg("could not find model file \"%s\": %m", base->file)));
-	base->engine_id = engine_id(base, &st);
+	base->engine_id =
+		engine_id(base, psprintf("%s\n%lld\n%lld.%09ld", base->path, (long long) st.st_size,
+								 (long long) st.st_mtim.tv_sec, (long) st.st_mtim.tv_nsec));
 }
 
 /*
@@ -317,7 +401,8 @@ pgft_model_inspect(PgftModel *base, int timeout_ms)
 	StringInfoData body;
 	PgftReply *reply;
 
-	pgft_model_resolve(base);
+	if (base->path == NULL)
+		pgft_model_resolve(base);
 	initStringInfo(&body);
 	appendStringInfoChar(&body, '{');
 	pgft_json_add_string(&body, "path", base->path);

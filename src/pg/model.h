@@ -4,7 +4,7 @@
  * A model is a foreign server of the wrapper pg_finetune (name, owner, rights)
  * and a row of finetune.model (identity, weights).  A base model's weights are
  * a file, found by the server's options; a tuned model's stand in
- * finetune.weights.
+ * finetune.weights, and so may a base's file.
  */
 #ifndef PGFT_MODEL_H
 #define PGFT_MODEL_H
@@ -32,7 +32,8 @@ typedef struct PgftModel
 	bool has_job;
 	pg_uuid_t job;
 	char *weights_digest; /* SHA-256 in hex; NULL until the weights are stored */
-	char *base_digest;    /* of the base file that it was trained on, hex; may be NULL */
+	char *base_digest;    /* SHA-256 in hex of the base's file: that it was trained on, or, of a
+						   * base, that is recorded; may be NULL */
 
 	struct PgftModel *base; /* a tuned model's base; NULL for a base */
 
@@ -40,6 +41,7 @@ typedef struct PgftModel
 	char *file;          /* as in the option */
 	char *chat_template; /* NULL: the file's own */
 	int context_length;  /* 0: the file's own */
+	bool in_database;    /* its file is kept in finetune.weights */
 
 	/* Of a base, set by pgft_model_resolve: */
 	char *path;      /* absolute path of the file */
@@ -59,6 +61,12 @@ extern bool pgft_model_kind_by_name(const char *name, PgftModelKind *kind);
  */
 extern PgftModel *pgft_model_lookup(const char *name, bool missing_ok);
 
+/* The same without a check of rights: NULL when there is no such model. */
+extern PgftModel *pgft_model_by_name(const char *name);
+
+/* As pgft_model_lookup, with NULL for whatever would raise an error. */
+extern PgftModel *pgft_model_find(const char *name);
+
 /* The model with this id; no check of rights; NULL when there is none. */
 extern PgftModel *pgft_model_by_id(const pg_uuid_t *id);
 
@@ -66,9 +74,14 @@ extern PgftModel *pgft_model_by_id(const pg_uuid_t *id);
 extern void pgft_model_require_ready(const PgftModel *model);
 
 /*
- * Find a base's file (58P01 when it is not there) and set path and engine_id.
+ * Find a base's file and set path and engine_id: 58P01 when it is not in the
+ * model directory.  One that is kept in the database is written to the cache
+ * if it is not there; 55000 when it was never stored.
  */
 extern void pgft_model_resolve(PgftModel *base);
+
+/* The same in the model directory, wherever the base is kept. */
+extern void pgft_model_resolve_file(PgftModel *base);
 
 /*
  * Raise the error that the engine's reply carries, with the base's file named
@@ -89,8 +102,10 @@ extern Jsonb *pgft_model_inspect(PgftModel *base, int timeout_ms);
  * Create a tuned model without weights, as the current user and in his
  * transaction: the row of finetune.model and the foreign server.  Checks
  * USAGE on the wrapper; 42710 when the name is taken, also when another
- * session takes it at the same time.  *id is the new model's.
+ * session takes it at the same time.  `job` may be NULL.  *id is the new
+ * model's.  pgft_model_check_create makes the checks alone.
  */
+extern void pgft_model_check_create(const char *name);
 extern void pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *base,
 									const pg_uuid_t *job, pg_uuid_t *id);
 
@@ -125,6 +140,15 @@ extern bool pgft_model_drop_unready(const pg_uuid_t *id);
  */
 extern void pgft_model_row_create(const char *name, PgftModelKind kind);
 extern void pgft_model_row_rename(const char *old_name, const char *new_name);
+
+/* Forget what is known of a base's file. */
+extern void pgft_model_forget_base(const pg_uuid_t *id);
+
+/*
+ * Record the SHA-256 of a base's file; with `stored`, also that its weights
+ * stand in finetune.weights.
+ */
+extern void pgft_model_record_base(const pg_uuid_t *id, const char *digest, bool stored);
 
 /* What is known of a base's file. */
 extern void pgft_model_describe_base(const char *name, const char *architecture, int64 parameters,

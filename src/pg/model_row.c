@@ -127,7 +127,8 @@ static void
 check_new_name(const char *name)
 {
 	if (name[0] == '\0')
-		ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("a model's name must not be empty")));
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME), errmsg("the name of a model must not be empty")));
 	if (strlen(name) >= NAMEDATALEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_NAME_TOO_LONG), errmsg("model name \"%s\" is too long", name),
@@ -148,16 +149,23 @@ lock_base(const PgftModel *base)
 }
 
 void
-pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *base,
-						const pg_uuid_t *job, pg_uuid_t *id)
+pgft_model_check_create(const char *name)
 {
 	Oid wrapper = pgft_wrapper_oid(false);
 	AclResult result = pg_foreign_data_wrapper_aclcheck(wrapper, GetUserId(), ACL_USAGE);
-	char *command;
 
 	if (result != ACLCHECK_OK)
 		aclcheck_error(result, OBJECT_FDW, PGFT_WRAPPER);
 	check_new_name(name);
+}
+
+void
+pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *base,
+						const pg_uuid_t *job, pg_uuid_t *id)
+{
+	char *command;
+
+	pgft_model_check_create(name);
 	lock_base(base);
 	if (!insert_row(name, kind, &base->id, job, id))
 		ereport(ERROR,
@@ -267,6 +275,34 @@ pgft_model_set_ready(const pg_uuid_t *id, const PgftModelFacts *facts)
 	found = SPI_processed > 0;
 	pgft_catalog_leave(&catalog);
 	return found;
+}
+
+void
+pgft_model_forget_base(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+	PgftCatalog catalog;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("UPDATE finetune.model SET base_digest = NULL, "
+				 "architecture = NULL, parameters = NULL, context_length = NULL WHERE id = $1",
+				 1, types, values, NULL, SPI_OK_UPDATE);
+	pgft_catalog_leave(&catalog);
+}
+
+void
+pgft_model_record_base(const pg_uuid_t *id, const char *digest, bool stored)
+{
+	Oid types[] = {UUIDOID, TEXTOID, BOOLOID};
+	Datum values[] = {UUIDPGetDatum(id), CStringGetTextDatum(digest), BoolGetDatum(stored)};
+	PgftCatalog catalog;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("UPDATE finetune.model SET base_digest = $2, "
+				 "weights_digest = CASE WHEN $3 THEN $2 END WHERE id = $1",
+				 lengthof(types), types, values, NULL, SPI_OK_UPDATE);
+	pgft_catalog_leave(&catalog);
 }
 
 void

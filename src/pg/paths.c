@@ -153,6 +153,17 @@ is_below(const char *path, const char *directory)
 		   (strncmp(path, directory, length) == 0 && path[length] == '/');
 }
 
+bool
+pgft_inside_data_directory(const char *path)
+{
+	char *data = real_path(DataDir);
+	char *parent = pstrdup(path);
+
+	get_parent_directory(parent);
+	parent = real_path(parent);
+	return data != NULL && parent != NULL && (strcmp(parent, data) == 0 || is_below(parent, data));
+}
+
 /*
  * Messages name the file as its server's option does; where the directory is
  * on disk is nothing that every user may know.

@@ -6,10 +6,14 @@
  *
  *     engine.sock, engine.sock.lock   the serving engine
  *     jobs/<job id>/                  a job directory
- *     cache/<weights digest>/         an adapter, copied out of finetune.weights
+ *     cache/<digest>/                 an adapter or a base, copied out of finetune.weights
+ *     sessions/<pid>-<number>/        a job directory of a session's own, while it is at work
  */
 #ifndef PGFT_PATHS_H
 #define PGFT_PATHS_H
+
+/* Folder of the sessions' directories, emptied when the server starts */
+#define PGFT_SESSIONS "sessions"
 
 /* A path below the work directory (palloc'd). */
 extern char *pgft_work_path(const char *fmt, ...) pg_attribute_printf(1, 2);
@@ -50,6 +54,12 @@ extern const char *pgft_check_model_file(const char *file);
  * with `missing_ok` returns NULL instead.
  */
 extern char *pgft_model_path(const char *file, bool missing_ok);
+
+/*
+ * Does a path that need not exist yet lead into the data directory?  Links on
+ * the way to it are followed.
+ */
+extern bool pgft_inside_data_directory(const char *path);
 
 /* Write a whole file and fsync it; an error (53100 when the disk is full) removes it. */
 extern void pgft_write_file(const char *path, const char *data, Size length);

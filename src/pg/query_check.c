@@ -23,6 +23,7 @@ typedef struct QueryText
 {
 	const char *query;
 	const char *what;
+	bool later; /* it is run by another process */
 } QueryText;
 
 /*
@@ -90,7 +91,8 @@ check_function(FuncExpr *call)
 static bool
 check_query_walker(Node *node, void *context)
 {
-	const char *what = context;
+	QueryText *text = context;
+	const char *what = text->what;
 
 	if (node == NULL)
 		return false;
@@ -104,7 +106,8 @@ check_query_walker(Node *node, void *context)
 		if (query->rowMarks != NIL)
 			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							errmsg("%s must not contain FOR UPDATE or FOR SHARE", what)));
-		refuse_temporary(query->rtable, what);
+		if (text->later)
+			refuse_temporary(query->rtable, what);
 		ExecCheckRTPerms(query->rtable, true);
 		return query_tree_walker(query, check_query_walker, context, 0);
 	}
@@ -133,20 +136,32 @@ query_error(void *arg)
  * Rules on a table may make several queries of one, but not of a SELECT: a
  * rewritten SELECT is always one.
  */
-void
-pgft_query_check(const char *query, const char *what, PgftColumns *columns)
+static void
+check_query(QueryText text, PgftColumns *columns)
 {
-	QueryText text = {.query = query, .what = what};
 	ErrorContextCallback callback = {
 		.previous = error_context_stack, .callback = query_error, .arg = &text};
 	RawStmt *raw;
 	Query *select;
 
 	error_context_stack = &callback;
-	raw = parse_single_select(query, what);
-	select = linitial_node(Query, pg_analyze_and_rewrite_fixedparams(raw, query, NULL, 0, NULL));
+	raw = parse_single_select(text.query, text.what);
+	select =
+		linitial_node(Query, pg_analyze_and_rewrite_fixedparams(raw, text.query, NULL, 0, NULL));
 	error_context_stack = callback.previous;
 
-	check_query_walker((Node *) select, (void *) what);
-	pgft_columns_find(ExecCleanTypeFromTL(select->targetList), what, columns);
+	check_query_walker((Node *) select, &text);
+	pgft_columns_find(ExecCleanTypeFromTL(select->targetList), text.what, columns);
+}
+
+void
+pgft_query_check(const char *query, const char *what, PgftColumns *columns)
+{
+	check_query((QueryText){.query = query, .what = what, .later = true}, columns);
+}
+
+void
+pgft_query_check_now(const char *query, const char *what, PgftColumns *columns)
+{
+	check_query((QueryText){.query = query, .what = what}, columns);
 }

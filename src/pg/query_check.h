@@ -20,4 +20,7 @@
  */
 extern void pgft_query_check(const char *query, const char *what, PgftColumns *columns);
 
+/* The same for a query that this session runs at once: it may read temporary tables. */
+extern void pgft_query_check_now(const char *query, const char *what, PgftColumns *columns);
+
 #endif

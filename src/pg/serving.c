@@ -6,8 +6,10 @@
  * told where the base's file or the adapter's directory is.  So a model works
  * the same after a crash, after a restore, and on a standby.
  *
- * A base is known by its file's path, size and time, an adapter by its digest
- * and its base: nothing that was loaded from other bytes can be taken for it.
+ * A base is known by its file's path, size and time, or by its digest where the
+ * database holds it, an adapter by its digest and its base: nothing that was
+ * loaded from other bytes can be taken for it.  The engine checks digests as it
+ * loads.
  */
 #include "postgres.h"
 
@@ -16,6 +18,7 @@
 #include "paths.h"
 #include "pg_finetune.h"
 #include "serving.h"
+#include "utils/builtins.h"
 #include "weights.h"
 
 /* How often a model is loaded for one request, should the engine die or forget meanwhile */
@@ -48,11 +51,10 @@ is_unknown_model(const PgftReply *reply)
 	return reply->status == 404 && strcmp(pgft_reply_code(reply), "not_found") == 0;
 }
 
-static void
-load_base(const PgftModel *base)
+static PgftReply *
+post_load_model(const PgftModel *base)
 {
 	StringInfoData body;
-	PgftReply *reply;
 
 	initStringInfo(&body);
 	appendStringInfoChar(&body, '{');
@@ -62,10 +64,43 @@ load_base(const PgftModel *base)
 		pgft_json_add_string(&body, "template", base->chat_template);
 	if (base->context_length > 0)
 		pgft_json_add_int64(&body, "context_length", base->context_length);
+	if (base->base_digest != NULL)
+		pgft_json_add_string(&body, "digest", base->base_digest);
 	appendStringInfoChar(&body, '}');
-	reply = pgft_engine_request("POST", "/v1/load_model", body.data, -1);
-	if (reply->status != 200)
+	return pgft_engine_request("POST", "/v1/load_model", body.data, -1);
+}
+
+static void
+base_has_changed(const PgftModel *base)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("base model \"%s\" has changed", base->name),
+			 errdetail("Its file \"%s\" is not the one that was recorded.", base->file),
+			 errhint("Bring back the original file, or accept this one by ALTER SERVER %s OPTIONS "
+					 "(SET file %s).",
+					 quote_identifier(base->name), quote_literal_cstr(base->file))));
+}
+
+Jsonb *
+pgft_serving_load_base(const PgftModel *base)
+{
+	PgftReply *reply = post_load_model(base);
+
+	/* What was once copied out of the database may have been damaged since */
+	if (reply->status != 200 && base->in_database)
+	{
+		bool written;
+
+		pgft_weights_base_to_cache(&base->id, base->weights_digest, true, &written);
+		if (written)
+			reply = post_load_model(base);
+	}
+	if (strcmp(pgft_reply_code(reply), "mismatch") == 0)
+		base_has_changed(base);
+	if (reply->status != 200 || reply->body == NULL)
 		pgft_model_error(base, reply);
+	return reply->body;
 }
 
 static void
@@ -87,7 +122,7 @@ load_adapter(const PgftModel *model)
 	reply = pgft_engine_request("POST", "/v1/load_lora_adapter", body.data, -1);
 	if (is_unknown_model(reply))
 	{
-		load_base(model->base);
+		pgft_serving_load_base(model->base);
 		reply = pgft_engine_request("POST", "/v1/load_lora_adapter", body.data, -1);
 	}
 	if (strcmp(pgft_reply_code(reply), "mismatch") == 0)
@@ -108,7 +143,7 @@ pgft_serving_call(PgftModel *model, const char *path, const char *body)
 	for (int loads = 0; is_unknown_model(reply) && loads < MAX_LOADS; loads++)
 	{
 		if (model->kind == PGFT_MODEL_BASE)
-			load_base(model);
+			pgft_serving_load_base(model);
 		else
 			load_adapter(model);
 		reply = pgft_engine_request("POST", path, body, -1);

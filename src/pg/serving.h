@@ -15,6 +15,13 @@
 extern const char *pgft_serving_prepare(PgftModel *model);
 
 /*
+ * Have the engine load a base that pgft_model_resolve has found, unless it has
+ * it already; returns what the engine says of it: digest, architecture …
+ * 55000 when the file's digest is not the one that is recorded.
+ */
+extern Jsonb *pgft_serving_load_base(const PgftModel *base);
+
+/*
  * POST a request, whose body names the model by that id, and return the
  * reply's body.  Any other outcome raises an error.
  */

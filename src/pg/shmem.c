@@ -8,6 +8,7 @@
 #include "access/xact.h"
 #include "instance.h"
 #include "miscadmin.h"
+#include "paths.h"
 #include "pg_finetune.h"
 #include "shmem.h"
 #include "storage/condition_variable.h"
@@ -96,6 +97,10 @@ shmem_startup(void)
 
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
+
+	/* of sessions that had no time to clean up: there is none yet */
+	if (!IsUnderPostmaster)
+		pgft_remove_tree(pgft_work_path(PGFT_SESSIONS));
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	shared = ShmemInitStruct(PGFT_LIBRARY, sizeof(PgftShared), &found);

@@ -59,11 +59,7 @@ check_server_option(const DefElem *option)
 		check_context_length(value);
 	else if (strcmp(name, "storage") == 0)
 	{
-		if (strcmp(value, "database") == 0)
-			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-							errmsg("base models in the database are not supported yet"),
-							errhint("Use storage 'file'.")));
-		if (strcmp(value, "file") != 0)
+		if (strcmp(value, "file") != 0 && strcmp(value, "database") != 0)
 			invalid_value(name, "must be \"file\" or \"database\"");
 	}
 	else if (strcmp(name, "endpoint") == 0 || strcmp(name, "remote_model") == 0)

@@ -1,23 +1,19 @@
 /*
- * weights.c: adapters between disk and finetune.weights.
+ * weights.c: weights between disk and finetune.weights.
  *
- * Weights are immutable, so their digest names them: what lies in the cache
- * under a digest was verified when it was written, and is again when it is
- * handed to the engine.
+ * Files of any size go through one buffer of a part's size, and a cancel is
+ * heard between parts.
  */
 #include "postgres.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/time.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "catalog.h"
 #include "common/cryptohash.h"
 #include "common/sha2.h"
 #include "miscadmin.h"
-#include "paths.h"
 #include "port/pg_bswap.h"
 #include "port/pg_crc32c.h"
 #include "storage/fd.h"
@@ -26,15 +22,8 @@
 
 #define HEX_DIGEST_LENGTH (2 * PG_SHA256_DIGEST_LENGTH)
 
-/* Parts fetched at a time when weights are written to the cache */
+/* Parts fetched at a time when weights are written to disk */
 #define FETCH_PARTS 4
-
-/* A directory in the making has this in its name */
-#define TEMPORARY_MARK ".tmp."
-
-/* How long directories stay in the cache, in seconds since they were used or begun */
-#define KEEP_UNUSED_S (7 * 24 * 3600)
-#define KEEP_UNFINISHED_S 3600
 
 /* ---- The digest ---- */
 
@@ -128,7 +117,7 @@ list_files(const char *directory, bool missing_ok)
 
 /* Read up to a part; an error when that fails. */
 static int
-read_part(int fd, char *buffer, const char *path)
+read_part(int fd, char *buffer, const char *shown)
 {
 	int filled = 0;
 
@@ -140,7 +129,7 @@ read_part(int fd, char *buffer, const char *path)
 			continue;
 		if (got < 0)
 			ereport(ERROR,
-					(errcode_for_file_access(), errmsg("could not read file \"%s\": %m", path)));
+					(errcode_for_file_access(), errmsg("could not read file \"%s\": %m", shown)));
 		if (got == 0)
 			break;
 		filled += got;
@@ -148,50 +137,80 @@ read_part(int fd, char *buffer, const char *path)
 	return filled;
 }
 
-/*
- * Go through a directory's files part by part, adding them to the digest.
- * `store` may be NULL.
- */
+/* Open a plain file; a named pipe is not waited for. */
+static int
+open_file(const char *path, const char *shown, int64 *size)
+{
+	int fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not open file \"%s\": %m", shown)));
+	if (!S_ISREG(st.st_mode))
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("\"%s\" is not a regular file", shown)));
+	*size = st.st_size;
+	return fd;
+}
+
 typedef void (*PartFunction)(const char *file, const char *data, int length, void *arg);
+
+/*
+ * Go through a file part by part, adding it to the digest: the contents only,
+ * or with its name and length if `name` is given.  `store` may be NULL.
+ */
+static void
+walk_file(const char *path, const char *shown, const char *name, pg_cryptohash_ctx *digest,
+		  PartFunction store, void *arg)
+{
+	char *buffer = palloc(PGFT_WEIGHTS_PART_SIZE);
+	int64 left;
+	int fd = open_file(path, shown, &left);
+
+	if (name != NULL)
+		digest_add_file(digest, name, left);
+
+	/* An empty file is one part of no bytes, for its name must be stored too */
+	do
+	{
+		int length = read_part(fd, buffer, shown);
+
+		CHECK_FOR_INTERRUPTS();
+		left -= length;
+		digest_add(digest, buffer, length);
+		if (store != NULL)
+			store(name != NULL ? name : PGFT_BASE_FILE, buffer, length, arg);
+		if (left < 0 || (left > 0 && length < PGFT_WEIGHTS_PART_SIZE))
+			ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+							errmsg("file \"%s\" changed while it was read", shown)));
+	} while (left > 0);
+	CloseTransientFile(fd);
+	pfree(buffer);
+}
 
 static char *
 walk_directory(const char *directory, List *names, PartFunction store, void *arg)
 {
 	pg_cryptohash_ctx *digest = digest_start();
-	char *buffer = palloc(PGFT_WEIGHTS_PART_SIZE);
 	ListCell *cell;
 
 	foreach (cell, names)
 	{
 		char *name = lfirst(cell);
 		char *path = psprintf("%s/%s", directory, name);
-		int fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
-		struct stat st;
-		int64 left;
 
-		if (fd < 0 || fstat(fd, &st) < 0)
-			ereport(ERROR,
-					(errcode_for_file_access(), errmsg("could not open file \"%s\": %m", path)));
-		digest_add_file(digest, name, st.st_size);
-		left = st.st_size;
-
-		/* An empty file is one part of no bytes, for its name must be stored too */
-		do
-		{
-			int length = read_part(fd, buffer, path);
-
-			CHECK_FOR_INTERRUPTS();
-			left -= length;
-			digest_add(digest, buffer, length);
-			if (store != NULL)
-				store(name, buffer, length, arg);
-			if (left > 0 && length < PGFT_WEIGHTS_PART_SIZE)
-				ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-								errmsg("file \"%s\" changed while it was read", path)));
-		} while (left > 0);
-		CloseTransientFile(fd);
+		walk_file(path, path, name, digest, store, arg);
 	}
-	pfree(buffer);
+	return digest_finish(digest);
+}
+
+char *
+pgft_weights_file_digest(const char *path, const char *shown)
+{
+	pg_cryptohash_ctx *digest = digest_start();
+
+	walk_file(path, shown, NULL, digest, NULL, NULL);
 	return digest_finish(digest);
 }
 
@@ -220,11 +239,22 @@ store_part(const char *file, const char *data, int length, void *arg)
 	pfree(value);
 }
 
+static void
+begin_storing(Storing *storing)
+{
+	Oid types[] = {UUIDOID, INT4OID, TEXTOID, INT8OID, BYTEAOID};
+
+	storing->plan = SPI_prepare("INSERT INTO finetune.weights (model_id, part, file, crc, data) "
+								"VALUES ($1, $2, $3, $4, $5)",
+								lengthof(types), types);
+	if (storing->plan == NULL)
+		elog(ERROR, "could not prepare the storing of weights");
+}
+
 char *
 pgft_weights_store(const pg_uuid_t *model, const char *directory)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Oid types[] = {UUIDOID, INT4OID, TEXTOID, INT8OID, BYTEAOID};
 	Storing storing = {.model = model};
 	PgftCatalog catalog;
 	List *names;
@@ -235,14 +265,48 @@ pgft_weights_store(const pg_uuid_t *model, const char *directory)
 	if (names == NIL)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("directory \"%s\" holds no weights", directory)));
-	storing.plan = SPI_prepare("INSERT INTO finetune.weights (model_id, part, file, crc, data) "
-							   "VALUES ($1, $2, $3, $4, $5)",
-							   lengthof(types), types);
-	if (storing.plan == NULL)
-		elog(ERROR, "could not prepare the storing of weights");
+	begin_storing(&storing);
 	digest = MemoryContextStrdup(context, walk_directory(directory, names, store_part, &storing));
 	pgft_catalog_leave(&catalog);
 	return digest;
+}
+
+static void
+delete_parts(const pg_uuid_t *model)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(model)};
+
+	pgft_execute("DELETE FROM finetune.weights WHERE model_id = $1", 1, types, values, NULL,
+				 SPI_OK_DELETE);
+}
+
+char *
+pgft_weights_store_base(const pg_uuid_t *model, const char *path, const char *shown)
+{
+	MemoryContext context = CurrentMemoryContext;
+	pg_cryptohash_ctx *digest = digest_start();
+	Storing storing = {.model = model};
+	PgftCatalog catalog;
+	char *hex;
+
+	pgft_catalog_enter(&catalog, false);
+	delete_parts(model);
+	begin_storing(&storing);
+	walk_file(path, shown, NULL, digest, store_part, &storing);
+	hex = MemoryContextStrdup(context, digest_finish(digest));
+	pgft_catalog_leave(&catalog);
+	return hex;
+}
+
+void
+pgft_weights_remove(const pg_uuid_t *model)
+{
+	PgftCatalog catalog;
+
+	pgft_catalog_enter(&catalog, false);
+	delete_parts(model);
+	pgft_catalog_leave(&catalog);
 }
 
 /* ---- Out of the table ---- */
@@ -251,6 +315,8 @@ pgft_weights_store(const pg_uuid_t *model, const char *directory)
 typedef struct Writing
 {
 	const char *directory;
+	const char *only_file; /* NULL: parts may be of any file */
+	pg_cryptohash_ctx *digest;
 	char *file; /* the file that is open, NULL if none */
 	int fd;
 	int next_part;
@@ -278,7 +344,8 @@ static void
 begin_file(Writing *writing, int part, const char *name)
 {
 	finish_file(writing);
-	if (name[0] == '\0' || name[0] == '.' || strchr(name, '/') != NULL)
+	if (name[0] == '\0' || name[0] == '.' || strchr(name, '/') != NULL ||
+		(writing->only_file != NULL && strcmp(name, writing->only_file) != 0))
 		bad_part(part, "has a bad file name");
 	writing->file = psprintf("%s/%s", writing->directory, name);
 	writing->fd = OpenTransientFile(writing->file, O_WRONLY | O_CREAT | O_EXCL | PG_BINARY);
@@ -331,125 +398,105 @@ write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
 	if (writing->file == NULL || strcmp(strrchr(writing->file, '/') + 1, name) != 0)
 		begin_file(writing, part, name);
 	write_data(writing, VARDATA_ANY(data), length);
+	digest_add(writing->digest, VARDATA_ANY(data), length);
 
 	/* A small part stands in the row itself */
 	if (data != (bytea *) DatumGetPointer(stored))
 		pfree(data);
 }
 
-/* Write all parts of a model into a directory, which must be empty. */
-static void
-write_parts(const pg_uuid_t *model, const char *directory)
+/*
+ * Write the rows that were fetched, or finish if there were none; the error
+ * that this ends with, or NULL.
+ * What is wrong with a part, or with the disk, is not to be raised while the
+ * catalog is open: who catches it, as try_complete() does, could not go on.
+ */
+static ErrorData *
+write_rows(Writing *writing, MemoryContext context)
+{
+	ErrorData *volatile error = NULL;
+	MemoryContext old_context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		for (uint64 i = 0; i < SPI_processed; i++)
+			write_row(writing, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+		if (SPI_processed == 0)
+			finish_file(writing);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() == ERRCODE_QUERY_CANCELED)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		MemoryContextSwitchTo(old_context);
+		if (writing->file != NULL && writing->fd >= 0)
+			CloseTransientFile(writing->fd);
+		writing->file = NULL;
+	}
+	PG_END_TRY();
+	return error;
+}
+
+char *
+pgft_weights_write(const pg_uuid_t *model, const char *directory, const char *only_file)
 {
 	Oid types[] = {UUIDOID};
 	Datum values[] = {UUIDPGetDatum(model)};
-	Writing writing = {.directory = directory};
+	Writing writing = {.directory = directory, .only_file = only_file};
+	MemoryContext context = CurrentMemoryContext;
 	PgftCatalog catalog;
+	ErrorData *error;
 	Portal portal;
+	uint64 rows;
 
 	pgft_catalog_enter(&catalog, true);
+	writing.digest = digest_start();
 	portal = SPI_cursor_open_with_args(NULL,
 									   "SELECT part, file, crc, data FROM finetune.weights "
 									   "WHERE model_id = $1 ORDER BY part",
 									   1, types, values, NULL, true, 0);
-	for (;;)
+	do
 	{
 		CHECK_FOR_INTERRUPTS();
 		SPI_cursor_fetch(portal, true, FETCH_PARTS);
-		if (SPI_processed == 0)
-			break;
-		for (uint64 i = 0; i < SPI_processed; i++)
-			write_row(&writing, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+		rows = SPI_processed;
+		error = write_rows(&writing, context);
 		SPI_freetuptable(SPI_tuptable);
-	}
+	} while (rows > 0 && error == NULL);
 	SPI_cursor_close(portal);
-	finish_file(&writing);
 	pgft_catalog_leave(&catalog);
+	if (error != NULL)
+	{
+		pg_cryptohash_free(writing.digest);
+		ReThrowError(error);
+	}
+	return digest_finish(writing.digest);
 }
 
-/* Does this directory hold just these weights? */
-static bool
-verify_directory(const char *directory, const char *digest)
+bool
+pgft_weights_are_in(const char *directory, const char *digest)
 {
 	List *names = list_files(directory, true);
 
 	return names != NIL && strcmp(walk_directory(directory, names, NULL, NULL), digest) == 0;
 }
 
-/*
- * Write the weights to a temporary directory, verify them, and rename it.
- * Another session may do the same at the same time: either's result will do.
- */
-static void
-fill_cache(const pg_uuid_t *model, const char *digest, const char *path)
+void
+pgft_weights_differ(void)
 {
-	char *temporary = psprintf("%s" TEMPORARY_MARK "%d", path, MyProcPid);
-
-	pgft_remove_tree(temporary);
-	pgft_require_disk();
-	pgft_make_directory(temporary);
-	PG_TRY();
-	{
-		write_parts(model, temporary);
-		if (!verify_directory(temporary, digest))
-			ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-							errmsg("the model's weights are not those that were stored"),
-							errdetail("Their digest differs, although every part is sound.")));
-		fsync_fname(temporary, true);
-		if (rename(temporary, path) < 0 && errno != ENOTEMPTY && errno != EEXIST)
-			ereport(ERROR,
-					(errcode_for_file_access(),
-					 errmsg("could not rename directory \"%s\" to \"%s\": %m", temporary, path)));
-	}
-	PG_FINALLY();
-	{
-		pgft_remove_tree(temporary);
-	}
-	PG_END_TRY();
-	fsync_fname(pgft_work_path("cache"), true);
-}
-
-char *
-pgft_weights_to_cache(const pg_uuid_t *model, const char *digest)
-{
-	char *path;
-
-	/* It becomes a file's name */
-	if (strlen(digest) != HEX_DIGEST_LENGTH ||
-		strspn(digest, "0123456789abcdef") != HEX_DIGEST_LENGTH)
-		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-						errmsg("the digest of the model's weights is damaged")));
-	path = pgft_work_path("cache/%s", digest);
-	if (verify_directory(path, digest))
-	{
-		/* Its time says when it was used last */
-		(void) utimes(path, NULL);
-		return path;
-	}
-	pgft_make_work_directory();
-	pgft_remove_tree(path);
-	fill_cache(model, digest, path);
-	return path;
+	ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+					errmsg("the model's weights are not those that were stored"),
+					errdetail("Their digest differs, although every part is sound.")));
 }
 
 void
-pgft_weights_prune_cache(void)
+pgft_weights_write_adapter(const pg_uuid_t *model, const char *digest, const char *directory)
 {
-	char *cache = pgft_work_path("cache");
-	DIR *dir = AllocateDir(cache);
-	struct dirent *entry;
-	time_t now = time(NULL);
-
-	while (dir != NULL && (entry = ReadDir(dir, cache)) != NULL)
-	{
-		char *path = psprintf("%s/%s", cache, entry->d_name);
-		bool unfinished = strstr(entry->d_name, TEMPORARY_MARK) != NULL;
-		struct stat st;
-
-		if (entry->d_name[0] != '.' && stat(path, &st) == 0 && S_ISDIR(st.st_mode) &&
-			now - st.st_mtime > (unfinished ? KEEP_UNFINISHED_S : KEEP_UNUSED_S))
-			pgft_remove_tree(path);
-	}
-	if (dir != NULL)
-		FreeDir(dir);
+	pgft_weights_write(model, directory, NULL);
+	if (!pgft_weights_are_in(directory, digest))
+		pgft_weights_differ();
+	fsync_fname(directory, true);
 }

@@ -3,90 +3,22 @@
 use strict;
 use warnings;
 
-use File::Copy qw(copy);
 use File::Path qw(make_path remove_tree);
-use File::Temp qw(tempdir);
 use JSON::PP qw(decode_json encode_json);
 use Fcntl;
+use JobTest;
 use Test::More;
 
-my $engine = "build/pg_finetune_engine";
-my $base = "test/golden/tiny_llama/tied/base.gguf";
-my $scratch = tempdir(CLEANUP => 1);
-my $made = 0;
+my $engine = $JobTest::engine;
+my $base = $JobTest::base;
+my $scratch = $JobTest::scratch;
+my @rows = @JobTest::rows;
 
-sub spew
-{
-	my ($path, $text) = @_;
-	open my $file, '>', $path or die "$path: $!";
-	print $file $text;
-	close $file or die "$path: $!";
-}
-
-sub slurp
-{
-	my ($path) = @_;
-	open my $file, '<:raw', $path or return undef;
-	local $/;
-	return scalar <$file>;
-}
-
-my @rows = map { { prompt => "row $_ " . ("x" x ($_ % 7)), completion => "the " . ($_ * $_) } } 1 .. 24;
-
-sub jsonl
-{
-	return join '', map { encode_json($_) . "\n" } @_;
-}
-
-# A job directory; what is given replaces the defaults of job.json.
-sub new_job
-{
-	my (%change) = @_;
-	my $directory = "$scratch/job" . ++$made;
-	make_path($directory);
-	my %job = (
-		version => 1,
-		base => { path => $base, name => "tiny" },
-		device => "cpu",
-		threads => 2,
-		numerics => "reference",
-		options => { max_epochs => 3, batch_size => 200, learning_rate => 0.01, lora_r => 4, n_evals => 4 },
-		%{ $change{job} // {} });
-	spew("$directory/job.json", $change{json} // encode_json(\%job));
-	spew("$directory/train.jsonl", $change{train} // jsonl(@rows));
-	return $directory;
-}
-
-# Start an engine: (pid, handle of its events).
-sub start
-{
-	my ($directory, @more) = @_;
-	pipe my $read, my $write or die $!;
-	my $pid = fork() // die $!;
-	if ($pid == 0)
-	{
-		open STDOUT, '>&', $write or die $!;
-		open STDERR, '>>', "$scratch/stderr" or die $!;
-		exec $engine, 'train', $directory, @more or die $!;
-	}
-	close $write;
-	return ($pid, $read);
-}
+# Start an engine that trains: (pid, handle of its events).
+sub start { return start_engine('train', @_) }
 
 # Run to the end: exit code and events.
-sub run
-{
-	my ($pid, $events) = start(@_);
-	my @events = map { decode_json($_) } <$events>;
-	waitpid $pid, 0;
-	return ($? >> 8, @events);
-}
-
-sub named
-{
-	my ($name, @events) = @_;
-	return grep { $_->{event} eq $name } @events;
-}
+sub run { return run_engine('train', @_) }
 
 sub last_checkpoint
 {
@@ -322,7 +254,7 @@ fails('another method', with_options(method => 'dpo'), 'unsupported', qr/method 
 fails('dropout', with_options(lora_dropout => 0.1), 'unsupported', qr/lora_dropout 0\.1/);
 fails('missing base', new_job(job => { base => { path => "$scratch/none.gguf" } }), 'not_found', qr/none\.gguf/);
 fails('another base', new_job(job => { base => { path => $base, digest => '0' x 64 } }), 'mismatch', qr/digest/);
-my $told = fails('no rows', new_job(train => ''), 'invalid', qr/no usable training rows: 0 read/);
+my $told = fails('no rows', new_job(train => ''), 'invalid', qr/no usable rows: 0 read/);
 like($told->{hint}, qr/query/, 'no rows: a hint');
 fails('only nulls', new_job(train => jsonl({ prompt => undef, completion => 'x' })), 'invalid', qr/1 with a null/);
 fails('a bad row', new_job(train => jsonl($rows[0], { prompt => 'CANARY', completion => ['CANARY'] })),

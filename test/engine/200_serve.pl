@@ -44,6 +44,17 @@ is($reply->{bytes}, -s "$folder/tiny.gguf", 'the size');
 my $digest = $reply->{digest};
 my $loaded = () = $engine->log_text =~ /model "m" loaded/g;
 is($loaded, 1, 'and loaded it once');
+my %known = (model => 'm', path => "$folder/tiny.gguf");
+($status) = $engine->post('/v1/load_model', { %known, digest => $digest });
+is($status, 200, 'a digest that is right');
+for my $model ('m', 'not loaded yet')
+{
+	($status, $reply) =
+	  $engine->post('/v1/load_model', { %known, model => $model, digest => '0' x 64 });
+	is($status, 409, 'a digest that is not');
+	is($reply->{error}{code}, 'mismatch', 'has its code');
+	like($reply->{error}{message}, qr/tiny\.gguf" has digest $digest, expected 0{64}/, 'and says both');
+}
 
 ($status, $reply) = $engine->get('/v1/models');
 is_deeply([ map { $_->{id} } @{ $reply->{data} } ], ['m'], 'models lists it');
@@ -102,6 +113,25 @@ is($reply->{choices}[0]{text}, $text, 'top_k 1 is greedy');
 is($reply->{choices}[0]{text}, $text, 'so is a tiny top_p');
 ($status, $reply) = $engine->post('/v1/completions', { %drawn, min_p => 1 });
 is($reply->{choices}[0]{text}, $text, 'so is min_p 1');
+
+# penalties: a token that costs more each time it is drawn cannot be drawn again and again
+sub most_often
+{
+	my %count;
+	$count{$_}++ for split //, $_[0]{choices}[0]{text};
+	return (sort { $b <=> $a } values %count)[0];
+}
+my %plain = (%greedy, max_tokens => 60);
+($status, my $repeating) = $engine->post('/v1/completions', \%plain);
+($status, $reply) = $engine->post('/v1/completions', { %plain, frequency_penalty => 2 });
+cmp_ok(most_often($reply), '<', most_often($repeating), 'frequency_penalty');
+($status, $reply) = $engine->post('/v1/completions', { %plain, presence_penalty => 2 });
+isnt($reply->{choices}[0]{text}, $repeating->{choices}[0]{text}, 'presence_penalty');
+($status, $reply) = $engine->post('/v1/completions', { %plain, repetition_penalty => 5 });
+cmp_ok(most_often($reply), '<', most_often($repeating), 'repetition_penalty');
+($status, $reply) = $engine->post('/v1/completions',
+	{ %plain, presence_penalty => 0, frequency_penalty => 0, repetition_penalty => 1 });
+is($reply->{choices}[0]{text}, $repeating->{choices}[0]{text}, 'penalties that are off change nothing');
 
 # a long answer with chance in it has printable characters somewhere
 my %long = (%drawn, max_tokens => 100);
@@ -168,8 +198,14 @@ my @bad = (
 	[ 'a stop that is none', { %greedy, stop => [1] },              400, 'invalid',     qr/stop/ ],
 	[ 'a stream',           { %greedy, stream => $true },           400, 'unsupported', qr/stream/ ],
 	[ 'two answers',        { %greedy, n => 2 },                    400, 'unsupported', qr/"n"/ ],
-	[ 'a penalty',          { %greedy, presence_penalty => 1 },     400, 'unsupported', qr/presence_penalty/ ],
-	[ 'token ids too high', { %greedy, prompt => [ 1, 9999 ] },     400, 'invalid',     qr/prompt/ ]);
+	[ 'log probabilities',  { %greedy, logprobs => $true },         400, 'unsupported', qr/logprobs/ ],
+	[ 'a high penalty',     { %greedy, presence_penalty => 2.5 },   400, 'invalid',     qr/presence_penalty.*2\.5.*-2 and 2/ ],
+	[ 'a low penalty',      { %greedy, frequency_penalty => -3 },   400, 'invalid',     qr/frequency_penalty.*-3/ ],
+	[ 'a penalty as text',  { %greedy, frequency_penalty => 'x' },  400, 'invalid',     qr/frequency_penalty/ ],
+	[ 'no repetition',      { %greedy, repetition_penalty => 0 },   400, 'invalid',     qr/repetition_penalty/ ],
+	[ 'token ids too high', { %greedy, prompt => [ 1, 9999 ] },     400, 'invalid',     qr/prompt.*9999.*0 to 258/ ],
+	[ 'a negative id',      { %greedy, prompt => [ -1 ] },          400, 'invalid',     qr/prompt.*-1/ ],
+	[ 'ids that are none',  { %greedy, prompt => [ 1, 'x' ] },      400, 'invalid',     qr/prompt.*integer/ ]);
 for my $case (@bad)
 {
 	my ($name, $body, $code, $word, $message) = @$case;

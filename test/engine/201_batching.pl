@@ -39,7 +39,10 @@ my @requests = map {
 			max_tokens  => 10 + $_ * 5,
 			ignore_eos  => $true,
 			temperature => $_ % 2 ? 0 : 1,
-			seed        => $_
+			seed        => $_,
+			repetition_penalty => $_ % 3 == 0 ? 1.3 : 1,
+			frequency_penalty  => $_ % 4 == 0 ? 0.5 : 0,
+			presence_penalty   => $_ % 4 == 1 ? -0.5 : 0
 		}
 	]
 } 1 .. 8;
@@ -50,10 +53,11 @@ is_deeply(texts(@together), texts(@alone), '8 requests at once are answered as o
 my @many = map {
 	[   '/v1/completions',
 		{
-			model      => $models[ $_ % 3 ],
-			prompt     => "many $_",
-			max_tokens => 240,
-			ignore_eos => $true
+			model             => $models[ $_ % 3 ],
+			prompt            => "many $_",
+			max_tokens        => 240,
+			ignore_eos        => $true,
+			frequency_penalty => $_ % 2 ? 0.75 : 0
 		}
 	]
 } 1 .. 48;

@@ -479,12 +479,11 @@ test_unusable_files(void **state)
 {
 	fixture *f = *state;
 
-	check_build_fails(f, "", "no usable training rows");
+	check_build_fails(f, "", "no usable rows");
 	assert_string_not_equal(ft_error_hint(), "");
 	check_build_fails(f, "{\"prompt\": null, \"completion\": null}\n", "1 with a null");
 	check_build_fails(f, "{\"text\": \"the end\"}\n{\"text\": 5}\n", "row 2 of train.jsonl");
-	check_build_fails(f, "{\"text\": \"the end\", \"weight\": 0}\n",
-					  "no usable training rows: 1 read");
+	check_build_fails(f, "{\"text\": \"the end\", \"weight\": 0}\n", "no usable rows: 1 read");
 	check_build_fails(f, "{\"input_ids\": [1, 2]}\n{\"input_ids\": [1, 70000]}\n",
 					  "row 2 of train.jsonl: element 2 of column \"input_ids\"");
 	check_build_fails(f, "{\"text\": \"the end\"}\n\n{\"text\": \"x\"}\n", "row 2 of train.jsonl");

@@ -244,6 +244,82 @@ test_seeds(void **state)
 	ft_generation_free(&other);
 }
 
+/*
+ * Penalties by hand.  Repetition as transformers' RepetitionPenaltyLogitsProcessor has it (a logit
+ * of a token of prompt or answer is divided when positive, multiplied when negative); frequency and
+ * presence as OpenAI defines them (c[j] times the one, once the other, for tokens of the answer).
+ */
+static void
+test_penalties(void **state)
+{
+	/* the prompt is "abba", the answer so far "bcc" */
+	const int32_t prompt[] = {'a', 'b', 'b', 'a'};
+	static const struct
+	{
+		float repetition, frequency, presence;
+		float a, b, c, d; /* logits that were 4, -3, 2 and 1 */
+	} cases[] = {
+		{1, 0, 0, 4, -3, 2, 1},
+		{2, 0, 0, 2, -6, 1, 1},
+		{0.5f, 0, 0, 8, -1.5f, 4, 1},
+		{1, 0.25f, 0, 4, -3.25f, 1.5f, 1},
+		{1, 0, 0.5f, 4, -3.5f, 1.5f, 1},
+		{1, -0.25f, -0.5f, 4, -2.25f, 3, 1},
+		{2, 0.25f, 0.5f, 2, -6.75f, 0, 1},
+	};
+
+	(void) state;
+	for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+	{
+		float logits[300] = {['a'] = 4, ['b'] = -3, ['c'] = 2, ['d'] = 1};
+		ft_sampling sampling;
+		ft_generation generation;
+
+		ft_sampling_default(&sampling);
+		sampling.repetition_penalty = cases[i].repetition;
+		sampling.frequency_penalty = cases[i].frequency;
+		sampling.presence_penalty = cases[i].presence;
+		ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 100);
+		assert_int_equal(ft_generation_has_penalties(&generation), i > 0);
+		assert_int_equal(ft_generation_read_prompt(&generation, prompt, 4), FT_OK);
+		push_bytes(&generation, "bcc");
+		ft_generation_penalize(&generation, logits);
+		assert_true(logits['a'] == cases[i].a);
+		assert_true(logits['b'] == cases[i].b);
+		assert_true(logits['c'] == cases[i].c);
+		assert_true(logits['d'] == cases[i].d);
+		for (int id = 0; id < 300; id++)
+			assert_true((id >= 'a' && id <= 'd') || logits[id] == 0);
+		ft_generation_free(&generation);
+	}
+}
+
+/* Every token of a long answer is counted, however they are mixed. */
+static void
+test_penalties_of_many_tokens(void **state)
+{
+	float logits[256] = {0};
+	int counts[256] = {0};
+	ft_sampling sampling;
+	ft_generation generation;
+
+	(void) state;
+	ft_sampling_default(&sampling);
+	sampling.frequency_penalty = 1;
+	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 100000);
+	for (int i = 0; i < 1000; i++)
+	{
+		int id = 1 + i * i * 7 % 255;
+
+		assert_int_equal(ft_generation_push(&generation, id), FT_OK);
+		counts[id]++;
+	}
+	ft_generation_penalize(&generation, logits);
+	for (int id = 0; id < 256; id++)
+		assert_true(logits[id] == (float) -counts[id]);
+	ft_generation_free(&generation);
+}
+
 int
 main(void)
 {
@@ -254,6 +330,8 @@ main(void)
 		cmocka_unit_test(test_stop_strings),
 		cmocka_unit_test(test_text_is_valid_utf8),
 		cmocka_unit_test(test_seeds),
+		cmocka_unit_test(test_penalties),
+		cmocka_unit_test(test_penalties_of_many_tokens),
 	};
 
 	return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -25,7 +25,7 @@ FROM pg_extension WHERE extname = 'pg_finetune';
 SELECT has_view('finetune', 'models', 'view finetune.models');
 SELECT columns_are('finetune', 'models', ARRAY['name', 'kind', 'status', 'base', 'owner', 'architecture',
 	'parameters', 'context_length', 'size', 'created_at', 'job_id', 'training_loss', 'validation_loss',
-	'validation_token_accuracy']);
+	'validation_token_accuracy', 'storage']);
 SELECT ok(has_table_privilege('public', 'finetune.models', 'SELECT'), 'everybody may read finetune.models');
 
 -- functions that ask a model

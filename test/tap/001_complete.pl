@@ -36,7 +36,13 @@ is( answer(
 	'echo: hi',
 	'an answer to messages');
 is(answer(q(SELECT complete('one', NULL) IS NULL)), 't', 'NULL in, NULL out');
+is( answer(
+		q(SELECT complete('one', '[{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+			{"role": "user", "content": "show messages"}]'::jsonb) #>> '{choices,0,messages}')),
+	'[[{"content":"s","role":"system"},{"content":"a","role":"user"},{"content":"b","role":"assistant"},{"content":"show messages","role":"user"}]]',
+	'a conversation');
 is(answer(q(SELECT count_tokens('one', 'a b  c'))), '3', 'tokens are counted');
+is(answer(q(SELECT tokenize('one', 'a b  c'), detokenize('one', '{7,8}'))), '{1,2,3}|word7 word8', 'and named');
 
 # What the engine is asked
 is( answer(q(SELECT complete('one', 'show temperature') || complete('one', 'show max_tokens'))),
@@ -46,39 +52,68 @@ is( answer(
 	),
 	'[[{"content":"be \"brief\"","role":"system"},{"content":"show messages","role":"user"}]]',
 	'option system');
-my $options = q({"temperature": 0.5, "top_p": 0.25, "top_k": 5, "min_p": 0.125, "seed": -3, "stop": ["a", "b"], "max_tokens": 9});
+my $options = q({"temperature": 0.5, "top_p": 0.25, "top_k": 5, "min_p": 0.125, "seed": -3, "stop": ["a", "b"], "max_tokens": 9,
+	"presence_penalty": -2, "frequency_penalty": 1.5, "repetition_penalty": 1.25});
 for my $pair ([ temperature => '[0.5]' ], [ top_p => '[0.25]' ], [ top_k => '[5]' ],
-	[ min_p => '[0.125]' ], [ seed => '[-3]' ], [ stop => '[["a","b"]]' ], [ max_tokens => '[9]' ])
+	[ min_p => '[0.125]' ], [ seed => '[-3]' ], [ stop => '[["a","b"]]' ], [ max_tokens => '[9]' ],
+	[ presence_penalty => '[-2]' ], [ frequency_penalty => '[1.5]' ], [ repetition_penalty => '[1.25]' ])
 {
 	is( answer(qq(SELECT complete('one', 'show $pair->[0]', '$options') #>> '{choices,0,messages}')),
 		$pair->[1], "option $pair->[0]");
 }
 
+my $off = q({"n": 1, "logprobs": false, "response_format": {"type": "text"}, "top_p": null, "stop": null, "system": null});
+is( answer(qq(SELECT complete('one', 'show stop', '$off') #>> '{choices,0,messages}' || (complete('one', 'x', '$off') - 'created')::text)),
+	'[null]' . answer(q(SELECT complete('one', 'x', '{}') - 'created')), 'options that ask for nothing, and null');
+
 # Every option is checked, before anything is asked
 for my $case (
 	[ '{"temp": 1}', qr/unrecognized option "temp".*Valid options are: temperature, .*system/s ],
 	[ '{"temperature": 5}', qr/option "temperature" must be between 0 and 2, not 5/ ],
-	[ '{"temperature": "1"}', qr/option "temperature" must be a number/ ],
-	[ '{"top_p": 0}', qr/option "top_p" must be greater than 0/ ],
-	[ '{"top_k": -1}', qr/option "top_k" must be between 0 and/ ],
-	[ '{"min_p": 1.5}', qr/option "min_p" must be between 0 and 1/ ],
-	[ '{"max_tokens": 0}', qr/option "max_tokens" must be between 1 and/ ],
-	[ '{"max_tokens": 1.5}', qr/option "max_tokens" must be an integer/ ],
-	[ '{"seed": 1e300}', qr/option "seed" must be/ ],
-	[ '{"stop": [""]}', qr/option "stop" must be/ ],
-	[ '{"stop": {"a": 1}}', qr/option "stop" must be/ ],
-	[ '{"system": 1}', qr/option "system" must be a string/ ],
-	[ '[]', qr/options must be a JSON object/ ])
+	[ '{"temperature": "1"}', qr/option "temperature" must be a number, not a string/ ],
+	[ '{"temperature": NaN}', qr/invalid input syntax for type json/, '22P02' ],
+	[ '{"top_p": 0}', qr/option "top_p" must be greater than 0 and at most 1, not 0/ ],
+	[ '{"top_p": [0.5]}', qr/option "top_p" must be a number, not an array/ ],
+	[ '{"top_k": -1}', qr/option "top_k" must be between 0 and 2147483647, not -1/ ],
+	[ '{"min_p": 1.5}', qr/option "min_p" must be between 0 and 1, not 1.5/ ],
+	[ '{"max_tokens": 0}', qr/option "max_tokens" must be between 1 and 2147483647, not 0/ ],
+	[ '{"max_tokens": 1.5}', qr/option "max_tokens" must be an integer, not 1.5/ ],
+	[ '{"max_tokens": true}', qr/option "max_tokens" must be an integer, not a boolean/ ],
+	[ '{"seed": 1e300}', qr/option "seed" must be between -9007199254740991 and 9007199254740991, not 1e\+300/ ],
+	[ '{"stop": [""]}', qr/option "stop" must be a string that is not empty, or an array of such/ ],
+	[ '{"stop": {"a": 1}}', qr/option "stop" must be a string that is not empty, or an array of such, not an object/ ],
+	[ '{"stop": ["1","2","3","4","5","6","7","8","9","0","a","b","c","d","e","f","g"]}',
+		qr/option "stop" must have at most 16 strings, not 17/ ],
+	[ '{"presence_penalty": 2.5}', qr/option "presence_penalty" must be between -2 and 2, not 2.5/ ],
+	[ '{"frequency_penalty": -3}', qr/option "frequency_penalty" must be between -2 and 2, not -3/ ],
+	[ '{"repetition_penalty": 0}', qr/option "repetition_penalty" must be between 0.01 and 100, not 0/ ],
+	[ '{"n": 0}', qr/option "n" must be between 1 and 2147483647, not 0/ ],
+	[ '{"n": 2}', qr/option "n" does not support this value.*HINT:.*only value supported is 1\./s, '0A000' ],
+	[ '{"logprobs": 5}', qr/option "logprobs" must be a boolean, not 5/ ],
+	[ '{"logprobs": true}', qr/option "logprobs" does not support this value.*only value supported is false/s, '0A000' ],
+	[ '{"response_format": "json"}', qr/option "response_format" must be an object with the string "type", not a string/ ],
+	[ '{"response_format": {"type": "json_object"}}',
+		qr/option "response_format" does not support this value.*only value supported is \{"type": "text"\}/s, '0A000' ],
+	[ '{"response_format": {"type": "text", "schema": {}}}', qr/option "response_format" does not support/, '0A000' ],
+	[ '{"system": 1}', qr/option "system" must be a string, not 1/ ],
+	[ '[]', qr/options must be a JSON object, not an array/ ],
+	[ '"text"', qr/options must be a JSON object, not a scalar/ ])
 {
-	fails(qq(SELECT complete('one', 'x', '$case->[0]')), '22023', $case->[1], "options $case->[0]");
+	fails(qq(SELECT complete('one', 'x', '$case->[0]')), $case->[2] // '22023', $case->[1], "options $case->[0]");
 }
 for my $case (
-	[ '[]', qr/at least one message/ ],
-	[ '{}', qr/must be a JSON array/ ],
-	[ '"text"', qr/must be a JSON array/ ],
-	[ '["text"]', qr/message 1 must be an object/ ],
+	[ '[]', qr/messages must be a JSON array with at least one message/ ],
+	[ '{}', qr/messages must be a JSON array/ ],
+	[ '"text"', qr/messages must be a JSON array/ ],
+	[ '["text"]', qr/message 1 must be an object with the strings "role" and "content"/ ],
 	[ '[{"role": "user", "content": "x"}, {"role": "user"}]', qr/message 2 must be an object/ ],
-	[ '[{"role": "tool", "content": "x"}]', qr/message 1 must have the role/ ])
+	[ '[{"role": "user", "content": "x", "name": "y"}]', qr/message 1 must be an object/ ],
+	[ '[{"role": "tool", "content": "x"}]',
+		qr/message 1 must have the role "system", "user" or "assistant", not "tool"/ ],
+	[ '[{"role": "my 1st role", "content": "x"}]', qr/message 1 must have the role "system", "user" or "assistant"$/m ],
+	[ '[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]',
+		qr/message 2 must have the role "user", because it is the last one/ ],
+	[ '[{"role": "system", "content": "x"}]', qr/message 1 must have the role "user", because it is the last one/ ])
 {
 	fails(qq(SELECT complete('one', '$case->[0]'::jsonb)), '22023', $case->[1], "messages $case->[0]");
 }
@@ -97,6 +132,12 @@ for my $case ([ invalid => '22023' ], [ no_space => '53100' ], [ no_memory => '5
 }
 
 # Replies that are none
+fails(q(SELECT complete('one', 'broken no_choices')), 'XX000', qr/the engine's reply is not a chat completion/,
+	'a reply without an answer');
+fails(q(SELECT complete('one', 'broken garbage')), 'XX000', qr/the engine's reply is malformed or too long/,
+	'a reply that is none');
+fails(q(SELECT complete('one', 'broken no_json')), 'XX000', qr/the engine's reply is not valid JSON that this database can hold/,
+	'a reply that is no JSON');
 for my $kind (qw(garbage head status no_length negative too_long encoding chunk_size chunk_end
 	chunk_huge cut_head cut_body empty html no_json array no_choices no_text zero surrogate not_utf8 deep))
 {
@@ -108,6 +149,13 @@ for my $kind (qw(garbage head status no_length negative too_long encoding chunk_
 	unlike($words, qr/JSON data|choices|0xff/, 'nothing of it is quoted');
 	is(answer(q(SELECT complete('one', 'x'))), 'echo: x', 'the next one is answered');
 }
+
+for my $call (q(count_tokens('one', 'broken no_text')), q(tokenize('one', 'broken no_text')))
+{
+	fails("SELECT $call", 'XX000', qr/the engine's reply does not hold the tokens of a text/, $call);
+}
+fails(q(SELECT detokenize('one', '{666}')), 'XX000', qr/the engine's reply does not hold the text of the tokens/,
+	'a reply without text');
 
 # Files of models
 write_file("$models/bad.gguf", 'bad');
@@ -125,7 +173,7 @@ fails(q(SELECT complete('bad', 'x')), 'XX001', qr/ERROR:  XX001: bad.gguf is tru
 	'damaged file');
 fails(q(SELECT complete('gone', 'x')), '58P01', qr/model file "gone.gguf".*HINT:.*model_directory/s,
 	'missing file');
-fails(q(SELECT complete('outside', 'x')), '42501', qr/"outside.gguf" is outside of/,
+fails(q(SELECT complete('outside', 'x')), '42501', qr/model file "outside.gguf" is outside of pg_finetune.model_directory/,
 	'link out of the model directory');
 is( answer(q(SELECT architecture, parameters, context_length, size FROM finetune.models WHERE name = 'one')),
 	'echo|7|512|3', 'what is known of a base');
@@ -143,11 +191,20 @@ is( answer(q(SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_p
 		SELECT string_agg(complete('one', i::text), ',' ORDER BY i) FROM big WHERE i % 5000 = 0)),
 	'echo: 5000,echo: 10000,echo: 15000,echo: 20000', 'a call beside parallel workers');
 
-# A replaced file is another model
+# A file with other bytes is refused until its owner says that it was replaced on purpose
 append_to_file("$models/one.gguf", ' more');
+fails(q(SELECT complete('one', 'again')), '55000',
+	qr/base model "one" has changed\n.*DETAIL:  Its file "one.gguf".*HINT:.*ALTER SERVER one OPTIONS \(SET file 'one.gguf'\)/s,
+	'a replaced file');
+answer(q(ALTER SERVER one OPTIONS (ADD context_length '512')));
+fails(q(SELECT complete('one', 'again')), '55000', qr/base model "one" has changed/,
+	'another option accepts no file');
+answer(q(ALTER SERVER one OPTIONS (DROP context_length)));
+answer(q(ALTER SERVER one OPTIONS (SET file 'one.gguf')));
 is(answer(q(SELECT complete('one', 'again'))), 'echo: again', 'an answer of a replaced file');
 is(log_count($node, qr/loaded a base/), 2, 'it was loaded');
 write_file("$models/one.gguf", 'one');
+answer(q(ALTER SERVER one OPTIONS (SET file 'one.gguf')));
 
 # Other encodings
 $node->safe_psql('postgres',
@@ -184,18 +241,22 @@ fails(q(SELECT complete('bare', 'x')), '55000', qr/model "bare" is still being t
 
 # Weights that are not what was stored are never served
 for my $case (
-	[ changed => q(UPDATE finetune.weights SET data = 'other' WHERE part = 1), qr/part 1 .* is damaged/ ],
-	[ missing => q(DELETE FROM finetune.weights WHERE part = 1), qr/part 1 .* is missing/ ],
+	[ changed => q(UPDATE finetune.weights SET data = 'other' WHERE part = 1), qr/part 1 of the model's weights is damaged/ ],
+	[ missing => q(DELETE FROM finetune.weights WHERE part = 1), qr/part 1 of the model's weights is missing/ ],
 	[ cut => q(DELETE FROM finetune.weights WHERE part = 2), qr/not those that were stored/ ],
 	[ swapped => q(UPDATE finetune.weights SET file = 'z' WHERE part = 2), qr/not those that were stored/ ],
-	[ renamed => q(UPDATE finetune.weights SET file = '../z' WHERE part = 0), qr/part 0 .* bad file name/ ])
+	[ named => q(UPDATE finetune.weights SET file = repeat('z', 300) WHERE part = 0), qr/could not create file ".*": File name too long/, 'XX000' ],
+	[ renamed => q(UPDATE finetune.weights SET file = '../z' WHERE part = 0), qr/part 0 of the model's weights has a bad file name/ ])
 {
-	my ($name, $damage, $pattern) = @$case;
+	my ($name, $damage, $pattern, $state) = @$case;
 
 	store_adapter($node, $name, { a => "$name a", b => 'b', prefix => $name });
 	answer("$damage AND model_id = (SELECT id FROM finetune.model WHERE name = '$name')");
-	fails(qq(SELECT complete('$name', 'x')), 'XX001', $pattern, "weights $name");
+	fails(qq(SELECT complete('$name', 'x')), $state // 'XX001', $pattern, "weights $name");
 }
+store_adapter($node, 'strange', { prefix => 'strange ' });
+answer(q(UPDATE finetune.model SET weights_digest = '../' || weights_digest WHERE name = 'strange'));
+fails(q(SELECT complete('strange', 'x')), 'XX001', qr/the digest of the model's weights is damaged/, 'a digest that is none');
 is(scalar(() = glob($node->data_dir . '/pgsql_tmp_finetune/cache/*tmp*')),
 	0, 'nothing is left of them in the cache');
 
@@ -212,6 +273,10 @@ for my $entry ("$cache/unused", "$cache/killed.tmp.1", "$cache/new")
 	utime time - $age, time - $age, $entry;
 }
 $node->start;
+chmod 0, "$cache/$digest/prefix" or die;
+fails(q(SELECT complete('cached', 'x')), '42501', qr/could not open file ".*prefix": Permission denied/,
+	'a file of the cache that cannot be read');
+chmod 0600, "$cache/$digest/prefix" or die;
 is(answer(q(SELECT complete('cached', 'x'))), 'cached echo: x', 'is written again when damaged');
 is(join(' ', map { -e "$cache/$_" ? 1 : 0 } qw(unused killed.tmp.1 new)),
 	'0 0 1', 'what is old or was left unfinished is removed');
@@ -228,7 +293,7 @@ fails(q(SET statement_timeout = '300ms'; SELECT complete('one', 'sleep')),
 ok(wait_until(sub { log_count($node, qr/a request was dropped/, $offset) == 1 }),
 	'the engine was told of it');
 fails(q(SET pg_finetune.request_timeout = '300ms'; SELECT complete('one', 'sleep')),
-	'57P03', qr/did not answer in time/, 'request_timeout');
+	'57P03', qr/the engine did not answer in time/, 'request_timeout');
 ok(wait_until(sub { log_count($node, qr/a request was dropped/, $offset) == 2 }),
 	'the engine was told of that');
 my $session = $node->background_psql('postgres', on_error_stop => 0);
@@ -252,19 +317,35 @@ for my $call (
 	"'one', 'x', jsonb_build_object('system', p, 'top_p', 9)",
 	"'one', 'x', jsonb_build_object('stop', ARRAY[p, ''])",
 	"'one', jsonb_build_array(p)",
+	"'one', 'x', jsonb_build_object('response_format', jsonb_build_object('type', p))",
+	"'one', 'x', jsonb_build_object('temperature', p)",
 	"'one', jsonb_build_array(jsonb_build_object('role', p, 'content', p))")
 {
 	my ($state, $words) = sqlstate_of($node, "SELECT complete($call) FROM secret");
 
-	like($state, qr/^(42704|XX000|58P01|XX001|57P03|22023)$/, "an error of $call");
+	like($state, qr/^(42704|XX000|58P01|XX001|57P03|22023|0A000)$/, "an error of $call");
 	unlike($words, qr/$canary/, "without its prompt");
 }
 is(log_count($node, qr/$canary/, $offset), 0, 'nor is it in the server log');
 
+# The engine's end is that of its requests
+my $engine = engine_pid($node);
+fails(q(SELECT complete('one', 'die')), '57P03', qr/the engine ended while it worked on a request/, 'an engine that dies');
+ok(wait_until(sub { engine_pid($node) != $engine }), 'is started again');
+is(answer(q(SELECT complete('one', 'x'))), 'echo: x', 'the next one answers');
+$engine = engine_pid($node);
+fails(q(SELECT complete('one', p) FROM (VALUES ('x'), ('die')) t (p)), '57P03',
+	qr/the engine ended while it worked on a request/,
+	'over a connection that served before');
+ok(wait_until(sub { engine_pid($node) != $engine }), 'another one is started');
+$engine = engine_pid($node);
+is(answer(q(SELECT complete('one', 'x'))), 'echo: x', 'and answers');
+is(engine_pid($node), $engine, 'what killed one is not given to the next');
+
 # The engine can be turned off, and on again
 $node->append_conf('postgresql.conf', 'pg_finetune.serve = off');
 $node->reload;
-my $engine = engine_pid($node);
+$engine = engine_pid($node);
 ok(wait_until(sub { !is_running($engine) }), 'the engine ends when it is turned off');
 fails(q(SELECT complete('one', 'x')), '57P03', qr/the engine is turned off.*HINT:.*pg_finetune.serve/s,
 	'turned off');

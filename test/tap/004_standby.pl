@@ -27,6 +27,9 @@ is((sqlstate_of($standby, q(SELECT complete('one', 'x')), user => 'analyst'))[0]
 	'42501', 'rights are those of the primary');
 is($standby->safe_psql('postgres', q(SELECT complete('one', 'x'))), 'echo: x', 'a base on the standby');
 
+is($standby->safe_psql('postgres', q(SELECT try_complete('tuned', 'x'), try_complete('two', 'x') IS NULL)),
+	'tuned echo: x|t', 'try_complete() on the standby');
+
 # What happens on the primary is seen
 store_adapter($primary, 'later', { prefix => 'later ' });
 $primary->wait_for_catchup($standby);

@@ -174,7 +174,7 @@ for my $case (
 
 	$job = train("SELECT 'CAN' || 'ARY' AS text, 0 AS weight", status => 'ERROR');
 	is($job->{error}{code}, '22023', 'no row with a weight: code');
-	like($job->{error}{message}, qr/^no usable training rows: 1 read, 0 with a null$/, 'no row with a weight');
+	like($job->{error}{message}, qr/^no usable rows: 1 read, 0 with a null$/, 'no row with a weight');
 
 	$job = train($good, validation => "$good UNION ALL SELECT '{70}', '{70,71}', '{1}', 1", status => 'ERROR');
 	like($job->{error}{message}, qr/^row 2 of the validation query: column "labels"/, 'the validation query is named');

@@ -17,6 +17,7 @@
 use strict;
 use warnings;
 
+use Digest::SHA qw(sha256_hex);
 use IO::Select;
 use IO::Socket::UNIX;
 use JSON::PP;
@@ -186,6 +187,11 @@ sub route
 		my @words = split ' ', $body->{prompt};
 		return (200, { count => scalar @words, max_model_len => 512, tokens => [ 1 .. @words ] });
 	}
+	if ($what eq 'POST /detokenize')
+	{
+		return (200, {}) if "@{ $body->{tokens} }" eq '666';
+		return (200, { prompt => join ' ', map { "word$_" } @{ $body->{tokens} } });
+	}
 	return chat($body, $prefix) if $what eq 'POST /v1/chat/completions';
 	return failure('not_found', "no route $what");
 }
@@ -195,9 +201,13 @@ sub load_model
 	my ($body) = @_;
 
 	return failure('corrupt', "$body->{path} is truncated") if $body->{path} =~ m{/bad[^/]*$};
-	$base{ $body->{model} } = slurp($body->{path});
+	my $contents = slurp($body->{path});
+	my $digest = sha256_hex($contents);
+	return failure('mismatch', "$body->{path} is another file")
+	  if defined $body->{digest} && $body->{digest} ne $digest;
+	$base{ $body->{model} } = $contents;
 	print STDERR "loaded a base\n";
-	return (200, { model => $body->{model}, architecture => 'echo', digest => 'd' x 64 });
+	return (200, { model => $body->{model}, architecture => 'echo', digest => $digest });
 }
 
 sub load_adapter

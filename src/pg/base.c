@@ -1,0 +1,83 @@
+/*
+ * base.c: what a base model must be for somebody to tune it.
+ */
+#include "postgres.h"
+
+#include <sys/stat.h>
+
+#include "base.h"
+#include "catalog/pg_foreign_data_wrapper.h"
+#include "foreign/foreign.h"
+#include "json.h"
+#include "miscadmin.h"
+#include "pg_finetune.h"
+#include "settings.h"
+#include "storage/fd.h"
+#include "utils/acl.h"
+
+void
+pgft_base_check_wrapper(void)
+{
+	Oid wrapper = pgft_wrapper_oid(false);
+	AclResult result = pg_foreign_data_wrapper_aclcheck(wrapper, GetUserId(), ACL_USAGE);
+
+	if (result != ACLCHECK_OK)
+		aclcheck_error(result, OBJECT_FDW, PGFT_WRAPPER);
+}
+
+void
+pgft_base_check_header(const PgftModel *base)
+{
+	struct stat st;
+	char magic[4] = {0};
+	FILE *file;
+
+	if (stat(base->path, &st) == 0 && S_ISDIR(st.st_mode))
+		return;
+	file = AllocateFile(base->path, PG_BINARY_R);
+	if (file == NULL)
+		ereport(ERROR, (errcode_for_file_access(),
+						errmsg("could not open model file \"%s\": %m", base->file)));
+	if (fread(magic, 1, sizeof(magic), file) != sizeof(magic) ||
+		memcmp(magic, "GGUF", sizeof(magic)) != 0)
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+						errmsg("model file \"%s\" is not a GGUF file", base->file)));
+	FreeFile(file);
+}
+
+PgftModel *
+pgft_base_lookup(const char *name)
+{
+	PgftModel *base = pgft_model_lookup(name, false);
+
+	if (base->kind != PGFT_MODEL_BASE)
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("model \"%s\" is not a base model", name)));
+	return base;
+}
+
+/* The engine knows best. */
+void
+pgft_base_check_file(PgftModel *base)
+{
+	Jsonb *file;
+	JsonbContainer *unsupported;
+
+	if (!pgft_serve)
+	{
+		pgft_model_resolve(base);
+		pgft_base_check_header(base);
+		return;
+	}
+	file = pgft_model_inspect(base, -1);
+	unsupported = pgft_json_array(&file->root, "unsupported");
+	if (unsupported && JsonContainerSize(unsupported) > 0)
+	{
+		JsonbValue *what = getIthJsonbValueFromContainer(unsupported, 0);
+
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("model file \"%s\": %.*s", base->file,
+							   what->type == jbvString ? what->val.string.len : 0,
+							   what->type == jbvString ? what->val.string.val : "")));
+	}
+}

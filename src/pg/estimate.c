@@ -1,0 +1,110 @@
+/*
+ * estimate.c: the SQL function finetune_estimate(): what finetune('CREATE')
+ * with the same arguments would do.
+ *
+ * Checked as CREATE checks, so that what can be estimated can be created.
+ */
+#include "postgres.h"
+
+#include "base.h"
+#include "fmgr.h"
+#include "json.h"
+#include "options.h"
+#include "pg_finetune.h"
+#include "query_check.h"
+#include "session_engine.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+
+static char *
+get_text(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("argument \"%s\" of finetune_estimate must not be null", name)));
+	return text_to_cstring(PG_GETARG_TEXT_PP(argno));
+}
+
+static Jsonb *
+get_options(FunctionCallInfo fcinfo, int argno)
+{
+	Jsonb *given = PG_ARGISNULL(argno)
+					   ? DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")))
+					   : PG_GETARG_JSONB_P(argno);
+
+	return pgft_options_resolve(given);
+}
+
+/* As DESCRIBE shows them: those of the queue, and what the engine chose for the others. */
+static void
+add_options(StringInfo buf, Jsonb *options, JsonbContainer *plan)
+{
+	Jsonb *chosen = pgft_json_any(plan, "options");
+
+	if (chosen)
+		options = DatumGetJsonbP(
+			DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(options), JsonbPGetDatum(chosen)));
+	pgft_json_add_raw(buf, "options", JsonbToCString(NULL, &options->root, 0));
+}
+
+static Datum
+write_estimate(const PgftSessionTask *task, Jsonb *options)
+{
+	static const char *const of_started[] = {"device", "parameters", NULL};
+	static const char *const of_dataset[] = {"rows", "validation_rows", "tokens", NULL};
+	static const char *const of_plan[] = {"epochs", "total_steps", "trainable_parameters", NULL};
+	static const char *const of_estimate[] = {"total_tokens",
+											  "trained_tokens",
+											  "max_tokens_per_row",
+											  "evaluations",
+											  "seconds",
+											  "tokens_per_second",
+											  "memory",
+											  NULL};
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	pgft_json_add_string(&buf, "base_model", task->file.base->name);
+	pgft_session_copy(&buf, pgft_session_event(task, "started"), of_started);
+	pgft_session_copy(&buf, pgft_session_event(task, "dataset"), of_dataset);
+	pgft_session_copy(&buf, pgft_session_event(task, "plan"), of_plan);
+	add_options(&buf, options, pgft_session_event(task, "plan"));
+	pgft_session_copy(&buf, pgft_session_event(task, "estimate"), of_estimate);
+	appendStringInfoChar(&buf, '}');
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(buf.data));
+}
+
+/* SQL: finetune_estimate(base_model text, training_query text, validation_query text, options
+ * jsonb) returns jsonb */
+PG_FUNCTION_INFO_V1(pgft_finetune_estimate);
+Datum
+pgft_finetune_estimate(PG_FUNCTION_ARGS)
+{
+	PgftSessionTask task = {.program = "estimate",
+							.name = "estimating engine",
+							.file = {.replay_from = -1},
+							.query_name = "training query",
+							.validation_name = "validation query"};
+	PgftColumns columns;
+	PgftModel *base;
+	Jsonb *options;
+	char *base_name;
+
+	pgft_require_preload();
+	base_name = get_text(fcinfo, 0, "base_model");
+	task.query = get_text(fcinfo, 1, "training_query");
+	task.validation_query = PG_ARGISNULL(2) ? NULL : get_text(fcinfo, 2, "validation_query");
+
+	pgft_base_check_wrapper();
+	task.file.base = base = pgft_base_lookup(base_name);
+	options = get_options(fcinfo, 3);
+	task.file.options = pgft_options_for_engine(options);
+	pgft_query_check(task.query, task.query_name, &columns);
+	if (task.validation_query)
+		pgft_query_check(task.validation_query, task.validation_name, &columns);
+	pgft_base_check_file(base);
+	pgft_model_resolve(base);
+	pgft_session_engine_run(&task);
+	return write_estimate(&task, options);
+}

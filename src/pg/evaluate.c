@@ -1,0 +1,126 @@
+/*
+ * evaluate.c: the SQL function finetune_evaluate(): how well a model knows the
+ * rows of a query.
+ *
+ * The arithmetic is training's, in an engine of its own, not the serving one:
+ * so the figures are those that a job shows for the same rows, and rows by the
+ * thousand hold up no answer.  What a greedy answer would be need not be
+ * generated either: see evaluator.h of the engine.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "fmgr.h"
+#include "json.h"
+#include "model.h"
+#include "pg_finetune.h"
+#include "query_check.h"
+#include "session_engine.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "weights.h"
+
+static char *
+get_text(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("argument \"%s\" of finetune_evaluate must not be null", name)));
+	return text_to_cstring(PG_GETARG_TEXT_PP(argno));
+}
+
+/* What the engine needs of a base, or of a tuned model over one. */
+static void
+describe_model(PgftModel *model, PgftJobFile *file)
+{
+	PgftModel *base = model->kind == PGFT_MODEL_BASE ? model : model->base;
+
+	pgft_model_require_ready(model);
+	if (model->kind == PGFT_MODEL_FULL)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("model \"%s\" cannot be evaluated", model->name),
+						errdetail("Fully tuned models are not supported yet.")));
+	pgft_model_resolve(base);
+	file->base = base;
+	file->replay_from = -1;
+	if (model == base)
+		return;
+	file->base_digest = model->base_digest;
+	file->adapter = pgft_weights_to_cache(&model->id, model->weights_digest);
+}
+
+/* Plain text, as words or as tokens, has no question that something is the answer to. */
+static bool
+has_answers(const PgftColumns *columns)
+{
+	for (int i = 0; i < columns->count; i++)
+	{
+		if (strcmp(columns->name[i], "labels") == 0)
+			return true;
+	}
+	return columns->set != PGFT_TEXT && columns->set != PGFT_TOKENS;
+}
+
+/* Share of the rows whose answer is right. */
+static void
+add_exact_match(StringInfo buf, const PgftSessionTask *task, JsonbContainer *dataset,
+				JsonbContainer *evaluated)
+{
+	JsonbContainer *rows = pgft_json_object(dataset, "rows");
+	int64 used = 0;
+	int64 exact = 0;
+
+	if (has_answers(&task->columns) && pgft_json_int64(rows, "used", &used) && used > 0 &&
+		pgft_json_int64(evaluated, "exact", &exact))
+		pgft_json_add_double(buf, "exact_match", (double) exact / (double) used);
+	else
+		pgft_json_add_raw(buf, "exact_match", "null");
+}
+
+static Datum
+write_evaluation(const PgftSessionTask *task, const char *model)
+{
+	static const char *const of_dataset[] = {"rows", "tokens", "trained_tokens", NULL};
+	static const char *const of_started[] = {"device", NULL};
+	JsonbContainer *dataset = pgft_session_event(task, "dataset");
+	JsonbContainer *evaluated = pgft_session_event(task, "evaluated");
+	double loss = NAN;
+	double accuracy = NAN;
+	StringInfoData buf;
+
+	pgft_json_double(evaluated, "loss", &loss);
+	pgft_json_double(evaluated, "token_accuracy", &accuracy);
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	pgft_json_add_string(&buf, "model", model);
+	pgft_session_copy(&buf, dataset, of_dataset);
+	pgft_json_add_double(&buf, "loss", loss);
+	pgft_json_add_double(&buf, "perplexity", exp(loss));
+	pgft_json_add_double(&buf, "token_accuracy", accuracy);
+	add_exact_match(&buf, task, dataset, evaluated);
+	pgft_session_copy(&buf, pgft_session_event(task, "started"), of_started);
+	appendStringInfoChar(&buf, '}');
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(buf.data));
+}
+
+/* SQL: finetune_evaluate(model text, query text) returns jsonb */
+PG_FUNCTION_INFO_V1(pgft_finetune_evaluate);
+Datum
+pgft_finetune_evaluate(PG_FUNCTION_ARGS)
+{
+	PgftSessionTask task = {
+		.program = "evaluate", .name = "evaluating engine", .query_name = "query"};
+	PgftColumns columns;
+	PgftModel *model;
+	char *name;
+
+	pgft_require_preload();
+	name = get_text(fcinfo, 0, "model");
+	task.query = get_text(fcinfo, 1, "query");
+	model = pgft_model_lookup(name, false);
+	pgft_query_check_now(task.query, task.query_name, &columns);
+	describe_model(model, &task.file);
+	pgft_session_engine_run(&task);
+	return write_evaluation(&task, name);
+}
