@@ -351,7 +351,7 @@ train(run *r)
 static ft_status
 save_at_end(run *r)
 {
-	if (!terminated || r->evaluating || r->trainer->state.step == r->saved_step)
+	if (!ft_setup_terminated() || r->evaluating || r->trainer->state.step == r->saved_step)
 		return FT_CANCELLED;
 	FT_TRY(save(r));
 	return FT_CANCELLED;

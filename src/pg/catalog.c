@@ -25,6 +25,14 @@ pgft_relation_oid(const char *name)
 	return OidIsValid(namespace) ? get_relname_relid(name, namespace) : InvalidOid;
 }
 
+bool
+pgft_has_column(const char *table, const char *column)
+{
+	Oid relation = pgft_relation_oid(table);
+
+	return OidIsValid(relation) && get_attnum(relation, column) != InvalidAttrNumber;
+}
+
 static Oid
 tables_owner(void)
 {

@@ -42,6 +42,12 @@ extern int pgft_catalog_depth(void);
 extern Oid pgft_relation_oid(const char *name);
 
 /*
+ * Has the table finetune.<table> this column?  The catalog may be an older
+ * version's until ALTER EXTENSION ... UPDATE is run.
+ */
+extern bool pgft_has_column(const char *table, const char *column);
+
+/*
  * SPI_execute_with_args between enter and leave, with an error unless the
  * result is `expected` (SPI_OK_…).  `nulls` may be NULL.
  */

@@ -170,7 +170,7 @@ refuse_needed_base(Datum names)
 	}
 }
 
-/* Weights go by themselves, except where a replication role turns foreign keys off. */
+/* Weights go with their model by a trigger, but in a catalog of 1.0, where a replica's do not. */
 static void
 delete_rows(Datum names)
 {

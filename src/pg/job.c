@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "catalog.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_foreign_server.h"
@@ -84,6 +85,112 @@ pgft_job_directory(const pg_uuid_t *id)
 	return pgft_work_path("jobs/%s", uuid);
 }
 
+/* ---- Where a job is at home ---- */
+
+/*
+ * A copy of this table has another of the three: instance in a copy of the
+ * cluster, database after CREATE DATABASE ... TEMPLATE, table after a restore.
+ * NULL where nothing is at home: no job is run on a standby, nor without the
+ * library preloaded.
+ */
+static char *
+here(void)
+{
+	const pg_uuid_t *instance = pgft_instance();
+
+	if (instance == NULL || RecoveryInProgress())
+		return NULL;
+	return psprintf("%s/%u/%u", DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(instance))),
+					MyDatabaseId, pgft_relation_oid("job"));
+}
+
+PG_FUNCTION_INFO_V1(pgft_here);
+Datum
+pgft_here(PG_FUNCTION_ARGS)
+{
+	char *home = here();
+
+	if (home == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(home));
+}
+
+const char *
+pgft_job_at_home(void)
+{
+	return pgft_has_column("job", "home") ? psprintf(" AND j.home = %s", quote_literal_cstr(here()))
+										  : "";
+}
+
+bool
+pgft_job_is_at_home(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+
+	return pgft_select(psprintf("SELECT FROM finetune.job j WHERE j.id = $1%s", pgft_job_at_home()),
+					   1, types, values) > 0;
+}
+
+void
+pgft_job_settle_foreign(void)
+{
+	Oid types[] = {TEXTOID, TEXTOID};
+	bool adopt = pgft_was_standby();
+	char *home = here();
+	PgftCatalog catalog;
+	SPITupleTable *rows;
+	uint64 count;
+
+	pgft_job_begin(&catalog);
+	if (!pgft_has_column("job", "home"))
+	{
+		pgft_job_finish(&catalog);
+		return;
+	}
+	{
+		/* the same database and table, of the cluster that this one followed */
+		Datum values[] = {CStringGetTextDatum(home), CStringGetTextDatum(strchr(home, '/'))};
+
+		if (adopt)
+			pgft_execute("UPDATE finetune.job SET home = $1, fruitless = 0"
+						 " WHERE " PGFT_JOB_RUNNABLE " AND home <> $1"
+						 " AND substr(home, strpos(home, '/')) = $2 RETURNING id",
+						 2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+		else
+			pgft_execute("UPDATE finetune.job SET phase = 'paused'"
+						 " WHERE " PGFT_JOB_RUNNABLE " AND home IS DISTINCT FROM $1 RETURNING id",
+						 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+	}
+	rows = SPI_tuptable;
+	count = SPI_processed;
+	for (uint64 i = 0; i < count; i++)
+	{
+		bool isnull;
+		pg_uuid_t *id = DatumGetUUIDP(SPI_getbinval(rows->vals[i], rows->tupdesc, 1, &isnull));
+
+		if (adopt)
+			pgft_job_add_event(id, "info", "taken_over",
+							   "this server was promoted, the job begins again", NULL);
+		else
+			pgft_job_add_event(id, "warning", "paused",
+							   "job paused: it was created in another cluster or database", NULL);
+		pgft_job_notify(id);
+	}
+	pgft_job_finish(&catalog);
+}
+
+static void
+set_home(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID, TEXTOID};
+	Datum values[] = {UUIDPGetDatum(id), CStringGetTextDatum(here())};
+
+	if (pgft_has_column("job", "home"))
+		pgft_execute("UPDATE finetune.job SET home = $2 WHERE id = $1", 2, types, values, NULL,
+					 SPI_OK_UPDATE);
+}
+
 void
 pgft_job_notify(const pg_uuid_t *id)
 {
@@ -136,10 +243,10 @@ void
 pgft_job_create(const PgftJobRequest *request)
 {
 	Oid owner = GetUserId();
-	Oid types[] = {UUIDOID, UUIDOID, TEXTOID,  UUIDOID, TEXTOID, OIDOID, TEXTOID,
-				   TEXTOID, TEXTOID, JSONBOID, INT4OID, UUIDOID, OIDOID};
-	Datum values[13];
-	char nulls[] = "             ";
+	Oid types[] = {UUIDOID, UUIDOID, TEXTOID, UUIDOID,  TEXTOID, OIDOID,
+				   TEXTOID, TEXTOID, TEXTOID, JSONBOID, INT4OID};
+	Datum values[11];
+	char nulls[] = "           ";
 	PgftCatalog catalog;
 
 	/* The caller's user and search_path, before they are changed for SPI */
@@ -160,12 +267,11 @@ pgft_job_create(const PgftJobRequest *request)
 		nulls[8] = 'n';
 	values[9] = PointerGetDatum(request->options);
 	values[10] = Int32GetDatum(pgft_options_priority(request->options));
-	values[11] = UUIDPGetDatum(pgft_instance());
-	values[12] = ObjectIdGetDatum(MyDatabaseId);
 	pgft_execute("INSERT INTO finetune.job (id, model_id, model_name, base_id, base_name, owner,"
-				 " search_path, training_query, validation_query, options, priority, instance,"
-				 " database) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-				 13, types, values, nulls, SPI_OK_INSERT);
+				 " search_path, training_query, validation_query, options, priority)"
+				 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+				 11, types, values, nulls, SPI_OK_INSERT);
+	set_home(&request->id);
 	pgft_job_add_event(&request->id, "info", "created", "job created", NULL);
 	pgft_catalog_leave(&catalog);
 
@@ -293,7 +399,7 @@ pgft_job_cancel(const pg_uuid_t *id)
 	pgft_select("SELECT model_id FROM finetune.job WHERE id = $1", 1, types, values);
 	model = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	lock_model(&model);
-	pgft_execute("UPDATE finetune.job j SET phase = 'cancelled', paused_in = NULL,"
+	pgft_execute("UPDATE finetune.job j SET phase = 'cancelled',"
 				 " finished_at = clock_timestamp(), owner = " PGFT_JOB_OWNER
 				 " WHERE id = $1 AND " PGFT_JOB_UNFINISHED,
 				 1, types, values, NULL, SPI_OK_UPDATE);
@@ -337,8 +443,7 @@ pgft_job_pause(const pg_uuid_t *id)
 	check_right(id);
 	pgft_catalog_enter(&catalog, false);
 	if (change_unfinished(id,
-						  "UPDATE finetune.job SET phase = 'paused', paused_in = phase"
-						  " WHERE id = $1 AND " PGFT_JOB_RUNNABLE,
+						  "UPDATE finetune.job SET phase = 'paused' WHERE id = $1 AND " PGFT_JOB_RUNNABLE,
 						  1, types, values))
 	{
 		pgft_job_add_event(id, "info", "paused", "job paused", NULL);
@@ -349,25 +454,24 @@ pgft_job_pause(const pg_uuid_t *id)
 	return job;
 }
 
-/* Whoever resumes a job that came from elsewhere wants it to run here. */
+/* Whoever resumes a job that came from elsewhere wants it to run here, from the start. */
 Jsonb *
 pgft_job_resume(const pg_uuid_t *id)
 {
-	Oid types[] = {UUIDOID, UUIDOID, OIDOID};
-	Datum values[] = {UUIDPGetDatum(id), UUIDPGetDatum(pgft_instance()),
-					  ObjectIdGetDatum(MyDatabaseId)};
+	Oid types[] = {UUIDOID, TEXTOID};
+	Datum values[] = {UUIDPGetDatum(id), CStringGetTextDatum(here())};
 	PgftCatalog catalog;
 	Jsonb *job;
 
 	check_right(id);
 	pgft_catalog_enter(&catalog, false);
-	/* what ran waits for a device now */
 	if (change_unfinished(id,
-						  "UPDATE finetune.job SET paused_in = NULL, error = NULL, fruitless = 0,"
-						  " phase = CASE paused_in WHEN 'running' THEN 'queued' ELSE paused_in END,"
-						  " waiting = true, instance = $2, database = $3"
-						  " WHERE id = $1 AND phase = 'paused'",
-						  3, types, values))
+						  "UPDATE finetune.job SET error = NULL, fruitless = 0, home = $2,"
+						  " phase = CASE WHEN rows IS NOT NULL AND home = $2 THEN 'queued'"
+						  " ELSE 'pending' END"
+						  " WHERE id = $1 AND (phase = 'paused'"
+						  " OR (" PGFT_JOB_RUNNABLE " AND home IS DISTINCT FROM $2))",
+						  2, types, values))
 	{
 		pgft_job_add_event(id, "info", "resumed", "job waits to go on", NULL);
 		pgft_look_for_jobs_at_commit();
@@ -384,19 +488,25 @@ pgft_job_delete(const pg_uuid_t *id)
 	Datum values[] = {UUIDPGetDatum(id)};
 	PgftCatalog catalog;
 	Jsonb *job;
+	bool at_home;
 
 	check_right(id);
 	pgft_catalog_enter(&catalog, false);
 	pgft_select("SELECT FROM finetune.job WHERE id = $1 FOR UPDATE", 1, types, values);
 	job = select_description(id);
+	at_home = pgft_job_is_at_home(id);
 	pgft_execute("DELETE FROM finetune.job WHERE id = $1 AND NOT (" PGFT_JOB_UNFINISHED ")", 1,
 				 types, values, NULL, SPI_OK_DELETE);
 	if (SPI_processed == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("job \"%s\" has not ended", pgft_job_name(id)),
 						errhint("Cancel it first: finetune('CANCEL', '%s').", pgft_job_name(id))));
-	/* its worker has done so, or died before it could; nobody needs it, whatever becomes of us */
-	pgft_remove_tree(pgft_job_directory(id));
+	/*
+	 * its worker has done so, or died before it could; nobody needs it, whatever becomes of us,
+	 * but for the job that this one is a copy of
+	 */
+	if (at_home)
+		pgft_remove_tree(pgft_job_directory(id));
 	pgft_catalog_leave(&catalog);
 	return job;
 }
@@ -409,7 +519,7 @@ pgft_job_model_dropped(const pg_uuid_t *model)
 	PgftCatalog catalog;
 
 	pgft_catalog_enter(&catalog, false);
-	pgft_execute("UPDATE finetune.job SET phase = 'cancelled', paused_in = NULL,"
+	pgft_execute("UPDATE finetune.job SET phase = 'cancelled',"
 				 " finished_at = clock_timestamp() WHERE model_id = $1 AND " PGFT_JOB_UNFINISHED
 				 " RETURNING id",
 				 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);

@@ -66,6 +66,17 @@ extern char *pgft_job_name(const pg_uuid_t *id);
 /* The reverse; 22023 when the text is no job id. */
 extern void pgft_job_parse_name(const char *name, pg_uuid_t *id);
 
+/*
+ * A job runs only where it was created: a copy of its row, by a restore, by
+ * pg_upgrade, in a copied database or in a subscriber, is paused.  at_home is a
+ * condition on a job j for the end of a WHERE (palloc'd): is this where it was
+ * created?  A catalog of version 1.0 does not know; then it is.
+ */
+extern const char *pgft_job_at_home(void);
+
+/* The same of one job; between pgft_catalog_enter and leave. */
+extern bool pgft_job_is_at_home(const pg_uuid_t *id);
+
 /* ---- Sessions; the rights are those of the current user ---- */
 
 /* Insert the row; the launcher hears of it when the transaction commits. */

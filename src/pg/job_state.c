@@ -125,62 +125,21 @@ pgft_job_read(const pg_uuid_t *id, MemoryContext context)
 	return job;
 }
 
-void
-pgft_job_settle_foreign(void)
-{
-	Oid types[] = {UUIDOID, OIDOID};
-	Datum values[] = {UUIDPGetDatum(pgft_instance()), ObjectIdGetDatum(MyDatabaseId)};
-	bool adopt = pgft_was_standby();
-	PgftCatalog catalog;
-	SPITupleTable *rows;
-	uint64 count;
-
-	pgft_job_begin(&catalog);
-	if (adopt)
-		pgft_execute("UPDATE finetune.job SET instance = $1, waiting = true, fruitless = 0"
-					 " WHERE " PGFT_JOB_RUNNABLE " AND instance <> $1 AND database = $2"
-					 " RETURNING id",
-					 2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
-	else
-		pgft_execute("UPDATE finetune.job SET phase = 'paused', paused_in = 'pending'"
-					 " WHERE " PGFT_JOB_RUNNABLE " AND (instance <> $1 OR database <> $2)"
-					 " RETURNING id",
-					 2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
-	rows = SPI_tuptable;
-	count = SPI_processed;
-	for (uint64 i = 0; i < count; i++)
-	{
-		bool isnull;
-		pg_uuid_t *id = DatumGetUUIDP(SPI_getbinval(rows->vals[i], rows->tupdesc, 1, &isnull));
-
-		if (adopt)
-			pgft_job_add_event(id, "info", "taken_over",
-							   "this server was promoted, the job begins again", NULL);
-		else
-			pgft_job_add_event(id, "warning", "paused",
-							   "job paused: it was created in another cluster or database", NULL);
-		pgft_job_notify(id);
-	}
-	pgft_job_finish(&catalog);
-}
-
 /* Lock the first job in the queue that nobody works on; false when there is none. */
 static bool
 find_job(pg_uuid_t *id)
 {
-	Oid types[] = {UUIDOID, OIDOID};
-	Datum values[] = {UUIDPGetDatum(pgft_instance()), ObjectIdGetDatum(MyDatabaseId)};
 	Portal portal;
 	bool found = false;
-	SPIPlanPtr plan = SPI_prepare("SELECT id FROM finetune.job WHERE " PGFT_JOB_RUNNABLE
-								  " AND coalesce(instance, $1) = $1 AND coalesce(database, $2) = $2"
-								  " ORDER BY priority DESC, created_at, id FOR UPDATE SKIP LOCKED",
-								  2, types);
+	char *query = psprintf("SELECT id FROM finetune.job j WHERE " PGFT_JOB_RUNNABLE
+						   "%s ORDER BY priority DESC, created_at, id FOR UPDATE SKIP LOCKED",
+						   pgft_job_at_home());
+	SPIPlanPtr plan = SPI_prepare(query, 0, NULL);
 
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the search for a job: %s",
 			 SPI_result_code_string(SPI_result));
-	portal = SPI_cursor_open(NULL, plan, values, NULL, false);
+	portal = SPI_cursor_open(NULL, plan, NULL, NULL, false);
 	while (!found)
 	{
 		bool isnull;
@@ -206,16 +165,15 @@ pgft_job_claim(MemoryContext context)
 	pgft_job_begin(&catalog);
 	if (find_job(&id))
 	{
-		Oid types[] = {UUIDOID, UUIDOID, OIDOID};
-		Datum values[] = {UUIDPGetDatum(&id), UUIDPGetDatum(pgft_instance()),
-						  ObjectIdGetDatum(MyDatabaseId)};
+		Oid types[] = {UUIDOID};
+		Datum values[] = {UUIDPGetDatum(&id)};
 		char *message;
 
 		pgft_execute("UPDATE finetune.job j SET attempt = attempt + 1, fruitless = fruitless + 1,"
-					 " waiting = false, instance = $2, database = $3, owner = " PGFT_JOB_OWNER
+					 " owner = " PGFT_JOB_OWNER
 					 ", has_directory = true, started_at = coalesce(started_at, clock_timestamp())"
 					 " WHERE id = $1",
-					 3, types, values, NULL, SPI_OK_UPDATE);
+					 1, types, values, NULL, SPI_OK_UPDATE);
 		pgft_select("SELECT " JOB_COLUMNS " FROM finetune.job j WHERE j.id = $1", 1, types, values);
 		job = read_row(context);
 		message = psprintf("attempt %d started", job->attempt);
@@ -304,8 +262,7 @@ pgft_job_release_attempt(PgftJob *job, const char *message)
 	bool mine;
 
 	pgft_job_begin(&catalog);
-	mine = pgft_job_update(job, "fruitless = greatest(fruitless - 1, 0), waiting = true", 0, NULL,
-						   NULL, NULL);
+	mine = pgft_job_update(job, "fruitless = greatest(fruitless - 1, 0)", 0, NULL, NULL, NULL);
 	if (mine)
 	{
 		job->fruitless = Max(job->fruitless - 1, 0);
@@ -375,7 +332,7 @@ pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint)
 bool
 pgft_job_pause_by_error(PgftJob *job, int sqlstate, const char *message, const char *hint)
 {
-	return stop_by_error(job, "phase = 'paused', paused_in = phase", "warning", "paused", sqlstate,
+	return stop_by_error(job, "phase = 'paused'", "warning", "paused", sqlstate,
 						 message, hint);
 }
 
@@ -513,7 +470,9 @@ pgft_job_clean_all(void)
 	uint64 count;
 
 	pgft_job_begin(&catalog);
-	pgft_select("SELECT id FROM finetune.job WHERE has_directory AND NOT (" PGFT_JOB_UNFINISHED ")",
+	pgft_select(psprintf("SELECT id FROM finetune.job j WHERE has_directory AND NOT (" PGFT_JOB_UNFINISHED
+						 ")%s",
+						 pgft_job_at_home()),
 				0, NULL, NULL);
 	count = SPI_processed;
 	if (count > 0)

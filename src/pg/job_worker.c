@@ -30,9 +30,11 @@
 #include "shmem.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 /* After the first attempt that came to nothing, longer after the next; and while something outside
  * is missing */
@@ -102,6 +104,30 @@ extension_is_here(void)
 	StartTransactionCommand();
 	here =
 		OidIsValid(get_extension_oid(PGFT_LIBRARY, true)) && OidIsValid(pgft_relation_oid("job"));
+	CommitTransactionCommand();
+	return here;
+}
+
+/*
+ * Put right what pg_upgrade leaves out; false when the extension is not here.
+ * A restore may be dropping it now, to create it anew.
+ */
+static bool
+look_at_models(void)
+{
+	Oid table;
+	bool here;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	table = pgft_relation_oid("job");
+	if (OidIsValid(table))
+		LockRelationOid(table, AccessShareLock);
+	here = OidIsValid(get_extension_oid(PGFT_LIBRARY, true)) && OidIsValid(table) &&
+		   pgft_relation_oid("job") == table;
+	if (here)
+		pgft_model_depend_all();
+	PopActiveSnapshot();
 	CommitTransactionCommand();
 	return here;
 }
@@ -419,7 +445,7 @@ pgft_job_worker_main(Datum arg)
 	before_shmem_exit(end_reader, (Datum) 0);
 	override_settings();
 
-	if (!extension_is_here())
+	if (!look_at_models())
 	{
 		pgft_slot_set_result(PGFT_LOOK_NO_EXTENSION);
 		proc_exit(0);

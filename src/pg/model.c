@@ -289,16 +289,47 @@ pgft_model_by_id(const pg_uuid_t *id)
 	return model;
 }
 
+/* The phase of a model's job; NULL when its row is not here, for it is run elsewhere. */
+static char *
+job_phase(const PgftModel *model)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(&model->job)};
+	MemoryContext context = CurrentMemoryContext;
+	PgftCatalog catalog;
+	char *phase = NULL;
+
+	if (!model->has_row || !model->has_job)
+		return NULL;
+	pgft_catalog_enter(&catalog, true);
+	pgft_execute("SELECT phase FROM finetune.job_detail WHERE id = $1", 1, types, values, NULL,
+				 SPI_OK_SELECT);
+	if (SPI_processed > 0)
+		phase = text_column(context, 1);
+	pgft_catalog_leave(&catalog);
+	return phase;
+}
+
 void
 pgft_model_require_ready(const PgftModel *model)
 {
+	char *phase;
+	bool paused, over;
+
 	if (model->kind == PGFT_MODEL_BASE || (model->has_row && model->weights_digest != NULL))
 		return;
-	if (model->has_row && model->has_job)
+	phase = job_phase(model);
+	paused = phase != NULL && strcmp(phase, "paused") == 0;
+	over = phase != NULL && (strcmp(phase, "failed") == 0 || strcmp(phase, "cancelled") == 0);
+	if (model->has_row && model->has_job && !paused && !over)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("model \"%s\" is still being trained", model->name)));
-	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					errmsg("model \"%s\" has no weights", model->name)));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("model \"%s\" has no weights", model->name),
+			 paused ? errhint("Its job had not finished when this database was copied. Cancel the "
+							  "job and create it again.")
+					: 0));
 }
 
 /* ---- The file of a base ---- */

@@ -70,7 +70,7 @@ extern PgftModel *pgft_model_find(const char *name);
 /* The model with this id; no check of rights; NULL when there is none. */
 extern PgftModel *pgft_model_by_id(const pg_uuid_t *id);
 
-/* Raise 55000 unless the model has weights ("still being trained"). */
+/* Raise 55000 unless the model has weights: it is still being trained, or will never have any. */
 extern void pgft_model_require_ready(const PgftModel *model);
 
 /*
@@ -156,5 +156,11 @@ extern void pgft_model_describe_base(const char *name, const char *architecture,
 
 /* Have a tuned model's server depend on its base's, if both are there. */
 extern void pgft_model_depend(const char *name, const char *base_name);
+
+/*
+ * The same for all models, where it is missing: pg_upgrade does not carry such
+ * dependencies over, and a subscriber's servers come in any order.
+ */
+extern void pgft_model_depend_all(void);
 
 #endif

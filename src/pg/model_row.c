@@ -29,6 +29,9 @@
 /* Set while a row is inserted by the functions below, not by a restore */
 static bool own_insert = false;
 
+/* The model whose server pgft_model_create_tuned is creating */
+static const char *creating = NULL;
+
 static Oid
 server_oid(const char *name)
 {
@@ -121,6 +124,47 @@ pgft_model_depend(const char *name, const char *base_name)
 	recordDependencyOn(&model, &base, DEPENDENCY_NORMAL);
 }
 
+/* Record one dependency, found missing, unless either server goes meanwhile. */
+static void
+depend_if_there(Oid model, Oid base)
+{
+	ObjectAddress from = {ForeignServerRelationId, model, 0};
+	ObjectAddress to = {ForeignServerRelationId, base, 0};
+
+	LockDatabaseObject(ForeignServerRelationId, base, 0, AccessShareLock);
+	LockDatabaseObject(ForeignServerRelationId, model, 0, AccessShareLock);
+	if (SearchSysCacheExists1(FOREIGNSERVEROID, ObjectIdGetDatum(base)) &&
+		SearchSysCacheExists1(FOREIGNSERVEROID, ObjectIdGetDatum(model)))
+		recordDependencyOn(&from, &to, DEPENDENCY_NORMAL);
+}
+
+void
+pgft_model_depend_all(void)
+{
+	PgftCatalog catalog;
+	bool is_null;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_select("SELECT s.oid, t.oid FROM finetune.model m"
+				" JOIN finetune.model b ON b.id = m.base_id"
+				" JOIN pg_foreign_server s ON s.srvname::text = m.name"
+				" JOIN pg_foreign_server t ON t.srvname::text = b.name"
+				" JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.oid = t.srvfdw"
+				" WHERE w.fdwname = '" PGFT_WRAPPER "' AND NOT EXISTS (SELECT 1 FROM pg_depend d"
+				" WHERE d.classid = 'pg_foreign_server'::regclass AND d.objid = s.oid"
+				" AND d.refclassid = 'pg_foreign_server'::regclass AND d.refobjid = t.oid)",
+				0, NULL, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+
+		depend_if_there(DatumGetObjectId(SPI_getbinval(row, desc, 1, &is_null)),
+						DatumGetObjectId(SPI_getbinval(row, desc, 2, &is_null)));
+	}
+	pgft_catalog_leave(&catalog);
+}
+
 /* ---- CREATE ---- */
 
 static void
@@ -176,11 +220,31 @@ pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *b
 					   quote_literal_cstr(pgft_model_kind_name(kind)), PGFT_WRAPPER);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not create the server of a model");
+	creating = name;
+	PG_TRY();
+	{
+		if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
+			elog(ERROR, "could not create the server of a model");
+	}
+	PG_FINALLY();
+	{
+		creating = NULL;
+	}
+	PG_END_TRY();
 	SPI_finish();
 	CommandCounterIncrement();
 	pgft_model_depend(name, base->name);
+}
+
+/* A row that a restore or a subscription has brought gets its server from a superuser. */
+static void
+check_may_join(const char *name)
+{
+	if (!superuser())
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to give model \"%s\" its server", name),
+						errdetail("Its row is there already, as after a replication."),
+						errhint("Must be superuser to do this.")));
 }
 
 void
@@ -211,8 +275,14 @@ pgft_model_row_create(const char *name, PgftModelKind kind)
 		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
 						errmsg("model \"%s\" already exists, of type \"%s\"", name,
 							   pgft_model_kind_name(row_kind))));
+
+	/* Whoever owns the server owns the weights that came with the row */
+	if (creating == NULL || strcmp(creating, name) != 0)
+		check_may_join(name);
 	if (base_name != NULL)
 		pgft_model_depend(name, base_name);
+	else
+		pgft_model_depend_all();
 }
 
 void
@@ -221,11 +291,22 @@ pgft_model_row_rename(const char *old_name, const char *new_name)
 	Oid types[] = {TEXTOID, TEXTOID};
 	Datum values[] = {CStringGetTextDatum(old_name), CStringGetTextDatum(new_name)};
 	PgftCatalog catalog;
+	PgftModelKind kind;
+	char *base_name;
+	bool renamed;
 
 	pgft_catalog_enter(&catalog, false);
 	pgft_execute("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values, NULL,
 				 SPI_OK_UPDATE);
+	renamed = SPI_processed > 0;
 	pgft_catalog_leave(&catalog);
+
+	/* The server of a row that was renamed elsewhere follows it */
+	if (!renamed && find_row(new_name, &kind, &base_name))
+	{
+		check_may_join(new_name);
+		pgft_model_depend_all();
+	}
 }
 
 /* ---- Weights are there, or will never be ---- */
@@ -397,31 +478,53 @@ depend_by_id(Datum name, Datum base_id)
 		pgft_model_depend(TextDatumGetCString(name), base->name);
 }
 
-/* Trigger on finetune.model, before and after the insertion of a row. */
+/* A row is there; a base's may come after those of the models that are tuned from it. */
+static void
+depend_row(TriggerData *trigger, TupleDesc descriptor, Datum name)
+{
+	bool is_base;
+	Datum base_id = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "base_id"),
+								 descriptor, &is_base);
+
+	if (is_base)
+		pgft_model_depend_all();
+	else
+		depend_by_id(name, base_id);
+}
+
+/* Trigger on finetune.model: before and after the insertion of a row, and after a rename. */
 PG_FUNCTION_INFO_V1(pgft_model_row);
 Datum
 pgft_model_row(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	TupleDesc descriptor;
-	Datum name, base_id;
-	bool name_null, base_null;
+	bool is_null;
+	Datum name;
 
-	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
+	/* Anybody may have a trigger call it for a table of his own */
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		RelationGetRelid(trigger->tg_relation) != pgft_relation_oid("model") ||
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+		!(TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || TRIGGER_FIRED_BY_UPDATE(trigger->tg_event)))
 		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-						errmsg("not called by an insertion trigger on finetune.model")));
+						errmsg("not called by its trigger on finetune.model")));
 	if (own_insert)
 		return PointerGetDatum(trigger->tg_trigtuple);
+	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+	{
+		pgft_model_depend_all();
+		return PointerGetDatum(trigger->tg_newtuple);
+	}
 
 	descriptor = RelationGetDescr(trigger->tg_relation);
-	name = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "name"), descriptor,
-						&name_null);
-	base_id = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "base_id"), descriptor,
-						   &base_null);
-	if (!name_null && TRIGGER_FIRED_BEFORE(trigger->tg_event))
+	name =
+		heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "name"), descriptor, &is_null);
+	if (is_null)
+		return PointerGetDatum(trigger->tg_trigtuple);
+	if (TRIGGER_FIRED_BEFORE(trigger->tg_event))
 		delete_placeholder(name);
-	else if (!name_null && !base_null)
-		depend_by_id(name, base_id);
+	else
+		depend_row(trigger, descriptor, name);
 	return PointerGetDatum(trigger->tg_trigtuple);
 }

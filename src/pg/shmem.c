@@ -136,7 +136,7 @@ wake(int procno)
 const pg_uuid_t *
 pgft_instance(void)
 {
-	return &shared->instance;
+	return shared ? &shared->instance : NULL;
 }
 
 bool

@@ -73,7 +73,7 @@ extern void pgft_shmem_init(void);
 
 /* ---- Any backend ---- */
 
-/* This cluster's identity (instance.h); only with the library preloaded. */
+/* This cluster's identity (instance.h); NULL without the library preloaded. */
 extern const pg_uuid_t *pgft_instance(void);
 
 /* Was this server a standby when it was started? */

@@ -9,8 +9,9 @@ FROM unnest(ARRAY['job', 'metric', 'event', 'job_detail']) t;
 SELECT col_is_pk('finetune', 'job', 'id', 'key of jobs');
 SELECT col_is_pk('finetune', 'metric', ARRAY['job_id', 'step'], 'key of metrics');
 SELECT col_is_pk('finetune', 'event', ARRAY['job_id', 'number'], 'key of events');
-SELECT fk_ok('finetune', 'metric', 'job_id', 'finetune', 'job', 'id');
-SELECT fk_ok('finetune', 'event', 'job_id', 'finetune', 'job', 'id');
+SELECT trigger_is('finetune', 'job', 'cascade', 'finetune', 'row_deleted', 'metrics and events go with their job');
+SELECT is(tgenabled::text, 'A', 'whoever deletes it')
+FROM pg_trigger WHERE tgrelid = 'finetune.job'::regclass AND tgname = 'cascade';
 SELECT ok(ARRAY['finetune.job', 'finetune.metric', 'finetune.event']::regclass[]::oid[] <@ extconfig,
 		  'pg_dump takes jobs, metrics and events along')
 FROM pg_extension WHERE extname = 'pg_finetune';

@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(sleep);
 
-our @EXPORT = qw(new_node start_job job wait_for_status wait_for_sql error_of engine_of start_time);
+our @EXPORT = qw(new_bare_node new_node start_job job wait_for_status wait_for_sql error_of engine_of start_time);
 
 # The longest that anything is waited for, in seconds.
 our $patience = 180;
@@ -21,15 +21,15 @@ our $patience = 180;
 # The tree's root: tests are run there.
 my $tiny = "$ENV{TESTDIR}/test/golden/tiny_llama/tied/base.gguf";
 
-# A running cluster with the extension, the base model "tiny", and a table "fact"
-# of rows to learn.
-sub new_node
+# A cluster, not running, with the file of the base model "tiny" and without
+# the extension.  %with goes to init.
+sub new_bare_node
 {
-	my ($name, $conf) = @_;
+	my ($name, $conf, %with) = @_;
 	my $node   = PostgreSQL::Test::Cluster->new($name);
 	my $models = $node->basedir . '/models';
 
-	$node->init;
+	$node->init(%with);
 	mkdir $models or die "$models: $!";
 	copy($tiny, "$models/tiny.gguf") or die "$tiny: $!";
 	$node->append_conf('postgresql.conf', <<"CONF" . ($conf // ''));
@@ -39,6 +39,15 @@ pg_finetune.threads = 1
 max_worker_processes = 16
 max_prepared_transactions = 5
 CONF
+	return $node;
+}
+
+# A running cluster with the extension, the base model "tiny", and a table "fact"
+# of rows to learn.
+sub new_node
+{
+	my $node = new_bare_node(@_);
+
 	$node->start;
 	$node->safe_psql('postgres', <<'SQL');
 CREATE EXTENSION pg_finetune;
