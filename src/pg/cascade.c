@@ -53,7 +53,7 @@ pgft_row_deleted(PG_FUNCTION_ARGS)
 	id = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "id"), descriptor, &is_null);
 	pgft_catalog_enter(&catalog, false);
 	for (; *queries != NULL; queries++)
-		pgft_execute(*queries, 1, types, &id, NULL, SPI_OK_DELETE);
+		pgft_follow(*queries, 1, types, &id, NULL, SPI_OK_DELETE);
 	pgft_catalog_leave(&catalog);
 	return PointerGetDatum(NULL);
 }

@@ -98,6 +98,21 @@ pgft_execute(const char *query, int nargs, Oid *types, Datum *values, const char
 		elog(ERROR, "SPI_execute_with_args returned %d, not %d", result, expected);
 }
 
+void
+pgft_follow(const char *query, int nargs, Oid *types, Datum *values, const char *nulls,
+			int expected)
+{
+	SPIPlanPtr plan = SPI_prepare(query, nargs, types);
+	int result;
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	result = SPI_execute_snapshot(plan, values, nulls, GetLatestSnapshot(), InvalidSnapshot, false,
+								  true, 0);
+	if (result != expected)
+		elog(ERROR, "SPI_execute_snapshot returned %d, not %d", result, expected);
+}
+
 uint64
 pgft_select(const char *query, int nargs, Oid *types, Datum *values)
 {

@@ -55,6 +55,13 @@ extern void pgft_execute(const char *query, int nargs, Oid *types, Datum *values
 						 int expected);
 
 /*
+ * The same for a command that follows DDL: it sees what is committed now, as
+ * DDL itself does, also in a transaction that otherwise keeps an older snapshot.
+ */
+extern void pgft_follow(const char *query, int nargs, Oid *types, Datum *values, const char *nulls,
+						int expected);
+
+/*
  * A SELECT that sees what this transaction has written, and may lock rows;
  * pgft_execute's see what the running query sees.  Returns the number of rows.
  */

@@ -7,6 +7,10 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
 #include "base_file.h"
 #include "catalog.h"
 #include "catalog/pg_foreign_server.h"
@@ -21,6 +25,11 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
 
 static EventTriggerData *
 trigger_data(FunctionCallInfo fcinfo)
@@ -78,6 +87,21 @@ our_server(const char *name)
 	return server != NULL && server->fdwid == pgft_wrapper_oid(true) ? server : NULL;
 }
 
+/* Has the command that just ended created anything? One with IF NOT EXISTS may not have. */
+static bool
+has_created(void)
+{
+	PgftCatalog catalog;
+	bool created;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("SELECT FROM pg_catalog.pg_event_trigger_ddl_commands()", 0, NULL, NULL, NULL,
+				 SPI_OK_SELECT);
+	created = SPI_processed > 0;
+	pgft_catalog_leave(&catalog);
+	return created;
+}
+
 PG_FUNCTION_INFO_V1(pgft_server_changed);
 Datum
 pgft_server_changed(PG_FUNCTION_ARGS)
@@ -88,10 +112,14 @@ pgft_server_changed(PG_FUNCTION_ARGS)
 	/* pg_upgrade brings the tables over as they are */
 	if (IsBinaryUpgrade)
 		PG_RETURN_NULL();
-	if (IsA(parsetree, CreateForeignServerStmt))
+	if (IsA(parsetree, CreateForeignServerStmt) && has_created())
 	{
-		server = our_server(castNode(CreateForeignServerStmt, parsetree)->servername);
-		if (server != NULL)
+		const char *name = castNode(CreateForeignServerStmt, parsetree)->servername;
+
+		server = our_server(name);
+		if (server == NULL)
+			pgft_model_check_free(name);
+		else
 		{
 			PgftModelKind kind = check_server(server);
 
@@ -120,44 +148,105 @@ pgft_server_changed(PG_FUNCTION_ARGS)
 
 		if (our_server(rename->newname) != NULL)
 			pgft_model_row_rename(strVal(rename->object), rename->newname);
+		else
+			pgft_model_check_free(rename->newname);
 	}
 	PG_RETURN_NULL();
 }
 
 /* ---- DROP ---- */
 
-/* The names of all servers that the command has dropped, as text[]. */
-static Datum
-dropped_servers(bool *none)
+/* A server of ours that the command has dropped */
+typedef struct DroppedServer
 {
-	bool is_null;
+	char *name;
+	Oid owner;
+} DroppedServer;
 
-	pgft_execute("SELECT pg_catalog.array_agg(object_name) "
-				 "FROM pg_catalog.pg_event_trigger_dropped_objects() "
+/*
+ * What a server was that this transaction has dropped: the last version of its
+ * tuple is still there for who looks at all of them.  NULL when it was another
+ * wrapper's.
+ */
+static DroppedServer *
+dropped_server(Relation servers, Oid server)
+{
+	DroppedServer *dropped = NULL;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple tuple;
+
+	ScanKeyInit(&key, Anum_pg_foreign_server_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(server));
+	scan = systable_beginscan(servers, ForeignServerOidIndexId, true, SnapshotAny, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_foreign_server form = (Form_pg_foreign_server) GETSTRUCT(tuple);
+		HeapTupleHeader header = tuple->t_data;
+
+		/* deleted by us, rather than replaced by another version */
+		if ((header->t_infomask & HEAP_XMAX_INVALID) != 0 ||
+			!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetUpdateXid(header)) ||
+			!ItemPointerEquals(&tuple->t_self, &header->t_ctid))
+			continue;
+		if (form->srvfdw == pgft_wrapper_oid(true))
+		{
+			dropped = palloc(sizeof(DroppedServer));
+			dropped->name = pstrdup(NameStr(form->srvname));
+			dropped->owner = form->srvowner;
+		}
+	}
+	systable_endscan(scan);
+	return dropped;
+}
+
+/* All servers of ours that the command has dropped. */
+static List *
+dropped_servers(void)
+{
+	Relation servers = table_open(ForeignServerRelationId, AccessShareLock);
+	List *dropped = NIL;
+
+	pgft_execute("SELECT objid FROM pg_catalog.pg_event_trigger_dropped_objects() "
 				 "WHERE classid = 'pg_catalog.pg_foreign_server'::pg_catalog.regclass",
 				 0, NULL, NULL, NULL, SPI_OK_SELECT);
-	*none = false;
-	if (SPI_processed == 1)
+	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		Datum names = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &is_null);
+		bool is_null;
+		Datum oid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &is_null);
+		DroppedServer *server = dropped_server(servers, DatumGetObjectId(oid));
 
-		if (!is_null)
-			return names;
+		if (server != NULL)
+			dropped = lappend(dropped, server);
 	}
-	*none = true;
-	return (Datum) 0;
+	table_close(servers, AccessShareLock);
+	return dropped;
+}
+
+static Datum
+server_names(List *servers)
+{
+	Datum *names = palloc(list_length(servers) * sizeof(Datum));
+	ListCell *cell;
+
+	foreach (cell, servers)
+		names[foreach_current_index(cell)] =
+			CStringGetTextDatum(((DroppedServer *) lfirst(cell))->name);
+	return PointerGetDatum(
+		construct_array(names, list_length(servers), TEXTOID, -1, false, TYPALIGN_INT));
 }
 
 /* The dependency between servers says so first, unless a restore has not recorded it. */
 static void
-refuse_needed_base(Datum names)
+refuse_needed_base(List *servers)
 {
 	Oid types[] = {TEXTARRAYOID};
+	Datum names = server_names(servers);
 
-	pgft_execute("SELECT b.name, m.name FROM finetune.model m "
-				 "JOIN finetune.model b ON b.id = m.base_id "
-				 "WHERE b.name = ANY ($1) AND NOT m.name = ANY ($1) LIMIT 1",
-				 1, types, &names, NULL, SPI_OK_SELECT);
+	pgft_follow("SELECT b.name, m.name FROM finetune.model m "
+				"JOIN finetune.model b ON b.id = m.base_id "
+				"WHERE b.name = ANY ($1) AND NOT m.name = ANY ($1) LIMIT 1",
+				1, types, &names, NULL, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
 		HeapTuple row = SPI_tuptable->vals[0];
@@ -172,28 +261,45 @@ refuse_needed_base(Datum names)
 
 /* Weights go with their model by a trigger, but in a catalog of 1.0, where a replica's do not. */
 static void
-delete_rows(Datum names)
+delete_weights(List *servers)
 {
 	Oid types[] = {TEXTARRAYOID};
-	pg_uuid_t *dropped;
+	Datum names = server_names(servers);
+
+	pgft_follow("DELETE FROM finetune.weights WHERE model_id IN "
+				"(SELECT id FROM finetune.model WHERE name = ANY ($1))",
+				1, types, &names, NULL, SPI_OK_DELETE);
+}
+
+/* Their jobs end with them, and stay in the history of who owned them last. */
+static void
+delete_rows(List *servers)
+{
+	Oid types[] = {TEXTARRAYOID};
+	Datum names = server_names(servers);
+	SPITupleTable *deleted;
 	uint64 count;
 
-	pgft_execute("DELETE FROM finetune.weights WHERE model_id IN "
-				 "(SELECT id FROM finetune.model WHERE name = ANY ($1))",
-				 1, types, &names, NULL, SPI_OK_DELETE);
-	pgft_execute("DELETE FROM finetune.model WHERE name = ANY ($1) RETURNING id", 1, types, &names,
-				 NULL, SPI_OK_DELETE_RETURNING);
+	pgft_follow("DELETE FROM finetune.model WHERE name = ANY ($1) RETURNING id, name", 1, types,
+				&names, NULL, SPI_OK_DELETE_RETURNING);
+	deleted = SPI_tuptable;
 	count = SPI_processed;
-	dropped = palloc(sizeof(pg_uuid_t) * (count + 1));
 	for (uint64 i = 0; i < count; i++)
 	{
+		char *name = SPI_getvalue(deleted->vals[i], deleted->tupdesc, 2);
 		bool is_null;
+		pg_uuid_t *id =
+			DatumGetUUIDP(SPI_getbinval(deleted->vals[i], deleted->tupdesc, 1, &is_null));
+		ListCell *cell;
 
-		dropped[i] = *DatumGetUUIDP(
-			SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &is_null));
+		foreach (cell, servers)
+		{
+			DroppedServer *server = lfirst(cell);
+
+			if (strcmp(server->name, name) == 0)
+				pgft_job_model_dropped(id, server->owner);
+		}
 	}
-	for (uint64 i = 0; i < count; i++)
-		pgft_job_model_dropped(&dropped[i]);
 }
 
 PG_FUNCTION_INFO_V1(pgft_server_dropped);
@@ -201,8 +307,7 @@ Datum
 pgft_server_dropped(PG_FUNCTION_ARGS)
 {
 	PgftCatalog catalog;
-	bool none;
-	Datum names;
+	List *servers;
 
 	trigger_data(fcinfo);
 
@@ -210,11 +315,12 @@ pgft_server_dropped(PG_FUNCTION_ARGS)
 	if (IsBinaryUpgrade || !OidIsValid(pgft_relation_oid("model")))
 		PG_RETURN_NULL();
 	pgft_catalog_enter(&catalog, false);
-	names = dropped_servers(&none);
-	if (!none)
+	servers = dropped_servers();
+	if (servers != NIL)
 	{
-		refuse_needed_base(names);
-		delete_rows(names);
+		refuse_needed_base(servers);
+		delete_weights(servers);
+		delete_rows(servers);
 	}
 	pgft_catalog_leave(&catalog);
 	PG_RETURN_NULL();

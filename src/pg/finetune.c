@@ -267,7 +267,12 @@ pgft_running_jobs_table(PG_FUNCTION_ARGS)
 	count = pgft_running_jobs(slots);
 	for (int i = 0; i < count; i++)
 	{
-		if (slots[i].database == MyDatabaseId && has_privs_of_role(GetUserId(), slots[i].owner))
+		Oid owner;
+
+		if (slots[i].database != MyDatabaseId)
+			continue;
+		owner = pgft_job_owner(&slots[i].job);
+		if (OidIsValid(owner) && has_privs_of_role(GetUserId(), owner))
 			put_slot(result, &slots[i]);
 	}
 	return (Datum) 0;

@@ -25,6 +25,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 
 #define JOB_PREFIX "ft_"
 
@@ -205,10 +206,10 @@ pgft_job_add_event(const pg_uuid_t *id, const char *level, const char *type, con
 	Datum values[] = {UUIDPGetDatum(id), CStringGetTextDatum(level), CStringGetTextDatum(type),
 					  CStringGetTextDatum(message), PointerGetDatum(data)};
 
-	pgft_execute("INSERT INTO finetune.event (job_id, number, level, type, message, data)"
-				 " SELECT $1, coalesce(max(number), 0) + 1, $2, $3, $4, $5"
-				 " FROM finetune.event WHERE job_id = $1",
-				 5, types, values, data ? "     " : "    n", SPI_OK_INSERT);
+	pgft_follow("INSERT INTO finetune.event (job_id, number, level, type, message, data)"
+				" SELECT $1, coalesce(max(number), 0) + 1, $2, $3, $4, $5"
+				" FROM finetune.event WHERE job_id = $1",
+				5, types, values, data ? "     " : "    n", SPI_OK_INSERT);
 }
 
 /*
@@ -297,41 +298,49 @@ pgft_job_show(void)
 	PgftCatalog catalog;
 	Jsonb *jobs;
 
+	AcceptInvalidationMessages();
 	pgft_catalog_enter(&catalog, false);
 	pgft_select("SELECT coalesce(jsonb_agg(" SHOW_OBJECT " ORDER BY d.created_at DESC, d.id),"
-				" '[]') FROM finetune.job_detail d WHERE pg_has_role($1, d.owner, 'USAGE')",
+				" '[]') FROM finetune.job_detail d JOIN finetune.job j ON j.id = d.id"
+				" WHERE pg_has_role($1, (" PGFT_JOB_OWNER ")::oid, 'USAGE')",
 				1, types, values);
 	jobs = take_jsonb();
 	pgft_catalog_leave(&catalog);
 	return jobs;
 }
 
-/* The object of one job, within SPI. */
+static void
+no_such_job(const pg_uuid_t *id)
+{
+	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+					errmsg("job \"%s\" does not exist", pgft_job_name(id))));
+}
+
+/* The object of one job, within SPI; another session may just have deleted it. */
 static Jsonb *
 select_description(const pg_uuid_t *id)
 {
 	Oid types[] = {UUIDOID};
 	Datum values[] = {UUIDPGetDatum(id)};
 
-	pgft_select("SELECT " DESCRIBE_OBJECT " FROM finetune.job_detail d WHERE d.id = $1", 1, types,
-				values);
+	if (pgft_select("SELECT " DESCRIBE_OBJECT " FROM finetune.job_detail d WHERE d.id = $1", 1,
+					types, values) == 0)
+		no_such_job(id);
 	return take_jsonb();
 }
 
-/* May the caller see and end this job?  An error if not. */
-static void
-check_right(const pg_uuid_t *id)
+Oid
+pgft_job_owner(const pg_uuid_t *id)
 {
 	Oid types[] = {UUIDOID};
 	Datum values[] = {UUIDPGetDatum(id)};
 	PgftCatalog catalog;
 	Oid owner = InvalidOid;
-	bool found;
 
-	pgft_catalog_enter(&catalog, false);
-	pgft_select("SELECT owner FROM finetune.job_detail WHERE id = $1", 1, types, values);
-	found = SPI_processed > 0;
-	if (found)
+	pgft_catalog_enter(&catalog, true);
+	pgft_execute("SELECT (" PGFT_JOB_OWNER ")::oid FROM finetune.job j WHERE j.id = $1", 1, types,
+				 values, NULL, SPI_OK_SELECT);
+	if (SPI_processed > 0)
 	{
 		bool isnull;
 
@@ -339,10 +348,20 @@ check_right(const pg_uuid_t *id)
 			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	}
 	pgft_catalog_leave(&catalog);
+	return owner;
+}
 
-	if (!found)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("job \"%s\" does not exist", pgft_job_name(id))));
+/* May the caller see and end this job?  An error if not. */
+static void
+check_right(const pg_uuid_t *id)
+{
+	Oid owner;
+
+	/* Roles and servers as they are now, also later in one transaction */
+	AcceptInvalidationMessages();
+	owner = pgft_job_owner(id);
+	if (!OidIsValid(owner))
+		no_such_job(id);
 	if (!has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("permission denied for job \"%s\"", pgft_job_name(id))));
@@ -396,7 +415,8 @@ pgft_job_cancel(const pg_uuid_t *id)
 
 	check_right(id);
 	pgft_catalog_enter(&catalog, false);
-	pgft_select("SELECT model_id FROM finetune.job WHERE id = $1", 1, types, values);
+	if (pgft_select("SELECT model_id FROM finetune.job WHERE id = $1", 1, types, values) == 0)
+		no_such_job(id);
 	model = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	lock_model(&model);
 	pgft_execute("UPDATE finetune.job j SET phase = 'cancelled',"
@@ -512,17 +532,18 @@ pgft_job_delete(const pg_uuid_t *id)
 }
 
 void
-pgft_job_model_dropped(const pg_uuid_t *model)
+pgft_job_model_dropped(const pg_uuid_t *model, Oid owner)
 {
-	Oid types[] = {UUIDOID};
-	Datum values[] = {UUIDPGetDatum(model)};
+	Oid types[] = {UUIDOID, OIDOID};
+	Datum values[] = {UUIDPGetDatum(model), ObjectIdGetDatum(owner)};
 	PgftCatalog catalog;
 
 	pgft_catalog_enter(&catalog, false);
-	pgft_execute("UPDATE finetune.job SET phase = 'cancelled',"
-				 " finished_at = clock_timestamp() WHERE model_id = $1 AND " PGFT_JOB_UNFINISHED
-				 " RETURNING id",
-				 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+	pgft_follow("UPDATE finetune.job SET owner = $2::regrole WHERE model_id = $1", 2, types, values,
+				NULL, SPI_OK_UPDATE);
+	pgft_follow("UPDATE finetune.job SET phase = 'cancelled', finished_at = clock_timestamp()"
+				" WHERE model_id = $1 AND " PGFT_JOB_UNFINISHED " RETURNING id",
+				1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	if (SPI_processed > 0)
 	{
 		bool isnull;

@@ -11,6 +11,7 @@
 
 #include "catalog.h"
 #include "model.h"
+#include "pg_finetune.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
@@ -27,7 +28,9 @@
  */
 #define PGFT_JOB_OWNER                                                           \
 	"coalesce((SELECT s.srvowner FROM finetune.model m JOIN pg_foreign_server s" \
-	" ON s.srvname::text = m.name WHERE m.id = j.model_id), j.owner::oid)::regrole"
+	" ON s.srvname = m.name::name JOIN pg_foreign_data_wrapper w"                \
+	" ON w.oid = s.srvfdw AND w.fdwname = '" PGFT_WRAPPER                        \
+	"' WHERE m.id = j.model_id), j.owner::oid)::regrole"
 
 /* What a session asks for. */
 typedef struct PgftJobRequest
@@ -107,10 +110,14 @@ extern Jsonb *pgft_job_resume(const pg_uuid_t *id);
 extern Jsonb *pgft_job_delete(const pg_uuid_t *id);
 
 /*
- * A model is being dropped: its unfinished job is cancelled with it.  For the
- * event trigger, after the row of finetune.model is gone.
+ * A model of this owner is being dropped: its unfinished job is cancelled with
+ * it, and the job's history stays the owner's.  For the event trigger, after
+ * the row of finetune.model is gone.
  */
-extern void pgft_job_model_dropped(const pg_uuid_t *model);
+extern void pgft_job_model_dropped(const pg_uuid_t *model, Oid owner);
+
+/* Who owns a job now; InvalidOid when there is none of this id. */
+extern Oid pgft_job_owner(const pg_uuid_t *id);
 
 /* ---- Workers; each call is a transaction of its own ---- */
 

@@ -33,9 +33,7 @@
 
 /* Columns of a job j for read_row; its owner is its model's, while there is one. */
 #define JOB_COLUMNS                                                                        \
-	"j.id, j.model_id, j.base_id,"                                                         \
-	" coalesce((SELECT s.srvowner FROM finetune.model m JOIN pg_foreign_server s"          \
-	" ON s.srvname::text = m.name WHERE m.id = j.model_id), j.owner::oid),"                \
+	"j.id, j.model_id, j.base_id, (" PGFT_JOB_OWNER ")::oid,"                              \
 	" j.search_path, j.training_query, j.validation_query, j.options, j.phase, j.attempt," \
 	" j.fruitless, j.base_digest, coalesce(j.checkpoint_step, 0)"
 

@@ -463,7 +463,7 @@ pgft_job_worker_main(Datum arg)
 		AllocSetContextCreate(TopMemoryContext, "attempt of a job", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(TopMemoryContext);
 	worker.directory = pgft_job_directory(&worker.job->id);
-	pgft_slot_set_job(&worker.job->id, worker.job->owner, PGFT_PHASE_PENDING);
+	pgft_slot_set_job(&worker.job->id, PGFT_PHASE_PENDING);
 	pgstat_report_activity(STATE_RUNNING, psprintf("job %s", worker.job->name));
 
 	if (run_job(&worker) == PGFT_OUTCOME_LEAVE)

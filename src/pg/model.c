@@ -26,6 +26,7 @@
 #include "pg_finetune.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/uuid.h"
 #include "weights.h"
 
@@ -44,12 +45,20 @@ enum
 	COLUMN_BASE_ID,
 	COLUMN_BASE_NAME,
 	COLUMN_BASE_WEIGHTS_DIGEST,
-	COLUMN_BASE_FILE_DIGEST
+	COLUMN_BASE_FILE_DIGEST,
+	COLUMN_SERVER,
+	COLUMN_BASE_SERVER
 };
 
+/*
+ * Rows and servers in one snapshot: while names are swapped, the rights of one
+ * model never go with the weights of the other.
+ */
 #define SELECT_MODEL                                                                      \
 	"SELECT m.id, m.name, m.kind, m.weights_digest, m.base_digest, m.job, b.id, b.name, " \
-	"b.weights_digest, b.base_digest "                                                    \
+	"b.weights_digest, b.base_digest, "                                                   \
+	"(SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = m.name::name), "            \
+	"(SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = b.name::name) "             \
 	"FROM finetune.model m LEFT JOIN finetune.model b ON b.id = m.base_id "
 
 Oid
@@ -111,8 +120,10 @@ read_options(PgftModel *model, List *options)
 static bool
 read_server(PgftModel *model)
 {
-	ForeignServer *server = GetForeignServerByName(model->name, true);
+	ForeignServer *server = model->has_row ? GetForeignServerExtended(model->server, FSV_MISSING_OK)
+										   : GetForeignServerByName(model->name, true);
 
+	model->server = InvalidOid;
 	if (server == NULL || server->fdwid != pgft_wrapper_oid(true))
 		return false;
 	model->server = server->serverid;
@@ -144,7 +155,16 @@ uuid_column(int column, pg_uuid_t *value)
 	return !is_null;
 }
 
-/* The row's half of a model, by name or by id: a model without a server yet, or NULL. */
+static Oid
+oid_column(int column)
+{
+	bool is_null;
+	Datum datum = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &is_null);
+
+	return is_null ? InvalidOid : DatumGetObjectId(datum);
+}
+
+/* The row's half of a model, by name or by id, and which server it has; or NULL. */
 static PgftModel *
 read_row(const char *name, const pg_uuid_t *id)
 {
@@ -182,6 +202,7 @@ read_row(const char *name, const pg_uuid_t *id)
 		model->weights_digest = text_column(context, COLUMN_WEIGHTS_DIGEST);
 		model->base_digest = text_column(context, COLUMN_BASE_DIGEST);
 		model->has_job = uuid_column(COLUMN_JOB, &model->job);
+		model->server = oid_column(COLUMN_SERVER);
 		if (base_name != NULL)
 		{
 			model->base = MemoryContextAllocZero(context, sizeof(PgftModel));
@@ -191,6 +212,7 @@ read_row(const char *name, const pg_uuid_t *id)
 			uuid_column(COLUMN_BASE_ID, &model->base->id);
 			model->base->weights_digest = text_column(context, COLUMN_BASE_WEIGHTS_DIGEST);
 			model->base->base_digest = text_column(context, COLUMN_BASE_FILE_DIGEST);
+			model->base->server = oid_column(COLUMN_BASE_SERVER);
 		}
 	}
 	pgft_catalog_leave(&catalog);
@@ -208,8 +230,11 @@ typedef enum Lookup
 static PgftModel *
 find_by_name(const char *name)
 {
-	PgftModel *model = read_row(name, NULL);
+	PgftModel *model;
 
+	/* Rights that another session has just taken away count, also later in one transaction */
+	AcceptInvalidationMessages();
+	model = read_row(name, NULL);
 	if (model == NULL)
 	{
 		model = palloc0(sizeof(PgftModel));

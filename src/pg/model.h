@@ -150,6 +150,12 @@ extern void pgft_model_forget_base(const pg_uuid_t *id);
  */
 extern void pgft_model_record_base(const pg_uuid_t *id, const char *digest, bool stored);
 
+/*
+ * Raise 42710 when a row has this name.  A row whose server is yet to come (a
+ * subscription brought it) keeps its name from servers of other wrappers.
+ */
+extern void pgft_model_check_free(const char *name);
+
 /* What is known of a base's file. */
 extern void pgft_model_describe_base(const char *name, const char *architecture, int64 parameters,
 									 int context_length);

@@ -286,6 +286,18 @@ pgft_model_row_create(const char *name, PgftModelKind kind)
 }
 
 void
+pgft_model_check_free(const char *name)
+{
+	PgftModelKind kind;
+	char *base_name;
+
+	if (find_row(name, &kind, &base_name))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT), errmsg("model \"%s\" already exists", name)));
+}
+
+/* A server whose row a subscription has renamed before follows it, and joins it. */
+void
 pgft_model_row_rename(const char *old_name, const char *new_name)
 {
 	Oid types[] = {TEXTOID, TEXTOID};
@@ -293,20 +305,20 @@ pgft_model_row_rename(const char *old_name, const char *new_name)
 	PgftCatalog catalog;
 	PgftModelKind kind;
 	char *base_name;
-	bool renamed;
 
-	pgft_catalog_enter(&catalog, false);
-	pgft_execute("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values, NULL,
-				 SPI_OK_UPDATE);
-	renamed = SPI_processed > 0;
-	pgft_catalog_leave(&catalog);
-
-	/* The server of a row that was renamed elsewhere follows it */
-	if (!renamed && find_row(new_name, &kind, &base_name))
+	if (find_row(old_name, &kind, &base_name))
+		pgft_model_check_free(new_name);
+	else if (find_row(new_name, &kind, &base_name))
 	{
+		/* the server of a row that was renamed elsewhere follows it */
 		check_may_join(new_name);
 		pgft_model_depend_all();
+		return;
 	}
+	pgft_catalog_enter(&catalog, false);
+	pgft_follow("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values, NULL,
+				SPI_OK_UPDATE);
+	pgft_catalog_leave(&catalog);
 }
 
 /* ---- Weights are there, or will never be ---- */
@@ -492,7 +504,11 @@ depend_row(TriggerData *trigger, TupleDesc descriptor, Datum name)
 		depend_by_id(name, base_id);
 }
 
-/* Trigger on finetune.model: before and after the insertion of a row, and after a rename. */
+/*
+ * Trigger on finetune.model: before and after the insertion of a row, and after
+ * a rename.  Whoever has a table may put the function on it, so it looks where
+ * it was called.
+ */
 PG_FUNCTION_INFO_V1(pgft_model_row);
 Datum
 pgft_model_row(PG_FUNCTION_ARGS)
@@ -502,7 +518,6 @@ pgft_model_row(PG_FUNCTION_ARGS)
 	bool is_null;
 	Datum name;
 
-	/* Anybody may have a trigger call it for a table of his own */
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		RelationGetRelid(trigger->tg_relation) != pgft_relation_oid("model") ||
 		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||

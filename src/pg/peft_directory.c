@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "access/xlog.h"
+#include "base.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_collation.h"
 #include "engine_client.h"
@@ -272,18 +273,6 @@ refuse_adapter(const PgftReply *reply, const PgftModel *base, const char *copy,
 					hint != NULL ? errhint("%s", hint) : 0));
 }
 
-/* The base, which the caller may use. */
-static PgftModel *
-get_base(const char *name)
-{
-	PgftModel *base = pgft_model_lookup(name, false);
-
-	if (base->kind != PGFT_MODEL_BASE)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("model \"%s\" is not a base model", name)));
-	return base;
-}
-
 /* What the engine says of the base that the adapter is for. */
 static void
 read_facts(PgftModelFacts *facts, Jsonb *loaded)
@@ -351,7 +340,7 @@ pgft_import(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("finetune_import()");
 	PreventCommandDuringRecovery("finetune_import()");
 	pgft_model_check_create(name);
-	base = get_base(base_name);
+	base = pgft_base_lookup(base_name);
 	check_role(ROLE_PG_READ_SERVER_FILES, function, "pg_read_server_files");
 	check_directory(directory);
 

@@ -65,31 +65,57 @@ write_query(const char *query, const char *what, const char *directory, const ch
 	return pgft_rows_write(query, what, directory, name, &columns);
 }
 
-/* Both queries as the owner, in one snapshot that nothing can be written in. */
+/* A query with the search_path of the job; what it sets is gone after it. */
+static int64
+run_query(PgftJob *job, const char *query, const char *what, const char *directory,
+		  const char *name)
+{
+	int nest_level = NewGUCNestLevel();
+	int64 rows;
+
+	(void) set_config_option("search_path", job->search_path, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	rows = write_query(query, what, directory, name);
+	AtEOXact_GUC(false, nest_level);
+	return rows;
+}
+
+/*
+ * The owner logs in, as it were: for session_user, which functions of others may
+ * ask who they are dealing with, and for the workers of a parallel query.  The
+ * end of the transaction undoes it.
+ */
 static void
-read_data(PgftJob *job, const char *directory, int64 *rows, int64 *validation_rows)
+become(Oid owner)
 {
 	Oid user;
 	int context;
 
+	SetConfigOption("session_authorization", GetUserNameFromId(owner, false), PGC_USERSET,
+					PGC_S_SESSION);
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(owner,
+						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+}
+
+/* Both queries as the owner, in one snapshot that nothing can be written in. */
+static void
+read_data(PgftJob *job, const char *directory, int64 *rows, int64 *validation_rows)
+{
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	XactReadOnly = true;
 	XactIsoLevel = XACT_REPEATABLE_READ;
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(job->owner,
-						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
-	(void) set_config_option("search_path", job->search_path, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
+	become(job->owner);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 
-	*rows = write_query(job->training_query, "training query", directory, PGFT_TRAINING_FILE);
-	*validation_rows = 0;
-	if (job->validation_query)
-		*validation_rows =
-			write_query(job->validation_query, "validation query", directory, PGFT_VALIDATION_FILE);
+	*rows = run_query(job, job->training_query, "training query", directory, PGFT_TRAINING_FILE);
+	*validation_rows = job->validation_query
+						   ? run_query(job, job->validation_query, "validation query", directory,
+									   PGFT_VALIDATION_FILE)
+						   : 0;
 	AbortOutOfAnyTransaction();
 }
 

@@ -409,11 +409,10 @@ pgft_slot_set_result(PgftLookResult result)
 }
 
 void
-pgft_slot_set_job(const pg_uuid_t *job, Oid owner, PgftPhase phase)
+pgft_slot_set_job(const pg_uuid_t *job, PgftPhase phase)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_slot->job = *job;
-	my_slot->owner = owner;
 	my_slot->phase = phase;
 	my_slot->step = 0;
 	my_slot->total_steps = 0;

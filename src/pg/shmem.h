@@ -57,7 +57,6 @@ typedef struct PgftJobSlot
 	/* The job, once claimed */
 	bool job_set;
 	pg_uuid_t job;
-	Oid owner;
 	PgftPhase phase;
 	int64 step;
 	int64 total_steps; /* 0 while unknown */
@@ -125,7 +124,7 @@ extern Oid pgft_slot_attach(Datum main_arg);
 extern void pgft_slot_set_result(PgftLookResult result);
 
 /* The job that this worker runs, from the claim on. */
-extern void pgft_slot_set_job(const pg_uuid_t *job, Oid owner, PgftPhase phase);
+extern void pgft_slot_set_job(const pg_uuid_t *job, PgftPhase phase);
 extern void pgft_slot_set_phase(PgftPhase phase);
 extern void pgft_slot_set_progress(int64 step, int64 total_steps, double training_loss,
 								   double tokens_per_second, double eta_seconds);
