@@ -83,7 +83,7 @@ pgft_job_directory(const pg_uuid_t *id)
 {
 	char *uuid = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
 
-	return pgft_work_path("jobs/%s", uuid);
+	return pgft_work_path("jobs/%u-%s", MyDatabaseId, uuid);
 }
 
 /* ---- Where a job is at home ---- */
@@ -101,7 +101,8 @@ here(void)
 
 	if (instance == NULL || RecoveryInProgress())
 		return NULL;
-	return psprintf("%s/%u/%u", DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(instance))),
+	return psprintf("%s/%u/%u",
+					DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(instance))),
 					MyDatabaseId, pgft_relation_oid("job"));
 }
 
@@ -138,7 +139,6 @@ pgft_job_settle_foreign(void)
 {
 	Oid types[] = {TEXTOID, TEXTOID};
 	bool adopt = pgft_was_standby();
-	char *home = here();
 	PgftCatalog catalog;
 	SPITupleTable *rows;
 	uint64 count;
@@ -150,7 +150,8 @@ pgft_job_settle_foreign(void)
 		return;
 	}
 	{
-		/* the same database and table, of the cluster that this one followed */
+		char *home = here();
+		/* adopted: of the same database and table, in the cluster that this one followed */
 		Datum values[] = {CStringGetTextDatum(home), CStringGetTextDatum(strchr(home, '/'))};
 
 		if (adopt)
@@ -452,6 +453,16 @@ change_unfinished(const pg_uuid_t *id, const char *update, int nargs, Oid *types
 	return changed;
 }
 
+/* Tables that version 1.0 made know of no pause. */
+static void
+require_pauses(void)
+{
+	if (!pgft_has_column("job", "home"))
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("jobs cannot be paused before the extension is updated"),
+						errhint("ALTER EXTENSION pg_finetune UPDATE.")));
+}
+
 Jsonb *
 pgft_job_pause(const pg_uuid_t *id)
 {
@@ -460,11 +471,12 @@ pgft_job_pause(const pg_uuid_t *id)
 	PgftCatalog catalog;
 	Jsonb *job;
 
+	require_pauses();
 	check_right(id);
 	pgft_catalog_enter(&catalog, false);
-	if (change_unfinished(id,
-						  "UPDATE finetune.job SET phase = 'paused' WHERE id = $1 AND " PGFT_JOB_RUNNABLE,
-						  1, types, values))
+	if (change_unfinished(
+			id, "UPDATE finetune.job SET phase = 'paused' WHERE id = $1 AND " PGFT_JOB_RUNNABLE, 1,
+			types, values))
 	{
 		pgft_job_add_event(id, "info", "paused", "job paused", NULL);
 		pgft_cancel_job_at_commit(id);
@@ -483,6 +495,7 @@ pgft_job_resume(const pg_uuid_t *id)
 	PgftCatalog catalog;
 	Jsonb *job;
 
+	require_pauses();
 	check_right(id);
 	pgft_catalog_enter(&catalog, false);
 	if (change_unfinished(id,

@@ -330,8 +330,7 @@ pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint)
 bool
 pgft_job_pause_by_error(PgftJob *job, int sqlstate, const char *message, const char *hint)
 {
-	return stop_by_error(job, "phase = 'paused'", "warning", "paused", sqlstate,
-						 message, hint);
+	return stop_by_error(job, "phase = 'paused'", "warning", "paused", sqlstate, message, hint);
 }
 
 void
@@ -468,10 +467,11 @@ pgft_job_clean_all(void)
 	uint64 count;
 
 	pgft_job_begin(&catalog);
-	pgft_select(psprintf("SELECT id FROM finetune.job j WHERE has_directory AND NOT (" PGFT_JOB_UNFINISHED
-						 ")%s",
-						 pgft_job_at_home()),
-				0, NULL, NULL);
+	pgft_select(
+		psprintf("SELECT id FROM finetune.job j WHERE has_directory AND NOT (" PGFT_JOB_UNFINISHED
+				 ")%s",
+				 pgft_job_at_home()),
+		0, NULL, NULL);
 	count = SPI_processed;
 	if (count > 0)
 		ids = MemoryContextAlloc(TopMemoryContext, count * sizeof(pg_uuid_t));

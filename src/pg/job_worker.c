@@ -163,11 +163,23 @@ pgft_worker_remember(PgftJobWorker *worker, int sqlstate, const char *message)
 	strlcpy(worker->last_words, message, sizeof(worker->last_words));
 }
 
+/* Not with the tables of version 1.0. */
+static bool
+can_pause(void)
+{
+	bool can;
+
+	StartTransactionCommand();
+	can = pgft_has_column("job", "home");
+	CommitTransactionCommand();
+	return can;
+}
+
 /* With more room the job can go on, so a full disk does not end it. */
 PgftOutcome
 pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message, const char *hint)
 {
-	if (sqlstate == ERRCODE_DISK_FULL)
+	if (sqlstate == ERRCODE_DISK_FULL && can_pause())
 	{
 		hint = psprintf("Make room, then call finetune('RESUME', '%s').", worker->job->name);
 		return pgft_job_pause_by_error(worker->job, sqlstate, message, hint)

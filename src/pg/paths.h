@@ -5,7 +5,7 @@
  * every server process's working directory, unless the setting is absolute.
  *
  *     engine.sock, engine.sock.lock   the serving engine
- *     jobs/<job id>/                  a job directory
+ *     jobs/<database>-<job id>/       a job directory
  *     cache/<digest>/                 an adapter or a base, copied out of finetune.weights
  *     sessions/<pid>-<number>/        a job directory of a session's own, while it is at work
  */
