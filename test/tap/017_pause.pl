@@ -182,26 +182,28 @@ $node->safe_psql('postgres', 'ALTER SYSTEM RESET pg_finetune.max_running_jobs; S
 like(error_of($node, 'SET pg_finetune.max_jobs_per_role = 0', 'busy'), qr/^42501: /, 'it cannot lift the limit');
 
 # A copy of the cluster, work directory and all
+$node->safe_psql('postgres', "ALTER SYSTEM SET pg_finetune.max_running_jobs = 0");
+$node->reload;
+$id = start_job($node, 'copied', options => { max_steps => 2 });
 $node->stop;
-$id = do
-{
-	$node->append_conf('postgresql.conf', 'pg_finetune.max_running_jobs = 0');
-	$node->start;
-	my $queued = start_job($node, 'copied', options => { max_steps => 2 });
-	$node->stop;
-	$node->append_conf('postgresql.conf', 'pg_finetune.max_running_jobs = 1');
-	$queued;
-};
 my $copy = PostgreSQL::Test::Cluster->new('copy');
 system_or_bail('cp', '-a', $node->data_dir, $copy->data_dir);
 $copy->append_conf('postgresql.conf', 'port = ' . $copy->port . "\nunix_socket_directories = '" . $copy->host . "'");
 $copy->start;
-ok(wait_for_sql($copy, "SELECT status = 'PAUSED' FROM finetune.jobs WHERE job_id = '$id'"),
-	'in a copy of the cluster the job is paused');
-like( $copy->safe_psql('postgres',
-		"SELECT level, message FROM finetune.events WHERE job_id = '$id' AND type = 'paused'"),
-	qr/^warning\|job paused: it was created in another cluster or database$/, 'an event says why');
+is($copy->safe_psql('postgres', "SELECT status FROM finetune.jobs WHERE job_id = '$id'"),
+	'PAUSED', 'in a copy of the cluster a job is paused');
+$copy->safe_psql('postgres', "ALTER SYSTEM RESET pg_finetune.max_running_jobs");
+$copy->restart;
+ok( wait_until(
+		sub {
+			$copy->safe_psql('postgres',
+				"SELECT level, message FROM finetune.events WHERE job_id = '$id' AND type = 'paused'") eq
+			  'warning|job paused: it was created in another cluster or database';
+		}),
+	'an event says why');
 $node->start;
+$node->safe_psql('postgres', "ALTER SYSTEM RESET pg_finetune.max_running_jobs");
+$node->reload;
 is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'in its own it runs');
 is($copy->safe_psql('postgres', "SELECT finetune('RESUME', '$id')->>'status'"), 'PENDING', 'RESUME in the copy');
 is(wait_for_status($copy, $id, 'SUCCESS')->{status}, 'SUCCESS', 'runs it there as well');
