@@ -25,7 +25,7 @@ my $scratch   = $mode;
 my %wanted    = map { $_ => 1 } @ARGV;
 my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
 delete @ENV{ grep { /^(PG(?!_CONFIG$)|LC_|LANG|FT_)/ } keys %ENV };
-$ENV{LC_ALL}  = 'C.UTF-8';
+$ENV{LC_ALL}  = $ENV{LANG} = 'C.UTF-8';    # PostgreSQL::Test keeps the latter only
 $ENV{PERL5LIB} = '';
 
 my @suites = (checks());

@@ -27,9 +27,6 @@
 /* Integers that JSON carries exactly */
 #define MAX_EXACT_INTEGER 9007199254740991.0
 
-/* The longest role that is repeated in a message */
-#define MAX_ROLE_SHOWN 20
-
 typedef void (*OptionFunction)(PgftCompleteOptions *options, const char *name,
 							   const JsonbValue *value);
 
@@ -342,15 +339,16 @@ bad_message(int number, const char *wrong)
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("message %d %s", number, wrong)));
 }
 
-/* A role stands in the caller's data, so only what looks like the name of one is repeated. */
+/* A role stands in the caller's data, so only one that other systems know is repeated. */
 static void
 unknown_role(const char *role, int number)
 {
-	size_t letters = strspn(role, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_");
+	static const char *const known[] = {"tool", "function", "developer", "model"};
 	char *wrong = "";
 
-	if (letters > 0 && letters <= MAX_ROLE_SHOWN && role[letters] == '\0')
-		wrong = psprintf(", not \"%s\"", role);
+	for (int i = 0; i < lengthof(known); i++)
+		if (strcmp(role, known[i]) == 0)
+			wrong = psprintf(", not \"%s\"", role);
 	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					errmsg("message %d must have the role \"system\", \"user\" or \"assistant\"%s",
 						   number, wrong)));

@@ -194,7 +194,7 @@ fails("SELECT finetune_import('x', 'mine', '$adapter')", '42809', qr/model "mine
 	'a base that is none');
 fails("SELECT finetune_import('x', 'none', '$adapter')", '42704', qr/model "none" does not exist/, 'no base');
 fails("SELECT finetune_import('mine', 'tiny', '$adapter')", '42710', qr/model "mine" already exists/, 'a taken name');
-fails("SELECT finetune_import('', 'tiny', '$adapter')", '42602', qr/name must not be empty/, 'an empty name');
+fails("SELECT finetune_import('', 'tiny', '$adapter')", '42602', qr/name of a model must not be empty/, 'an empty name');
 fails("SELECT finetune_import('x', 'tiny', 'x')", '42602', qr/not an absolute path/, 'import of a relative path');
 
 # --- Directories that are no adapters, or hostile
