@@ -10,12 +10,13 @@
 -- In the order in which sessions and workers of running jobs lock them.
 LOCK TABLE finetune.job, finetune.model, finetune.weights, finetune.metric, finetune.event;
 
--- This cluster, database and table; another one in every copy of them.
+-- This cluster, database and table; another one in every copy of them.  Null
+-- where no job is at home: on a standby, and without the library preloaded.
 CREATE FUNCTION finetune.here()
 	RETURNS pg_catalog.text
 	LANGUAGE C STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 	AS 'MODULE_PATHNAME', 'pgft_here';
-COMMENT ON FUNCTION finetune.here() IS 'where jobs are at home that are created now: cluster, database, table';
+COMMENT ON FUNCTION finetune.here() IS 'where jobs are at home that are created now: cluster, database, table; null on a standby';
 
 -- pg_restore loads an extension's tables in any order, several at a time, with
 -- their constraints in place, and pg_dump warns of a table that refers to
@@ -52,6 +53,12 @@ COMMENT ON TRIGGER record_renamed ON finetune.model IS 'has servers depend on ea
 ALTER TABLE finetune.job ADD COLUMN home pg_catalog.text;
 COMMENT ON COLUMN finetune.job.home IS 'where the job was created, and may run; anywhere else it is paused';
 UPDATE finetune.job SET home = finetune.here();
+
+ALTER TABLE finetune.job
+	DROP CONSTRAINT job_phase_check,
+	ADD CONSTRAINT job_phase_check
+		CHECK (phase IN ('pending', 'queued', 'running', 'uploading', 'paused',
+						 'completed', 'failed', 'cancelled'));
 
 -- As in 1.0, but that a copy of an unfinished job is paused, and that a server
 -- of the same name is a model only when it is of this wrapper.
@@ -111,7 +118,7 @@ CREATE OR REPLACE VIEW finetune.job_detail AS
 	FROM finetune.job j
 		CROSS JOIN LATERAL (
 			SELECT CASE WHEN j.finished_at IS NULL
-							 AND j.home IS DISTINCT FROM (SELECT finetune.here())
+							 AND j.home IS DISTINCT FROM COALESCE((SELECT finetune.here()), j.home)
 						THEN 'paused' ELSE j.phase END AS phase) p
 		LEFT JOIN finetune.model m ON m.id OPERATOR(pg_catalog.=) j.model_id
 		LEFT JOIN finetune.model b ON b.id OPERATOR(pg_catalog.=) j.base_id
@@ -138,7 +145,8 @@ CREATE OR REPLACE VIEW finetune.jobs WITH (security_barrier) AS
 			FROM finetune.job j
 			WHERE j.phase OPERATOR(pg_catalog.=) 'pending'
 				AND j.attempt OPERATOR(pg_catalog.=) 0
-				AND j.home OPERATOR(pg_catalog.=) (SELECT finetune.here())) q
+				AND j.home OPERATOR(pg_catalog.=)
+					COALESCE((SELECT finetune.here()), j.home)) q
 			ON q.id OPERATOR(pg_catalog.=) d.id
 	WHERE pg_catalog.pg_has_role(d.owner, 'USAGE');
 
@@ -382,7 +390,7 @@ COMMENT ON COLUMN finetune.job.training_query IS 'query of the training rows';
 COMMENT ON COLUMN finetune.job.validation_query IS 'query of the validation rows';
 COMMENT ON COLUMN finetune.job.options IS 'options, checked, with the defaults filled in';
 COMMENT ON COLUMN finetune.job.priority IS 'higher ones run first';
-COMMENT ON COLUMN finetune.job.phase IS 'pending, queued, running, uploading, completed, failed or cancelled';
+COMMENT ON COLUMN finetune.job.phase IS 'pending, queued, running, uploading, paused, completed, failed or cancelled';
 COMMENT ON COLUMN finetune.job.created_at IS 'when the job was created';
 COMMENT ON COLUMN finetune.job.started_at IS 'when its first attempt began';
 COMMENT ON COLUMN finetune.job.finished_at IS 'when it ended';
@@ -405,7 +413,7 @@ COMMENT ON COLUMN finetune.job.base_digest IS 'SHA-256 of the base file';
 COMMENT ON COLUMN finetune.job.data_hash IS 'digest of the training data';
 COMMENT ON COLUMN finetune.job.architecture IS 'family of models of the base';
 COMMENT ON COLUMN finetune.job.parameters IS 'number of parameters of the base';
-COMMENT ON COLUMN finetune.job.error IS 'code, message and hint of a job that failed';
+COMMENT ON COLUMN finetune.job.error IS 'code, message and hint of a job that failed, or was paused by an error';
 
 COMMENT ON COLUMN finetune.metric.job_id IS 'the job';
 COMMENT ON COLUMN finetune.metric.step IS 'optimizer step; 0 is the untouched base';
@@ -428,8 +436,8 @@ COMMENT ON COLUMN finetune.event.data IS 'its figures';
 
 COMMENT ON COLUMN finetune.job_detail.job_id IS 'the job''s id, as finetune() returns it';
 COMMENT ON COLUMN finetune.job_detail.id IS 'the same without ft_';
-COMMENT ON COLUMN finetune.job_detail.status IS 'PENDING, IN_PROGRESS, SUCCESS, ERROR or CANCELLED';
-COMMENT ON COLUMN finetune.job_detail.phase IS 'pending, queued, running, uploading, completed, failed or cancelled';
+COMMENT ON COLUMN finetune.job_detail.status IS 'PENDING, IN_PROGRESS, PAUSED, SUCCESS, ERROR or CANCELLED';
+COMMENT ON COLUMN finetune.job_detail.phase IS 'pending, queued, running, uploading, paused, completed, failed or cancelled';
 COMMENT ON COLUMN finetune.job_detail.model IS 'present name of the model, or the last that is known';
 COMMENT ON COLUMN finetune.job_detail.base_model IS 'present name of the base, or the last that is known';
 COMMENT ON COLUMN finetune.job_detail.owner IS 'owner of the model, or who created the job';
@@ -453,11 +461,11 @@ COMMENT ON COLUMN finetune.job_detail.queue_position IS 'place in the queue, 1 b
 COMMENT ON COLUMN finetune.job_detail.attempts IS 'attempts so far';
 COMMENT ON COLUMN finetune.job_detail.device IS 'device that it runs on';
 COMMENT ON COLUMN finetune.job_detail.data_hash IS 'digest of the training data';
-COMMENT ON COLUMN finetune.job_detail.error IS 'code, message and hint of a job that failed';
+COMMENT ON COLUMN finetune.job_detail.error IS 'code, message and hint of a job that failed, or was paused by an error';
 
 COMMENT ON COLUMN finetune.jobs.job_id IS 'the job''s id, as finetune() returns it';
-COMMENT ON COLUMN finetune.jobs.status IS 'PENDING, IN_PROGRESS, SUCCESS, ERROR or CANCELLED';
-COMMENT ON COLUMN finetune.jobs.phase IS 'pending, queued, running, uploading, completed, failed or cancelled';
+COMMENT ON COLUMN finetune.jobs.status IS 'PENDING, IN_PROGRESS, PAUSED, SUCCESS, ERROR or CANCELLED';
+COMMENT ON COLUMN finetune.jobs.phase IS 'pending, queued, running, uploading, paused, completed, failed or cancelled';
 COMMENT ON COLUMN finetune.jobs.model IS 'present name of the model, or the last that is known';
 COMMENT ON COLUMN finetune.jobs.base_model IS 'present name of the base, or the last that is known';
 COMMENT ON COLUMN finetune.jobs.owner IS 'owner of the model, or who created the job';
@@ -481,7 +489,7 @@ COMMENT ON COLUMN finetune.jobs.data_hash IS 'digest of the training data';
 COMMENT ON COLUMN finetune.jobs.training_data IS 'query of the training rows';
 COMMENT ON COLUMN finetune.jobs.validation_data IS 'query of the validation rows';
 COMMENT ON COLUMN finetune.jobs.options IS 'options as resolved';
-COMMENT ON COLUMN finetune.jobs.error IS 'code, message and hint of a job that failed';
+COMMENT ON COLUMN finetune.jobs.error IS 'code, message and hint of a job that failed, or was paused by an error';
 
 COMMENT ON COLUMN finetune.metrics.job_id IS 'the job''s id, as finetune() returns it';
 COMMENT ON COLUMN finetune.metrics.step IS 'optimizer step; 0 is the untouched base';
@@ -511,3 +519,5 @@ COMMENT ON COLUMN finetune.progress.steps_done IS 'optimizer steps done';
 COMMENT ON COLUMN finetune.progress.training_loss IS 'loss of the last step';
 COMMENT ON COLUMN finetune.progress.tokens_per_second IS 'tokens trained in a second';
 COMMENT ON COLUMN finetune.progress.time_left IS 'time until the job may end';
+COMMENT ON FUNCTION @extschema@.finetune(pg_catalog.text, pg_catalog.text)
+	IS 'a fine-tuning job: finetune(''DESCRIBE'' | ''CANCEL'' | ''PAUSE'' | ''RESUME'' | ''DELETE'', job_id)';

@@ -25,6 +25,12 @@ on_terminate(int signal_number)
 	terminated = 1;
 }
 
+bool
+ft_setup_terminated(void)
+{
+	return terminated;
+}
+
 ft_status
 ft_setup_tick(void *setup)
 {

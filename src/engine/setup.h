@@ -44,6 +44,8 @@ void ft_setup_close(ft_setup *setup);
 /* Between layers and rows: progress for the heartbeat, and FT_CANCELLED after SIGTERM.  `setup` is
  * an ft_setup. */
 ft_status ft_setup_tick(void *setup);
+/* Has a signal asked for the end? */
+bool ft_setup_terminated(void);
 
 /* FT_BUSY when another engine works in the directory. */
 ft_status ft_setup_lock(ft_setup *setup);

@@ -27,6 +27,8 @@ typedef struct run
 	double step_seconds; /* spent in steps by this attempt */
 	int64_t step_tokens; /* trained on by this attempt */
 	double saved_at;     /* when the last checkpoint was written */
+	int64_t saved_step;  /* and of which step; as one that was resumed from */
+	bool evaluating;     /* the state is between a step and its evaluation */
 	double round_at;     /* up to when state.elapsed is counted */
 } run;
 
@@ -155,7 +157,7 @@ resume(run *r)
 	if (status == FT_OK)
 		status = ft_transformer_adapter_changed(t->transformer);
 	ft_adapter_free(saved);
-	r->resumed_from = state.step;
+	r->resumed_from = r->saved_step = state.step;
 	return status;
 }
 
@@ -277,7 +279,9 @@ count_elapsed(run *r)
 static ft_status
 evaluate(run *r)
 {
+	r->evaluating = true;
 	FT_TRY(ft_trainer_evaluate(r->trainer));
+	r->evaluating = false;
 	if (r->setup.dataset->n_validation == 0)
 		return FT_OK;
 	return send_evaluation(r);
@@ -296,6 +300,7 @@ save(run *r)
 	FT_TRY(ft_checkpoint_save(r->setup.directory, r->identity, &t->state, t->adapter,
 							  &r->setup.model->config, r->setup.job->base_name, &t->moments));
 	r->saved_at = ft_monotonic_seconds();
+	r->saved_step = t->state.step;
 	snprintf(name, sizeof name, "checkpoint-%lld", (long long) t->state.step);
 	return ft_events_send(
 		r->setup.events, "checkpoint",
@@ -341,13 +346,27 @@ train(run *r)
 	return send_completed(r);
 }
 
+/* Asked to end: the work since the last checkpoint need not be done again.  A step that was under
+ * way has changed nothing yet; of an evaluation nothing is kept, so its step is taken again. */
+static ft_status
+save_at_end(run *r)
+{
+	if (!ft_setup_terminated() || r->evaluating || r->trainer->state.step == r->saved_step)
+		return FT_CANCELLED;
+	FT_TRY(save(r));
+	return FT_CANCELLED;
+}
+
 static ft_status
 run_job(run *r)
 {
+	ft_status status;
+
 	FT_TRY(ft_setup_lock(&r->setup));
 	FT_TRY(prepare(r));
 	FT_TRY(send_start(r));
-	return train(r);
+	status = train(r);
+	return status == FT_CANCELLED ? save_at_end(r) : status;
 }
 
 int

@@ -137,12 +137,17 @@ pgft_finetune_job(PG_FUNCTION_ARGS)
 		case ACTION_CANCEL:
 			PreventCommandIfReadOnly("finetune('CANCEL')");
 			PG_RETURN_JSONB_P(pgft_job_cancel(&id));
+		case ACTION_PAUSE:
+			PreventCommandIfReadOnly("finetune('PAUSE')");
+			PG_RETURN_JSONB_P(pgft_job_pause(&id));
+		case ACTION_RESUME:
+			PreventCommandIfReadOnly("finetune('RESUME')");
+			PG_RETURN_JSONB_P(pgft_job_resume(&id));
 		case ACTION_DELETE:
 			PreventCommandIfReadOnly("finetune('DELETE')");
 			PG_RETURN_JSONB_P(pgft_job_delete(&id));
 		default:
-			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-							errmsg("action %s is not supported yet", actions[action].name)));
+			pg_unreachable();
 	}
 }
 

@@ -10,6 +10,7 @@
 
 #include "access/xlog.h"
 #include "catalog.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
@@ -18,6 +19,7 @@
 #include "options.h"
 #include "paths.h"
 #include "pg_finetune.h"
+#include "settings.h"
 #include "shmem.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -26,8 +28,6 @@
 #include "utils/inval.h"
 
 #define JOB_PREFIX "ft_"
-
-#define UNFINISHED "phase IN ('pending', 'queued', 'running', 'uploading')"
 
 /* What SHOW lists of a job d (a row of finetune.job_detail). */
 #define SHOW_OBJECT                                                                              \
@@ -83,29 +83,38 @@ pgft_job_directory(const pg_uuid_t *id)
 {
 	char *uuid = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
 
-	return pgft_work_path("jobs/%s", uuid);
+	return pgft_work_path("jobs/%u-%s", MyDatabaseId, uuid);
 }
 
 /* ---- Where a job is at home ---- */
 
 /*
- * A copy of this table has another of the three: system identifier after
- * pg_upgrade, database after CREATE DATABASE ... TEMPLATE, table after a
- * restore, all of them where rows are replicated to.  A standby that is
- * promoted has the same.
+ * A copy of this table has another of the three: instance in a copy of the
+ * cluster, database after CREATE DATABASE ... TEMPLATE, table after a restore.
+ * NULL where nothing is at home: no job is run on a standby, nor without the
+ * library preloaded.
  */
 static char *
 here(void)
 {
-	return psprintf(UINT64_FORMAT "/%u/%u", GetSystemIdentifier(), MyDatabaseId,
-					pgft_relation_oid("job"));
+	const pg_uuid_t *instance = pgft_instance();
+
+	if (instance == NULL || RecoveryInProgress())
+		return NULL;
+	return psprintf("%s/%u/%u",
+					DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(instance))),
+					MyDatabaseId, pgft_relation_oid("job"));
 }
 
 PG_FUNCTION_INFO_V1(pgft_here);
 Datum
 pgft_here(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(cstring_to_text(here()));
+	char *home = here();
+
+	if (home == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(home));
 }
 
 const char *
@@ -123,6 +132,54 @@ pgft_job_is_at_home(const pg_uuid_t *id)
 
 	return pgft_select(psprintf("SELECT FROM finetune.job j WHERE j.id = $1%s", pgft_job_at_home()),
 					   1, types, values) > 0;
+}
+
+void
+pgft_job_settle_foreign(void)
+{
+	Oid types[] = {TEXTOID, TEXTOID};
+	bool adopt = pgft_was_standby();
+	PgftCatalog catalog;
+	SPITupleTable *rows;
+	uint64 count;
+
+	pgft_job_begin(&catalog);
+	if (!pgft_has_column("job", "home"))
+	{
+		pgft_job_finish(&catalog);
+		return;
+	}
+	{
+		char *home = here();
+		/* adopted: of the same database and table, in the cluster that this one followed */
+		Datum values[] = {CStringGetTextDatum(home), CStringGetTextDatum(strchr(home, '/'))};
+
+		if (adopt)
+			pgft_execute("UPDATE finetune.job SET home = $1, fruitless = 0"
+						 " WHERE " PGFT_JOB_RUNNABLE " AND home <> $1"
+						 " AND substr(home, strpos(home, '/')) = $2 RETURNING id",
+						 2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+		else
+			pgft_execute("UPDATE finetune.job SET phase = 'paused'"
+						 " WHERE " PGFT_JOB_RUNNABLE " AND home IS DISTINCT FROM $1 RETURNING id",
+						 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+	}
+	rows = SPI_tuptable;
+	count = SPI_processed;
+	for (uint64 i = 0; i < count; i++)
+	{
+		bool isnull;
+		pg_uuid_t *id = DatumGetUUIDP(SPI_getbinval(rows->vals[i], rows->tupdesc, 1, &isnull));
+
+		if (adopt)
+			pgft_job_add_event(id, "info", "taken_over",
+							   "this server was promoted, the job begins again", NULL);
+		else
+			pgft_job_add_event(id, "warning", "paused",
+							   "job paused: it was created in another cluster or database", NULL);
+		pgft_job_notify(id);
+	}
+	pgft_job_finish(&catalog);
 }
 
 static void
@@ -156,9 +213,38 @@ pgft_job_add_event(const pg_uuid_t *id, const char *level, const char *type, con
 				5, types, values, data ? "     " : "    n", SPI_OK_INSERT);
 }
 
+/*
+ * One more job for this role?  Two sessions of a role ask in turn, the second
+ * when the first's transaction has ended.
+ */
+static void
+check_limit(Oid role)
+{
+	Oid types[] = {OIDOID};
+	Datum values[] = {ObjectIdGetDatum(role)};
+	int64 count;
+	bool isnull;
+
+	if (pgft_max_jobs_per_role == 0)
+		return;
+	LockSharedObject(AuthIdRelationId, role, 0, ShareUpdateExclusiveLock);
+	pgft_select("SELECT count(*) FROM finetune.job j WHERE " PGFT_JOB_UNFINISHED
+				" AND " PGFT_JOB_OWNER " = $1::regrole",
+				1, types, values);
+	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	if (count >= pgft_max_jobs_per_role)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("role \"%s\" has " INT64_FORMAT " unfinished jobs, and may have %d",
+						GetUserNameFromId(role, false), count, pgft_max_jobs_per_role),
+				 errhint("Wait for one to end, or cancel one; pg_finetune.max_jobs_per_role is the "
+						 "limit.")));
+}
+
 void
 pgft_job_create(const PgftJobRequest *request)
 {
+	Oid owner = GetUserId();
 	Oid types[] = {UUIDOID, UUIDOID, TEXTOID, UUIDOID,  TEXTOID, OIDOID,
 				   TEXTOID, TEXTOID, TEXTOID, JSONBOID, INT4OID};
 	Datum values[11];
@@ -166,10 +252,11 @@ pgft_job_create(const PgftJobRequest *request)
 	PgftCatalog catalog;
 
 	/* The caller's user and search_path, before they are changed for SPI */
-	values[5] = ObjectIdGetDatum(GetUserId());
+	values[5] = ObjectIdGetDatum(owner);
 	values[6] = CStringGetTextDatum(GetConfigOption("search_path", false, false));
 
 	pgft_catalog_enter(&catalog, false);
+	check_limit(owner);
 	values[0] = UUIDPGetDatum(&request->id);
 	values[1] = UUIDPGetDatum(&request->model_id);
 	values[2] = CStringGetTextDatum(request->model_name);
@@ -333,8 +420,9 @@ pgft_job_cancel(const pg_uuid_t *id)
 		no_such_job(id);
 	model = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	lock_model(&model);
-	pgft_execute("UPDATE finetune.job j SET phase = 'cancelled', finished_at = clock_timestamp(),"
-				 " owner = " PGFT_JOB_OWNER " WHERE id = $1 AND " UNFINISHED,
+	pgft_execute("UPDATE finetune.job j SET phase = 'cancelled',"
+				 " finished_at = clock_timestamp(), owner = " PGFT_JOB_OWNER
+				 " WHERE id = $1 AND " PGFT_JOB_UNFINISHED,
 				 1, types, values, NULL, SPI_OK_UPDATE);
 	if (SPI_processed > 0)
 	{
@@ -343,6 +431,82 @@ pgft_job_cancel(const pg_uuid_t *id)
 		pgft_cancel_job_at_commit(id);
 
 		/* what a worker may have left is for another to clean */
+		pgft_look_for_jobs_at_commit();
+	}
+	job = select_description(id);
+	pgft_catalog_leave(&catalog);
+	return job;
+}
+
+/* A change that an ended job cannot have; says whether it made any. */
+static bool
+change_unfinished(const pg_uuid_t *id, const char *update, int nargs, Oid *types, Datum *values)
+{
+	bool changed;
+
+	pgft_execute(update, nargs, types, values, NULL, SPI_OK_UPDATE);
+	changed = SPI_processed > 0;
+	if (!changed && pgft_select("SELECT FROM finetune.job WHERE id = $1 AND " PGFT_JOB_UNFINISHED,
+								1, types, values) == 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("job \"%s\" has ended", pgft_job_name(id))));
+	return changed;
+}
+
+/* Tables that version 1.0 made know of no pause. */
+static void
+require_pauses(void)
+{
+	if (!pgft_has_column("job", "home"))
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("jobs cannot be paused before the extension is updated"),
+						errhint("ALTER EXTENSION pg_finetune UPDATE.")));
+}
+
+Jsonb *
+pgft_job_pause(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+	PgftCatalog catalog;
+	Jsonb *job;
+
+	require_pauses();
+	check_right(id);
+	pgft_catalog_enter(&catalog, false);
+	if (change_unfinished(
+			id, "UPDATE finetune.job SET phase = 'paused' WHERE id = $1 AND " PGFT_JOB_RUNNABLE, 1,
+			types, values))
+	{
+		pgft_job_add_event(id, "info", "paused", "job paused", NULL);
+		pgft_cancel_job_at_commit(id);
+	}
+	job = select_description(id);
+	pgft_catalog_leave(&catalog);
+	return job;
+}
+
+/* Whoever resumes a job that came from elsewhere wants it to run here, from the start. */
+Jsonb *
+pgft_job_resume(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID, TEXTOID};
+	Datum values[] = {UUIDPGetDatum(id), CStringGetTextDatum(here())};
+	PgftCatalog catalog;
+	Jsonb *job;
+
+	require_pauses();
+	check_right(id);
+	pgft_catalog_enter(&catalog, false);
+	if (change_unfinished(id,
+						  "UPDATE finetune.job SET error = NULL, fruitless = 0, home = $2,"
+						  " phase = CASE WHEN rows IS NOT NULL AND home = $2 THEN 'queued'"
+						  " ELSE 'pending' END"
+						  " WHERE id = $1 AND (phase = 'paused'"
+						  " OR (" PGFT_JOB_RUNNABLE " AND home IS DISTINCT FROM $2))",
+						  2, types, values))
+	{
+		pgft_job_add_event(id, "info", "resumed", "job waits to go on", NULL);
 		pgft_look_for_jobs_at_commit();
 	}
 	job = select_description(id);
@@ -364,8 +528,8 @@ pgft_job_delete(const pg_uuid_t *id)
 	pgft_select("SELECT FROM finetune.job WHERE id = $1 FOR UPDATE", 1, types, values);
 	job = select_description(id);
 	at_home = pgft_job_is_at_home(id);
-	pgft_execute("DELETE FROM finetune.job WHERE id = $1 AND NOT (" UNFINISHED ")", 1, types,
-				 values, NULL, SPI_OK_DELETE);
+	pgft_execute("DELETE FROM finetune.job WHERE id = $1 AND NOT (" PGFT_JOB_UNFINISHED ")", 1,
+				 types, values, NULL, SPI_OK_DELETE);
 	if (SPI_processed == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("job \"%s\" has not ended", pgft_job_name(id)),
@@ -391,7 +555,7 @@ pgft_job_model_dropped(const pg_uuid_t *model, Oid owner)
 	pgft_follow("UPDATE finetune.job SET owner = $2::regrole WHERE model_id = $1", 2, types, values,
 				NULL, SPI_OK_UPDATE);
 	pgft_follow("UPDATE finetune.job SET phase = 'cancelled', finished_at = clock_timestamp()"
-				" WHERE model_id = $1 AND " UNFINISHED " RETURNING id",
+				" WHERE model_id = $1 AND " PGFT_JOB_UNFINISHED " RETURNING id",
 				1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	if (SPI_processed > 0)
 	{

@@ -18,6 +18,10 @@
 /* Attempts without a new checkpoint after which a job has failed. */
 #define PGFT_JOB_MAX_ATTEMPTS 3
 
+/* In SQL: a job that a worker may work on; a job that has not ended. */
+#define PGFT_JOB_RUNNABLE "phase IN ('pending', 'queued', 'running', 'uploading')"
+#define PGFT_JOB_UNFINISHED "phase NOT IN ('completed', 'failed', 'cancelled')"
+
 /*
  * In SQL, for a job j: who owns its model, or owned it when last asked.  Jobs
  * follow their models' owners; the history keeps the last.
@@ -94,6 +98,14 @@ extern Jsonb *pgft_job_describe(const pg_uuid_t *id);
 /* Cancel a job that has not ended, and drop its model; returns what describe does. */
 extern Jsonb *pgft_job_cancel(const pg_uuid_t *id);
 
+/*
+ * Pause a job; it gives its place up and keeps what it has.  Resume one: it
+ * waits for a place again.  55000 when it has ended; nothing happens to one
+ * that is paused already, or is not.  Both return what describe does.
+ */
+extern Jsonb *pgft_job_pause(const pg_uuid_t *id);
+extern Jsonb *pgft_job_resume(const pg_uuid_t *id);
+
 /* Delete the history of a job that has ended (55000 else); returns what describe did. */
 extern Jsonb *pgft_job_delete(const pg_uuid_t *id);
 
@@ -115,6 +127,13 @@ extern Oid pgft_job_owner(const pg_uuid_t *id);
  */
 extern void pgft_job_begin(PgftCatalog *catalog);
 extern void pgft_job_finish(PgftCatalog *catalog);
+
+/*
+ * What to do with unfinished jobs of this database that another cluster
+ * created: a standby that was promoted goes on with them, everybody else
+ * pauses them.
+ */
+extern void pgft_job_settle_foreign(void);
 
 /*
  * Claim the next job of this database, by priority and age, that nobody works
@@ -143,8 +162,21 @@ extern bool pgft_job_set_phase(PgftJob *job, const char *phase, const char *mess
 /* End it by an error. */
 extern bool pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint);
 
+/* Pause it for an error that somebody has to put right. */
+extern bool
+pgft_job_pause_by_error(PgftJob *job, int sqlstate, const char *message, const char *hint);
+
 /* Store the adapter, make the model ready, and end the job: all in one transaction. */
 extern bool pgft_job_complete(PgftJob *job, const char *adapter_directory);
+
+/* Whose a job is that this worker has claimed, or was. */
+typedef enum PgftJobHold
+{
+	PGFT_JOB_MINE,
+	PGFT_JOB_PAUSED, /* by somebody, in this attempt */
+	PGFT_JOB_GONE    /* ended, or another's */
+} PgftJobHold;
+extern PgftJobHold pgft_job_hold(const PgftJob *job);
 
 /* Note something without changing the job. */
 extern void pgft_job_note(PgftJob *job, const char *level, const char *type, const char *message);

@@ -119,7 +119,9 @@ wait_for_reader(PgftJobWorker *worker)
 			if (outcome != PGFT_OUTCOME_GO_ON)
 				TerminateBackgroundWorker(reader);
 		}
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1, PG_WAIT_EXTENSION);
+		/* the reader's end wakes; the time is for a look at the disk that it fills */
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, PGFT_DISK_MS,
+						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -137,11 +139,9 @@ fail_job(PgftJobWorker *worker, JsonbContainer *error)
 
 	if (code == NULL || strlen(code) != 5)
 		code = "XX000";
-	return pgft_job_fail(worker->job, MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]),
-						 message ? message : "reading the data failed",
-						 pgft_json_string(error, "hint"))
-			   ? PGFT_OUTCOME_ENDED
-			   : PGFT_OUTCOME_LOST;
+	return pgft_worker_stop(worker, MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]),
+							message ? message : "reading the data failed",
+							pgft_json_string(error, "hint"));
 }
 
 PgftOutcome
@@ -154,7 +154,7 @@ pgft_data_read(PgftJobWorker *worker)
 
 	if (strcmp(worker->job->phase, "pending") != 0 &&
 		!pgft_job_set_phase(worker->job, "pending", "reading the data again"))
-		return PGFT_OUTCOME_LOST;
+		return pgft_worker_lost(worker);
 	pgft_slot_set_phase(PGFT_PHASE_PENDING);
 	pgft_make_directory(worker->directory);
 	(void) unlink(pgft_worker_path(worker, PGFT_READER_REPORT));
@@ -183,5 +183,5 @@ pgft_data_read(PgftJobWorker *worker)
 	pgft_json_int64(&report->root, "rows", &rows);
 	return pgft_job_set_phase(worker->job, "queued", psprintf(INT64_FORMAT " rows read", rows))
 			   ? PGFT_OUTCOME_GO_ON
-			   : PGFT_OUTCOME_LOST;
+			   : pgft_worker_lost(worker);
 }

@@ -28,10 +28,8 @@
 /* 1 and 2 are taken by pg_advisory_lock(bigint) and (int, int) */
 #define JOB_LOCK_CLASS 0x4654
 
-#define UNFINISHED "phase IN ('pending', 'queued', 'running', 'uploading')"
-
 /* Is it this attempt's? For WHERE, with the id in $1 and the attempt in $2. */
-#define MINE "id = $1 AND attempt = $2 AND " UNFINISHED
+#define MINE "id = $1 AND attempt = $2 AND " PGFT_JOB_RUNNABLE
 
 /* Columns of a job j for read_row; its owner is its model's, while there is one. */
 #define JOB_COLUMNS                                                                        \
@@ -131,7 +129,7 @@ find_job(pg_uuid_t *id)
 {
 	Portal portal;
 	bool found = false;
-	char *query = psprintf("SELECT id FROM finetune.job j WHERE " UNFINISHED
+	char *query = psprintf("SELECT id FROM finetune.job j WHERE " PGFT_JOB_RUNNABLE
 						   "%s ORDER BY priority DESC, created_at, id FOR UPDATE SKIP LOCKED",
 						   pgft_job_at_home());
 	SPIPlanPtr plan = SPI_prepare(query, 0, NULL);
@@ -216,6 +214,25 @@ pgft_job_is_mine(const PgftJob *job)
 	return SPI_processed > 0;
 }
 
+PgftJobHold
+pgft_job_hold(const PgftJob *job)
+{
+	Oid types[] = {UUIDOID, INT4OID};
+	Datum values[] = {UUIDPGetDatum(&job->id), Int32GetDatum(job->attempt)};
+	PgftJobHold hold = PGFT_JOB_GONE;
+	PgftCatalog catalog;
+
+	pgft_job_begin(&catalog);
+	if (pgft_job_is_mine(job))
+		hold = PGFT_JOB_MINE;
+	else if (pgft_select("SELECT FROM finetune.job"
+						 " WHERE id = $1 AND attempt = $2 AND phase = 'paused'",
+						 2, types, values) > 0)
+		hold = PGFT_JOB_PAUSED;
+	pgft_job_finish(&catalog);
+	return hold;
+}
+
 bool
 pgft_job_next_attempt(PgftJob *job)
 {
@@ -273,8 +290,10 @@ pgft_job_set_phase(PgftJob *job, const char *phase, const char *message)
 	return mine;
 }
 
-bool
-pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint)
+/* Set what an error makes of the job, with the error: $3 code, $4 message, $5 hint. */
+static bool
+stop_by_error(PgftJob *job, const char *set, const char *level, const char *type, int sqlstate,
+			  const char *message, const char *hint)
 {
 	Oid types[] = {TEXTOID, TEXTOID, TEXTOID};
 	PgftCatalog catalog;
@@ -286,19 +305,32 @@ pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint)
 						  CStringGetTextDatum(message), CStringGetTextDatum(hint ? hint : "")};
 
 		mine = pgft_job_update(job,
-							   "phase = 'failed', finished_at = clock_timestamp(),"
-							   " owner = " PGFT_JOB_OWNER ","
-							   " error = jsonb_build_object('code', $3, 'message', $4,"
-							   " 'hint', nullif($5, ''))",
+							   psprintf("%s, error = jsonb_build_object('code', $3, 'message', $4,"
+										" 'hint', nullif($5, ''))",
+										set),
 							   3, types, values, NULL);
 	}
 	if (mine)
 	{
-		pgft_job_add_event(&job->id, "error", "failed", message, NULL);
+		pgft_job_add_event(&job->id, level, type, message, NULL);
 		pgft_job_notify(&job->id);
 	}
 	pgft_job_finish(&catalog);
 	return mine;
+}
+
+bool
+pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const char *hint)
+{
+	return stop_by_error(
+		job, "phase = 'failed', finished_at = clock_timestamp(), owner = " PGFT_JOB_OWNER, "error",
+		"failed", sqlstate, message, hint);
+}
+
+bool
+pgft_job_pause_by_error(PgftJob *job, int sqlstate, const char *message, const char *hint)
+{
+	return stop_by_error(job, "phase = 'paused'", "warning", "paused", sqlstate, message, hint);
 }
 
 void
@@ -418,7 +450,7 @@ pgft_job_clean(const pg_uuid_t *id)
 
 	pgft_job_begin(&catalog);
 	pgft_execute("UPDATE finetune.job SET has_directory = false"
-				 " WHERE id = $1 AND NOT (" UNFINISHED ") RETURNING phase",
+				 " WHERE id = $1 AND NOT (" PGFT_JOB_UNFINISHED ") RETURNING phase",
 				 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	/* the session that cancelled it could not say so */
 	if (SPI_processed > 0 &&
@@ -435,10 +467,11 @@ pgft_job_clean_all(void)
 	uint64 count;
 
 	pgft_job_begin(&catalog);
-	pgft_select(psprintf("SELECT id FROM finetune.job j WHERE has_directory AND NOT (" UNFINISHED
-						 ")%s",
-						 pgft_job_at_home()),
-				0, NULL, NULL);
+	pgft_select(
+		psprintf("SELECT id FROM finetune.job j WHERE has_directory AND NOT (" PGFT_JOB_UNFINISHED
+				 ")%s",
+				 pgft_job_at_home()),
+		0, NULL, NULL);
 	count = SPI_processed;
 	if (count > 0)
 		ids = MemoryContextAlloc(TopMemoryContext, count * sizeof(pg_uuid_t));

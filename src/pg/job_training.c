@@ -164,7 +164,8 @@ supervise(PgftJobWorker *worker, Training *training)
 
 	if (training->ending == PGFT_OUTCOME_GO_ON)
 	{
-		training->ending = training->events.lost ? PGFT_OUTCOME_LOST : pgft_worker_look_up(worker);
+		training->ending =
+			training->events.lost ? pgft_worker_lost(worker) : pgft_worker_look_up(worker);
 		if (training->ending == PGFT_OUTCOME_LOST)
 			pgft_child_kill(training->child);
 		else if (training->ending == PGFT_OUTCOME_LEAVE)
@@ -239,8 +240,7 @@ engine_failed(PgftJobWorker *worker, PgftJobEvents *events)
 		pgft_worker_remember(worker, pgft_engine_sqlstate(code), message);
 		return PGFT_OUTCOME_RETRY;
 	}
-	pgft_job_fail(worker->job, pgft_engine_sqlstate(code), message, hint);
-	return PGFT_OUTCOME_ENDED;
+	return pgft_worker_stop(worker, pgft_engine_sqlstate(code), message, hint);
 }
 
 static PgftOutcome
@@ -249,7 +249,7 @@ engine_ended(PgftJobWorker *worker, Training *training, int status, const char *
 	if (training->ending != PGFT_OUTCOME_GO_ON)
 		return training->ending;
 	if (training->events.lost)
-		return PGFT_OUTCOME_LOST;
+		return pgft_worker_lost(worker);
 	if (training->events.completed)
 		return PGFT_OUTCOME_GO_ON;
 	if (training->events.failed)

@@ -36,7 +36,8 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-/* Between attempts, and while something outside is missing */
+/* After the first attempt that came to nothing, longer after the next; and while something outside
+ * is missing */
 #define RETRY_MS 1000
 #define SCARCE_MS 10000
 
@@ -131,19 +132,28 @@ look_at_models(void)
 	return here;
 }
 
-/* Has somebody cancelled the job? Shared memory says when to ask, the row says what is true. */
-static bool
-is_lost(PgftJobWorker *worker)
+/* What the job's row wants of this worker. */
+static PgftOutcome
+ask(PgftJobWorker *worker)
 {
-	PgftCatalog catalog;
-	bool mine;
+	switch (pgft_job_hold(worker->job))
+	{
+		case PGFT_JOB_MINE:
+			return PGFT_OUTCOME_GO_ON;
+		case PGFT_JOB_PAUSED:
+			return PGFT_OUTCOME_LEAVE;
+		default:
+			return PGFT_OUTCOME_LOST;
+	}
+}
 
-	if (!pgft_slot_cancelled())
-		return false;
-	pgft_job_begin(&catalog);
-	mine = pgft_job_is_mine(worker->job);
-	pgft_job_finish(&catalog);
-	return !mine;
+PgftOutcome
+pgft_worker_lost(PgftJobWorker *worker)
+{
+	PgftOutcome outcome = ask(worker);
+
+	/* paused, and resumed since: what was refused meanwhile would be missing */
+	return outcome == PGFT_OUTCOME_GO_ON ? PGFT_OUTCOME_LEAVE : outcome;
 }
 
 void
@@ -153,6 +163,51 @@ pgft_worker_remember(PgftJobWorker *worker, int sqlstate, const char *message)
 	strlcpy(worker->last_words, message, sizeof(worker->last_words));
 }
 
+/* Not with the tables of version 1.0. */
+static bool
+can_pause(void)
+{
+	bool can;
+
+	StartTransactionCommand();
+	can = pgft_has_column("job", "home");
+	CommitTransactionCommand();
+	return can;
+}
+
+/* With more room the job can go on, so a full disk does not end it. */
+PgftOutcome
+pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message, const char *hint)
+{
+	if (sqlstate == ERRCODE_DISK_FULL && can_pause())
+	{
+		hint = psprintf("Make room, then call finetune('RESUME', '%s').", worker->job->name);
+		return pgft_job_pause_by_error(worker->job, sqlstate, message, hint)
+				   ? PGFT_OUTCOME_LEAVE
+				   : pgft_worker_lost(worker);
+	}
+	return pgft_job_fail(worker->job, sqlstate, message, hint) ? PGFT_OUTCOME_ENDED
+															   : pgft_worker_lost(worker);
+}
+
+/* A job stops before it takes the room that the server needs; now and then is often enough. */
+static PgftOutcome
+look_at_disk(PgftJobWorker *worker)
+{
+	int64 now = pgft_monotonic_ms();
+	char *message;
+
+	if (now < worker->look_at_disk_at)
+		return PGFT_OUTCOME_GO_ON;
+	worker->look_at_disk_at = now + PGFT_DISK_MS;
+	message = pgft_disk_is_low();
+	if (message == NULL)
+		return PGFT_OUTCOME_GO_ON;
+	ereport(WARNING,
+			(errcode(ERRCODE_DISK_FULL), errmsg("job %s: %s", worker->job->name, message)));
+	return pgft_worker_stop(worker, ERRCODE_DISK_FULL, message, NULL);
+}
+
 PgftOutcome
 pgft_worker_look_up(PgftJobWorker *worker)
 {
@@ -160,9 +215,15 @@ pgft_worker_look_up(PgftJobWorker *worker)
 	reload_settings();
 	if (must_leave())
 		return PGFT_OUTCOME_LEAVE;
-	if (is_lost(worker))
-		return PGFT_OUTCOME_LOST;
-	return PGFT_OUTCOME_GO_ON;
+	/* shared memory says when to ask, the row says what is true */
+	if (pgft_slot_cancelled())
+	{
+		PgftOutcome outcome = ask(worker);
+
+		if (outcome != PGFT_OUTCOME_GO_ON)
+			return outcome;
+	}
+	return look_at_disk(worker);
 }
 
 /* Sleep, unless there is something to end for. */
@@ -222,8 +283,9 @@ upload(PgftJobWorker *worker, const char *adapter)
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
 						errmsg("training engine named no usable adapter directory")));
 	pgft_slot_set_phase(PGFT_PHASE_UPLOADING);
-	return pgft_job_complete(worker->job, pgft_worker_path(worker, adapter)) ? PGFT_OUTCOME_ENDED
-																			 : PGFT_OUTCOME_LOST;
+	if (!pgft_job_complete(worker->job, pgft_worker_path(worker, adapter)))
+		return pgft_worker_lost(worker);
+	return PGFT_OUTCOME_ENDED;
 }
 
 static PgftOutcome
@@ -233,6 +295,9 @@ run_attempt(PgftJobWorker *worker)
 	char *adapter = "adapter";
 
 	pgft_make_work_directory();
+	outcome = pgft_worker_look_up(worker);
+	if (outcome != PGFT_OUTCOME_GO_ON)
+		return outcome;
 
 	/* what was trained before a restart need only be stored */
 	if (strcmp(worker->job->phase, "uploading") != 0 ||
@@ -297,9 +362,7 @@ attempt_failed(PgftJobWorker *worker)
 		pgft_worker_remember(worker, edata->sqlerrcode, edata->message);
 		return PGFT_OUTCOME_RETRY;
 	}
-	return pgft_job_fail(worker->job, edata->sqlerrcode, edata->message, edata->hint)
-			   ? PGFT_OUTCOME_ENDED
-			   : PGFT_OUTCOME_LOST;
+	return pgft_worker_stop(worker, edata->sqlerrcode, edata->message, edata->hint);
 }
 
 static PgftOutcome
@@ -323,11 +386,9 @@ guarded_attempt(PgftJobWorker *worker)
 static PgftOutcome
 give_up(PgftJobWorker *worker)
 {
-	bool failed = pgft_job_fail(
-		worker->job, worker->sqlstate ? worker->sqlstate : ERRCODE_SYSTEM_ERROR,
+	return pgft_worker_stop(
+		worker, worker->sqlstate ? worker->sqlstate : ERRCODE_SYSTEM_ERROR,
 		worker->last_words[0] ? worker->last_words : "the worker died in every attempt", NULL);
-
-	return failed ? PGFT_OUTCOME_ENDED : PGFT_OUTCOME_LOST;
 }
 
 /* Attempts until the job has ended, or this process must. */
@@ -352,11 +413,11 @@ run_job(PgftJobWorker *worker)
 		pgft_job_note(worker->job, "warning", "attempt_failed", worker->last_words);
 		if (worker->job->fruitless >= PGFT_JOB_MAX_ATTEMPTS)
 			return give_up(worker);
-		outcome = pause_for(worker, RETRY_MS);
+		outcome = pause_for(worker, (long) RETRY_MS * worker->job->fruitless);
 		if (outcome != PGFT_OUTCOME_GO_ON)
 			return outcome;
 		if (!pgft_job_next_attempt(worker->job))
-			return PGFT_OUTCOME_LOST;
+			return pgft_worker_lost(worker);
 	}
 }
 
@@ -401,6 +462,7 @@ pgft_job_worker_main(Datum arg)
 		pgft_slot_set_result(PGFT_LOOK_NO_EXTENSION);
 		proc_exit(0);
 	}
+	pgft_job_settle_foreign();
 	pgft_job_clean_all();
 	worker.job = pgft_job_claim(TopMemoryContext);
 	if (worker.job == NULL)
@@ -417,7 +479,12 @@ pgft_job_worker_main(Datum arg)
 	pgstat_report_activity(STATE_RUNNING, psprintf("job %s", worker.job->name));
 
 	if (run_job(&worker) == PGFT_OUTCOME_LEAVE)
+	{
 		give_back(&worker);
+		/* a job that was paused leaves its place to another */
+		if (!must_leave())
+			pgft_slot_set_result(PGFT_LOOK_RAN);
+	}
 	else
 	{
 		MemoryContextSwitchTo(worker.attempt);

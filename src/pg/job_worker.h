@@ -12,7 +12,7 @@ typedef enum PgftOutcome
 {
 	PGFT_OUTCOME_ENDED, /* completed or failed, and the row says so */
 	PGFT_OUTCOME_LOST,  /* cancelled, dropped, or another's */
-	PGFT_OUTCOME_LEAVE, /* this process must end; the job goes on later */
+	PGFT_OUTCOME_LEAVE, /* this process must end; the job goes on later (or is paused) */
 	PGFT_OUTCOME_RETRY, /* the attempt came to nothing */
 	PGFT_OUTCOME_SPARE, /* so it did, but not by its own fault: no attempt burned */
 	PGFT_OUTCOME_GO_ON  /* a step of the attempt is done */
@@ -29,7 +29,11 @@ typedef struct PgftJobWorker
 	char last_words[1024]; /* of the last attempt that came to nothing */
 	int sqlstate;          /* of the same */
 	bool warned_scarce;
+	int64 look_at_disk_at;
 } PgftJobWorker;
+
+/* How often the room on the disk is looked at */
+#define PGFT_DISK_MS 1000
 
 /* ---- job_worker.c ---- */
 
@@ -38,6 +42,13 @@ extern char *pgft_worker_path(PgftJobWorker *worker, const char *name);
 
 /* One look at the world between sleeps; PGFT_OUTCOME_GO_ON when there is nothing to end for. */
 extern PgftOutcome pgft_worker_look_up(PgftJobWorker *worker);
+
+/* A write was refused: the job is this attempt's no more.  What that asks of this worker. */
+extern PgftOutcome pgft_worker_lost(PgftJobWorker *worker);
+
+/* End the job by an error, or pause it where somebody can put it right. */
+extern PgftOutcome
+pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message, const char *hint);
 
 /*
  * Something outside is missing: say so once, and wait a while; no attempt is

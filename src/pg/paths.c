@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -56,6 +57,33 @@ pgft_make_work_directory(void)
 	pgft_make_directory(pgft_work_directory);
 	pgft_make_directory(pgft_work_path("jobs"));
 	pgft_make_directory(pgft_work_path("cache"));
+}
+
+char *
+pgft_disk_is_low(void)
+{
+	struct statvfs fs;
+	uint64 free_mb;
+
+	if (pgft_reserve_disk == 0 || statvfs(pgft_work_directory, &fs) != 0)
+		return NULL;
+	free_mb = (uint64) fs.f_bavail * fs.f_frsize >> 20;
+	if (free_mb >= (uint64) pgft_reserve_disk)
+		return NULL;
+	return psprintf("the disk of pg_finetune.work_directory has " UINT64_FORMAT
+					" MB free, less than"
+					" pg_finetune.reserve_disk (%d MB)",
+					free_mb, pgft_reserve_disk);
+}
+
+void
+pgft_require_disk(void)
+{
+	char *message = pgft_disk_is_low();
+
+	if (message)
+		ereport(ERROR,
+				(errcode(ERRCODE_DISK_FULL), errmsg("%s", message), errhint("Make room there.")));
 }
 
 char *

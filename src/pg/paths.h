@@ -5,7 +5,7 @@
  * every server process's working directory, unless the setting is absolute.
  *
  *     engine.sock, engine.sock.lock   the serving engine
- *     jobs/<job id>/                  a job directory
+ *     jobs/<database>-<job id>/       a job directory
  *     cache/<digest>/                 an adapter or a base, copied out of finetune.weights
  *     sessions/<pid>-<number>/        a job directory of a session's own, while it is at work
  */
@@ -23,6 +23,14 @@ extern char *pgft_absolute_path(const char *path);
 
 /* Create the work directory and its folders where they are missing (0700). */
 extern void pgft_make_work_directory(void);
+
+/*
+ * Is there less room on the work directory's disk than pg_finetune.reserve_disk
+ * keeps free?  Returns a message that says so (palloc'd), NULL when there is
+ * enough; pgft_require_disk raises it (53100).
+ */
+extern char *pgft_disk_is_low(void);
+extern void pgft_require_disk(void);
 
 /* Create one directory, 0700; it may exist already. */
 extern void pgft_make_directory(const char *path);

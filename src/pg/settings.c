@@ -23,6 +23,8 @@ char *pgft_device;
 int pgft_threads;
 int pgft_numerics = PGFT_NUMERICS_FAST;
 int pgft_max_running_jobs = 1;
+int pgft_max_jobs_per_role = 0;
+int pgft_reserve_disk = 512;
 bool pgft_serve = true;
 int pgft_request_timeout = 600000;
 
@@ -86,6 +88,14 @@ define_reloadable_settings(void)
 							"Fine-tuning jobs that run at the same time.", "0 lets none start.",
 							&pgft_max_running_jobs, 1, 0, PGFT_MAX_JOBS, PGC_SIGHUP, 0, NULL, NULL,
 							NULL);
+	DefineCustomIntVariable("pg_finetune.max_jobs_per_role",
+							"Unfinished fine-tuning jobs that a role may have in a database.",
+							"0 means no limit.", &pgft_max_jobs_per_role, 0, 0, INT_MAX, PGC_SUSET,
+							0, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"pg_finetune.reserve_disk", "Space that is left free on the disk of the work directory.",
+		"Jobs are paused, and nothing is written, when less is free.", &pgft_reserve_disk, 512, 0,
+		INT_MAX, PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
 	DefineCustomBoolVariable("pg_finetune.serve", "Run an engine that answers complete().", NULL,
 							 &pgft_serve, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable(

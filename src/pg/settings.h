@@ -18,6 +18,8 @@ extern char *pgft_device;      /* auto, cpu, cuda or cuda:N */
 extern int pgft_threads;
 extern int pgft_numerics; /* PgftNumerics */
 extern int pgft_max_running_jobs;
+extern int pgft_max_jobs_per_role; /* 0: no limit */
+extern int pgft_reserve_disk;      /* MB */
 extern bool pgft_serve;
 extern int pgft_request_timeout; /* milliseconds, 0 = none */
 

@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "access/xact.h"
+#include "instance.h"
 #include "miscadmin.h"
 #include "paths.h"
 #include "pg_finetune.h"
@@ -25,7 +26,12 @@
 
 typedef struct PgftShared
 {
-	LWLock *lock; /* guards everything here but server_changed */
+	LWLock *lock; /* guards everything here but server_changed and what follows */
+
+	/* Set at the start */
+	pg_uuid_t instance;
+	bool was_standby;
+
 	int launcher_procno;
 
 	/* Databases in which to look for jobs */
@@ -104,6 +110,8 @@ shmem_startup(void)
 		shared->lock = &GetNamedLWLockTranche(PGFT_LIBRARY)->lock;
 		shared->launcher_procno = NO_PROC;
 		shared->look_everywhere = true;
+		pgft_instance_load(&shared->instance);
+		shared->was_standby = pgft_instance_is_standby();
 		ConditionVariableInit(&shared->server_changed);
 	}
 	LWLockRelease(AddinShmemInitLock);
@@ -123,6 +131,18 @@ wake(int procno)
 {
 	if (procno != NO_PROC)
 		SetLatch(&ProcGlobal->allProcs[procno].procLatch);
+}
+
+const pg_uuid_t *
+pgft_instance(void)
+{
+	return shared ? &shared->instance : NULL;
+}
+
+bool
+pgft_was_standby(void)
+{
+	return shared->was_standby;
 }
 
 /* ---- What is to happen at commit ---- */

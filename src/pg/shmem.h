@@ -72,6 +72,12 @@ extern void pgft_shmem_init(void);
 
 /* ---- Any backend ---- */
 
+/* This cluster's identity (instance.h); NULL without the library preloaded. */
+extern const pg_uuid_t *pgft_instance(void);
+
+/* Was this server a standby when it was started? */
+extern bool pgft_was_standby(void);
+
 /*
  * When this transaction commits (or is prepared: then when the launcher next
  * looks around) have the launcher look for jobs in this database.

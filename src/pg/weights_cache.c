@@ -75,6 +75,7 @@ write_entry(const pg_uuid_t *model, const char *digest, const char *path, bool b
 	pgft_make_work_directory();
 	pgft_remove_tree(path);
 	pgft_remove_tree(temporary);
+	pgft_require_disk();
 	pgft_make_directory(temporary);
 	PG_TRY();
 	{

@@ -77,9 +77,9 @@ sub kill_after
 		last if $e->{event} eq $event && ($e->{step} // 0) >= $step;
 	}
 	kill $signal, $pid;
-	my @rest = <$events>;
+	my @rest = map { decode_json($_) } grep { /\n\z/ } <$events>;
 	waitpid $pid, 0;
-	return ($?, $from);
+	return ($?, $from, @rest);
 }
 
 my $differing = 0;
@@ -175,11 +175,15 @@ ok(!-e "$damaged/checkpoint-999.tmp", 'what a killed run left is removed');
 
 # --- ended ---------------------------------------------------------------------------------------------
 
-my $ended = new_job();
-my ($status) = kill_after($ended, 'TERM', 'step', 3);
+# with an evaluation at the end only, so that the signal does not meet one
+my $ended = new_job(job => { options => { max_epochs => 3, batch_size => 200, learning_rate => 0.01, lora_r => 4, n_evals => 1 } });
+my ($status, undef, @rest) = kill_after($ended, 'TERM', 'step', 4);
 is($status >> 8, 3, 'SIGTERM: exit code 3');
-($code) = run($ended);
+my ($saved) = named('checkpoint', @rest);
+ok($saved->{step} >= 4, 'after a checkpoint of the last step');
+($code, @events) = run($ended);
 is($code, 0, 'and the job goes on');
+is((named('started', @events))[0]{resumed_from}, $saved->{step}, 'from there');
 is(slurp("$ended/adapter/adapter_model.safetensors"), $expected, 'to the same bytes');
 
 my $interrupted = new_job();

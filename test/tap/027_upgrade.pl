@@ -29,6 +29,11 @@ is_whole($old, 'postgres', '1.0');
 my $id = start_job($old, 'deleted', options => { max_steps => 2 });
 wait_for_status($old, $id, 'SUCCESS');
 is($old->safe_psql('postgres', "SELECT jsonb_array_length(finetune('SHOW'))"), 5, '1.0: SHOW');
+for my $action ('PAUSE', 'RESUME')
+{
+	like(error_of($old, "SELECT finetune('$action', '$id')"),
+		qr/^55000: jobs cannot be paused before the extension is updated/, "1.0: $action");
+}
 is($old->safe_psql('postgres', "SELECT finetune('DELETE', '$id')->>'status'; DROP SERVER deleted"), 'SUCCESS',
 	'1.0: DELETE');
 is( $old->safe_psql('postgres', "SELECT count(*) FROM finetune.metric WHERE 'ft_' || job_id = '$id'"),
