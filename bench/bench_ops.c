@@ -83,8 +83,7 @@ best_time(void (*run)(void *), void *context)
 	return best;
 }
 
-/* --- what the machine can do
- * ---------------------------------------------------------------------- */
+/* --- what the machine can do --- */
 
 #if defined(__x86_64__)
 #define PEAK_LOOPS 2000000L
@@ -172,8 +171,7 @@ run_sum_squares(void *context)
 	must(ops->sum_squares(stream, &sum, m->data, m->rows * m->cols));
 }
 
-/* --- operations ---------------------------------------------------------------------------------
- */
+/* --- operations --- */
 
 static void *
 memory_of(int64_t values)
@@ -462,8 +460,7 @@ bench_attention(int32_t length)
 	ops->mem_free(device, FT_MEM_DEVICE, r.lse);
 }
 
-/* --- paged attention: one decode step, one layer
- * --------------------------------------------------- */
+/* --- paged attention: one decode step, one layer --- */
 
 typedef struct paged_run
 {
@@ -510,8 +507,7 @@ bench_paged(int32_t rows, int32_t context)
 	release(r.out);
 }
 
-/* --- the rest
- * ------------------------------------------------------------------------------------- */
+/* --- the rest --- */
 
 typedef struct row_run
 {

@@ -21,8 +21,7 @@ packed_columns(const ft_part *part, int64_t group, int64_t k0)
 		   k0 / ft_pack_columns(part->dtype) * ft_pack_block_bytes(part->dtype);
 }
 
-/* --- y = x · Wᵀ: a column of the product is a row of the weight ---------------------------------
- */
+/* --- y = x · Wᵀ: a column of the product is a row of the weight --- */
 
 static const ft_part *
 part_of_group(const ft_weight *w, int64_t group)
@@ -95,8 +94,7 @@ ft_packed_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float bet
 	return ft_product_run(s, &p);
 }
 
-/* --- dx = dy · W: a column of the product is a column of the weight
- * ------------------------------------------------------------------------------ */
+/* --- dx = dy · W: a column of the product is a column of the weight --- */
 
 /* Rows [first, first + n) of one packed group, columns [column, column + columns), into the panels
  * at step t. */

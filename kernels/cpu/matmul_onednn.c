@@ -57,7 +57,7 @@ cut_piece(const library_job *job, int64_t piece, ft_mat *c, ft_mat *a, ft_mat *b
 	}
 }
 
-/* --- kept primitives ------------------------------------------------------------------------- */
+/* --- kept primitives --- */
 
 typedef struct primitive_key
 {
@@ -251,8 +251,7 @@ multiply_piece(const library_job *job, int worker, ft_mat c, ft_mat a, ft_mat b)
 	return execute(job, p, c, a, b, scratchpad);
 }
 
-/* --- the whole product
- * ------------------------------------------------------------------------------ */
+/* --- the whole product --- */
 
 static void
 library_task(void *context, int worker, int64_t begin, int64_t end)

@@ -48,8 +48,7 @@ typedef struct tile_scratch
 	_Alignas(64) float tile[]; /* [rows][FT_TILE_COLUMNS] */
 } tile_scratch;
 
-/* --- tiles --------------------------------------------------------------------------------------
- */
+/* --- tiles --- */
 
 void
 ft_product_store_row(const ft_product *p, void *to, const float *from, float alpha, int64_t n)
@@ -157,7 +156,7 @@ product_task(void *context, int worker, int64_t begin, int64_t end)
 					  i % job->column_tiles * job->tile_columns);
 }
 
-/* --- the rows of a pass --------------------------------------------------------------------- */
+/* --- the rows of a pass --- */
 
 static float
 element(ft_mat m, int64_t row, int64_t column)
@@ -254,7 +253,7 @@ prepare_rows(product_job *job)
 	return FT_OK;
 }
 
-/* --- cutting ---------------------------------------------------------------------------------- */
+/* --- cutting --- */
 
 /* Passes of equal length. */
 static int64_t

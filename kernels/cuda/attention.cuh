@@ -69,7 +69,7 @@ is_aligned(ft_mat m)
 	return (uintptr_t) m.data % 16 == 0 && m.ld % 8 == 0;
 }
 
-/* --- tiles of bf16 in shared memory -------------------------------------------------------- */
+/* --- tiles of bf16 in shared memory --- */
 
 /* Rows of D values, padded so that the eight rows of a matrix lie in different banks. */
 template <int D> struct tile_row

@@ -27,7 +27,7 @@ struct gradient_inputs
 	bool aligned;
 };
 
-/* --- dQ ------------------------------------------------------------------------------------ */
+/* --- dQ --- */
 
 template <int D> struct rows_shared
 {
@@ -114,7 +114,7 @@ __launch_bounds__(THREADS) backward_rows(attention_shape shape, view<bf16> dq, g
 				  length - first);
 }
 
-/* --- dK and dV ----------------------------------------------------------------------------- */
+/* --- dK and dV --- */
 
 /* Rows at a time: what the registers of a warp leave room for. */
 template <int D> struct keys_tile
@@ -222,7 +222,7 @@ __launch_bounds__(THREADS)
 	store_rows<D>(dv.row(begin + first) + kv_head * D, dv.ld, sum_v, 1.0f, 1.0f, length - first);
 }
 
-/* --- launching ----------------------------------------------------------------------------- */
+/* --- launching --- */
 
 static ft_status
 allow_shared(const void *kernel, size_t bytes)

@@ -66,7 +66,7 @@ check(const char *op, const ft_kv_layer *cache, const ft_paged_batch *batch)
 	return FT_OK;
 }
 
-/* --- storing ------------------------------------------------------------------------------- */
+/* --- storing --- */
 
 template <typename C, typename X>
 static __global__ void
@@ -112,7 +112,7 @@ ft_cuda_kv_store(ft_stream *s, const ft_kv_layer *cache, const ft_paged_batch *b
 					  });
 }
 
-/* --- any type and head size ---------------------------------------------------------------- */
+/* --- any type and head size --- */
 
 /* A warp a row and head, as in attention_plain.cu. */
 template <typename Q, typename C>
@@ -213,7 +213,7 @@ launch_plain(ft_stream *s, const paged_shape &shape, ft_mat out, ft_mat q, const
 					  });
 }
 
-/* --- bf16, head sizes 64 and 128 ----------------------------------------------------------- */
+/* --- bf16, head sizes 64 and 128 --- */
 
 /* What a warp has of 16 rows. */
 template <int D> struct row_sums

@@ -74,7 +74,7 @@ first_seen(const attention_shape &shape, int begin, int row)
 	return shape.window > 0 && row - shape.window + 1 > begin ? row - shape.window + 1 : begin;
 }
 
-/* --- forward ------------------------------------------------------------------------------- */
+/* --- forward --- */
 
 template <typename T>
 static __global__ void
@@ -150,7 +150,7 @@ ft_cuda_attention_plain(ft_stream *s, const ft_attention *a, ft_mat out, float *
 					 });
 }
 
-/* --- backward ------------------------------------------------------------------------------ */
+/* --- backward --- */
 
 template <typename T>
 static __global__ void

@@ -66,7 +66,7 @@ ft_cuda_ops(const ft_backend_host *from)
 	return &cuda_ops;
 }
 
-/* --- status.h, as far as a backend uses it ------------------------------------------------- */
+/* --- status.h, as far as a backend uses it --- */
 
 /* status.h has a macro of that name as well. */
 extern "C" ft_status(ft_fail)(ft_status code, const char *fmt, ...)
@@ -91,7 +91,7 @@ extern "C" ft_status(ft_hint)(ft_status code, const char *fmt, ...)
 	return host->hint(code, "%s", hint);
 }
 
-/* --- C++ without its library --------------------------------------------------------------- */
+/* --- C++ without its library --- */
 
 /* The launch code that nvcc makes has local statics, whose first use C++ guards (Itanium C++ ABI,
  * 3.3.3): the one thing of the C++ library that is needed here. */

@@ -101,7 +101,7 @@ struct ft_weight
 	int64_t bytes;
 };
 
-/* --- status ------------------------------------------------------------ */
+/* --- status --- */
 
 /* FT_OK, or a failure that names the call: FT_NO_MEMORY when memory ran out, else FT_DEVICE. */
 ft_status ft_cuda_check(cudaError_t error, const char *what);
@@ -118,7 +118,7 @@ ft_status ft_cuda_enter_device(const ft_device *device);
 /* Device memory of the stream, at least that large, its contents undefined. */
 ft_status ft_cuda_scratch(ft_stream *s, size_t bytes, void **memory);
 
-/* --- element types ------------------------------------------------------------------------- */
+/* --- element types --- */
 
 struct bf16
 {
@@ -210,7 +210,7 @@ ft_type_size(ft_dtype type)
 	return type == FT_F32 || type == FT_I32 ? 4 : 2;
 }
 
-/* --- parts of the backend that other parts use --------------------------------------------- */
+/* --- parts of the backend that other parts use --- */
 
 /* c = alpha · op(a) · op(b) + beta · c for any pair of f32 and bf16 (gemm_own.cu). */
 ft_status ft_cuda_gemm_own(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb,
@@ -236,7 +236,7 @@ ft_status ft_cuda_attention_grad_plain(ft_stream *s, const ft_attention *a, ft_m
 ft_status
 ft_cuda_attention_delta(ft_stream *s, const ft_attention *a, float *delta, ft_mat dout, ft_mat out);
 
-/* --- the operations, as ops.h documents them ----------------------------------------------- */
+/* --- the operations, as ops.h documents them --- */
 
 ft_status ft_cuda_device_open(const ft_device_config *config, ft_device **device);
 void ft_cuda_device_close(ft_device *device);

@@ -8,7 +8,7 @@
 
 #define OLDEST_MAJOR 8 /* bf16 matrix instructions, mma.m16n8k16 */
 
-/* --- status -------------------------------------------------------------------------------- */
+/* --- status --- */
 
 ft_status
 ft_cuda_check(cudaError_t error, const char *what)
@@ -73,7 +73,7 @@ ft_cuda_enter(const ft_stream *s)
 	return ft_cuda_enter_device(s->device);
 }
 
-/* --- devices ------------------------------------------------------------------------------- */
+/* --- devices --- */
 
 /* "cuda" or "cuda:N". */
 static ft_status
@@ -205,7 +205,7 @@ ft_cuda_device_info(ft_device *device, ft_device_info *info)
 	return FT_OK;
 }
 
-/* --- memory ------------------------------------------------------------------------------- */
+/* --- memory --- */
 
 static ft_status
 out_of_memory(const char *space, size_t bytes)
@@ -266,7 +266,7 @@ ft_cuda_mem_free(ft_device *device, ft_mem_space space, void *memory)
 		cudaFree(memory);
 }
 
-/* --- streams ------------------------------------------------------------------------------ */
+/* --- streams --- */
 
 static ft_status
 fill_stream(ft_stream *s)
@@ -353,7 +353,7 @@ ft_cuda_scratch(ft_stream *s, size_t bytes, void **memory)
 	return FT_OK;
 }
 
-/* --- copies ------------------------------------------------------------------------------- */
+/* --- copies --- */
 
 /* A copy that the caller need not wait for: through a pinned buffer of ours, once its last copy is
  * done. */

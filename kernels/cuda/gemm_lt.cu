@@ -71,7 +71,7 @@ check(cublasStatus_t status, const char *what)
 	return ft_fail(FT_DEVICE, "%s: cuBLAS status %d", what, (int) status);
 }
 
-/* --- the library --------------------------------------------------------------------------- */
+/* --- the library --- */
 
 /* By the loader's own search, then where CUDA is installed by default. */
 static ft_status
@@ -180,7 +180,7 @@ ft_lt_close(ft_device *device)
 	device->gemm = NULL;
 }
 
-/* --- plans -------------------------------------------------------------------------------- */
+/* --- plans --- */
 
 static cudaDataType_t
 lt_type(int32_t type)
@@ -289,7 +289,7 @@ make_plan(const ft_gemm_cache *cache, const ft_gemm_key *key, gemm_plan **result
 	return FT_OK;
 }
 
-/* --- the cache ---------------------------------------------------------------------------- */
+/* --- the cache --- */
 
 static void
 drop_old_plans(ft_gemm_cache *cache)

@@ -101,7 +101,7 @@ load_matrices_transposed(uint32_t (&r)[4], const bf16 *row)
 
 #endif
 
-/* --- values -------------------------------------------------------------------------------- */
+/* --- values --- */
 
 __device__ __forceinline__ float
 value(float x)
@@ -139,7 +139,7 @@ set_value(f16 &to, float x)
 	to.bits = f32_to_f16(x);
 }
 
-/* --- reductions, in an order fixed by the number of threads -------------------------------- */
+/* --- reductions, in an order fixed by the number of threads --- */
 
 template <typename T>
 __device__ __forceinline__ T
@@ -215,7 +215,7 @@ block_best(ranked x, ranked *shared)
 	return x;
 }
 
-/* --- eight neighbouring values ------------------------------------------------------------- */
+/* --- eight neighbouring values --- */
 
 /* Columns [8 c, 8 c + 8) of a 32-column unit that begins at column `first` of a row of `cols`
  * values; what lies beyond the row reads as zero.  `fast`: the row is 16-byte aligned. */

@@ -46,7 +46,7 @@ ft_packed_scale_bytes(ft_dtype type)
 																   : 0;
 }
 
-/* --- raw blocks ---------------------------------------------------------------------------- */
+/* --- raw blocks --- */
 
 __device__ __forceinline__ uint16_t
 raw_u16(const uint8_t *p)
@@ -122,7 +122,7 @@ raw_value(const uint8_t *row, int64_t col)
 	}
 }
 
-/* --- packed units -------------------------------------------------------------------------- */
+/* --- packed units --- */
 
 /* Columns [8 c, 8 c + 8), c < 4, of a unit of a type of 32-value blocks: x = v · scale + min. */
 template <ft_dtype TYPE>

@@ -18,7 +18,7 @@ is_empty(ft_mat m)
 	return m.rows == 0 || m.cols == 0;
 }
 
-/* --- embed -------------------------------------------------------------------------------- */
+/* --- embed --- */
 
 /* A thread eight columns. */
 template <ft_dtype TYPE, typename Y>
@@ -79,7 +79,7 @@ ft_cuda_embed(ft_stream *s, ft_mat y, const ft_weight *w, const int32_t *ids)
 	return FT_OK;
 }
 
-/* --- gather and scatter -------------------------------------------------------------------- */
+/* --- gather and scatter --- */
 
 template <typename T>
 static __global__ void
@@ -144,7 +144,7 @@ ft_cuda_scatter_add_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *index)
 	return ft_cuda_launched("scatter_add_rows");
 }
 
-/* --- add ---------------------------------------------------------------------------------- */
+/* --- add --- */
 
 static __global__ void
 add_scaled(view<float> y, view<const float> x, float alpha)

@@ -15,7 +15,7 @@
 
 #define THREADS 128
 
-/* --- packing on the device ----------------------------------------------------------------- */
+/* --- packing on the device --- */
 
 template <ft_dtype TYPE>
 __device__ static void
@@ -106,7 +106,7 @@ pack(ft_stream *s, const ft_packed *part, ft_mat raw)
 					   });
 }
 
-/* --- planning ------------------------------------------------------------------------------ */
+/* --- planning --- */
 
 static size_t
 aligned(size_t bytes)
@@ -203,7 +203,7 @@ allocate(ft_weight *w, const ft_mat *parts)
 	return FT_OK;
 }
 
-/* --- filling ------------------------------------------------------------------------------ */
+/* --- filling --- */
 
 /* From the raw part on the device into what the weight keeps of it. */
 static ft_status

@@ -22,8 +22,7 @@
 #define HTTP_NOT_FOUND 404
 #define HTTP_METHOD_NOT_ALLOWED 405
 
-/* --- replies
- * ---------------------------------------------------------------------------------------- */
+/* --- replies --- */
 
 static void
 reply_json(ft_http_exchange *exchange, int code, json_t *json)
@@ -48,8 +47,7 @@ reply_failure(ft_http_exchange *exchange, ft_status status)
 			   ft_api_error(status, ft_error_message(), ft_error_hint()));
 }
 
-/* --- jobs of the loader and reader threads
- * ------------------------------------------------------------ */
+/* --- jobs of the loader and reader threads --- */
 
 typedef struct job
 {
@@ -198,8 +196,7 @@ tokenize_work(job *j, json_t **reply)
 	return status;
 }
 
-/* --- completions
- * ------------------------------------------------------------------------------------- */
+/* --- completions --- */
 
 typedef struct completion
 {
@@ -330,8 +327,7 @@ start_completion(ft_api *api, ft_http_exchange *exchange, json_t *body, ft_model
 		completion_end(c);
 }
 
-/* --- routes
- * -------------------------------------------------------------------------------------------- */
+/* --- routes --- */
 
 typedef struct exchange_in
 {

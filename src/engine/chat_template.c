@@ -171,7 +171,7 @@ ft_chat_template_name(const ft_chat_template *chat_template)
 	return chat_template->name;
 }
 
-/* --- rendering ----------------------------------------------------------------------------- */
+/* --- rendering --- */
 
 typedef struct renderer
 {

@@ -19,8 +19,7 @@
 #define PREFIX "checkpoint-"
 #define KEPT 2
 
-/* --- names
- * ---------------------------------------------------------------------------------------- */
+/* --- names --- */
 
 static ft_status
 checkpoint_path(const char *directory, int64_t step, const char *suffix, char path[FT_PATH_SIZE])
@@ -84,8 +83,7 @@ list_steps(const char *directory, int64_t **steps, size_t *n)
 	return status;
 }
 
-/* --- saving
- * --------------------------------------------------------------------------------------- */
+/* --- saving --- */
 
 static json_t *
 real_or_null(double value)
@@ -212,8 +210,7 @@ ft_checkpoint_save(const char *directory, const char *identity, const ft_run_sta
 	return remove_old(directory);
 }
 
-/* --- loading
- * -------------------------------------------------------------------------------------- */
+/* --- loading --- */
 
 static ft_status
 check_digest(const json_t *files, const char *directory, const char *name)

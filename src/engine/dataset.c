@@ -62,8 +62,7 @@ typedef struct builder
 	index_list validation;
 } builder;
 
-/* --- writing
- * -------------------------------------------------------------------------------------- */
+/* --- writing --- */
 
 static ft_status
 flush_pending(builder *b)
@@ -294,8 +293,7 @@ ft_dataset_build(const char *directory, const ft_dataset_options *options, const
 	return status;
 }
 
-/* --- reading
- * -------------------------------------------------------------------------------------- */
+/* --- reading --- */
 
 /* Every document lies between header and index. */
 static ft_status

@@ -29,8 +29,7 @@ typedef struct estimate
 	int64_t trained;        /* of them, those with a loss */
 } estimate;
 
-/* --- counting
- * ------------------------------------------------------------------------------------- */
+/* --- counting --- */
 
 /* Whole epochs, and the steps of one that max_steps cuts short. */
 static void
@@ -74,8 +73,7 @@ validation_tokens(const ft_dataset *d)
 	return tokens;
 }
 
-/* --- measuring
- * ------------------------------------------------------------------------------------ */
+/* --- measuring --- */
 
 /* How many of n documents, chosen or in their order, have at most `tokens` tokens; at least 1. */
 static uint32_t
@@ -160,8 +158,7 @@ measure_evaluation(estimate *e)
 	return FT_OK;
 }
 
-/* --- memory
- * --------------------------------------------------------------------------------------- */
+/* --- memory --- */
 
 /* The most that this process has had in memory so far; 0 where the kernel does not say. */
 static int64_t
@@ -204,8 +201,7 @@ memory_json(const estimate *e, bool host_is_device)
 					 (json_int_t) device);
 }
 
-/* --- the program
- * ---------------------------------------------------------------------------------- */
+/* --- the program --- */
 
 static ft_status
 prepare(estimate *e)

@@ -96,7 +96,7 @@ ft_gguf_tensor_dtype(uint32_t type)
 	return tensor_types[type].dtype;
 }
 
-/* --- reading ------------------------------------------------------------------------------- */
+/* --- reading --- */
 
 /* Make header[at, at + n) present. */
 static ft_status
@@ -198,7 +198,7 @@ read_name(reader *r, const char *what, size_t max, size_t *at, size_t *length)
 	return FT_OK;
 }
 
-/* --- keys and values ----------------------------------------------------------------------- */
+/* --- keys and values --- */
 
 static const char *
 key_of(const ft_gguf *g, const ft_gguf_value *v)
@@ -486,7 +486,7 @@ ft_gguf_strings(const ft_gguf *gguf, const ft_gguf_value *value, ft_string **str
 	return FT_OK;
 }
 
-/* --- tensors ------------------------------------------------------------------------------- */
+/* --- tensors --- */
 
 /* Its size, when the type is one we know; FT_CORRUPT when the shape cannot be. */
 static ft_status
@@ -656,7 +656,7 @@ ft_gguf_find_tensor(const ft_gguf *gguf, const char *name)
 	return NULL;
 }
 
-/* --- the whole header ---------------------------------------------------------------------- */
+/* --- the whole header --- */
 
 static ft_status
 read_version(reader *r)

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --- configuration ------------------------------------------------------------------------- */
+/* --- configuration --- */
 
 bool
 ft_gguf_architecture_known(const char *architecture, size_t n)
@@ -198,7 +198,7 @@ ft_gguf_read_config(ft_model_file *file)
 	return read_rope(file);
 }
 
-/* --- tensors ------------------------------------------------------------------------------- */
+/* --- tensors --- */
 
 typedef enum permutation
 {
@@ -304,7 +304,7 @@ read_tensors(ft_model_file *file)
 	return FT_OK;
 }
 
-/* --- vocabulary ---------------------------------------------------------------------------- */
+/* --- vocabulary --- */
 
 static ft_status
 copy_name(const ft_gguf *g, const char *key, bool required, char *to, size_t size)

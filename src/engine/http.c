@@ -76,8 +76,7 @@ fail_libevent(const char *what)
 	return ft_fail(FT_NO_MEMORY, "libevent: could not make %s", what);
 }
 
-/* --- exchanges
- * ------------------------------------------------------------------------------------- */
+/* --- exchanges --- */
 
 static void
 exchange_watched(evutil_socket_t fd, short events, void *argument)
@@ -171,8 +170,7 @@ request_arrived(struct evhttp_request *request, void *argument)
 	http->handler(http->context, exchange, &r);
 }
 
-/* --- calls from other threads
- * ------------------------------------------------------------------------ */
+/* --- calls from other threads --- */
 
 static void
 begin_to_stop(ft_http *http)
@@ -270,9 +268,7 @@ ft_http_stop_on_signal(ft_http *http, int signal)
 	return FT_OK;
 }
 
-/* --- life
- * -----------------------------------------------------------------------------------------------
- */
+/* --- life --- */
 
 static void
 listen_again(evutil_socket_t fd, short events, void *listener)

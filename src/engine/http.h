@@ -46,8 +46,7 @@ ft_status ft_http_stop_on_signal(ft_http *http, int signal);
 /* Have `call` run in the loop's thread.  From any thread. */
 ft_status ft_http_post(ft_http *http, void (*call)(void *argument), void *argument);
 
-/* --- in the loop's thread
- * ------------------------------------------------------------------------- */
+/* --- in the loop's thread --- */
 
 /* Answer with a JSON text, and end the exchange; a client that has gone is not minded. */
 void ft_http_reply(ft_http_exchange *exchange, int code, const char *json, size_t n);

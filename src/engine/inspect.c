@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* --- JSON ---------------------------------------------------------------------------------- */
+/* --- JSON --- */
 
 static ft_status
 set(json_t *object, const char *key, json_t *value)
@@ -43,7 +43,7 @@ append_words(json_t *array, const char *words)
 	return FT_OK;
 }
 
-/* --- from the container, whatever the model ------------------------------------------------ */
+/* --- from the container, whatever the model --- */
 
 /* A string of the header; empty where there is none or it is of another type. */
 static ft_string
@@ -132,7 +132,7 @@ describe_container(json_t *object, const ft_model_file *file)
 	return describe_tokenizer(object, g);
 }
 
-/* --- as it would be used ------------------------------------------------------------------- */
+/* --- as it would be used --- */
 
 /* What the configuration makes of the header, defaults and derived sizes included. */
 static ft_status
@@ -232,7 +232,7 @@ ft_inspect(const char *path, const char *template_name, json_t **description)
 	return status;
 }
 
-/* --- the program --------------------------------------------------------------------------- */
+/* --- the program --- */
 
 int
 ft_inspect_main(int argc, char **argv)

@@ -139,8 +139,7 @@ ft_lora_columns(const ft_lora *lora, ft_lora_group group)
 	return (int64_t) lora->members[group].n * lora->adapter->rank;
 }
 
-/* --- operands -----------------------------------------------------------------------------------
- */
+/* --- operands --- */
 
 static ft_mat
 operand(const ft_lora *lora, int64_t at, int64_t rows, int64_t cols)
@@ -203,7 +202,7 @@ ft_lora_zero_gradient(ft_lora *lora, ft_stream *stream)
 	return lora->ops->zero(stream, lora->gradient, (size_t) lora->adapter->n * sizeof(float));
 }
 
-/* --- forward and backward --------------------------------------------------------------------- */
+/* --- forward and backward --- */
 
 /* Round the f32 product into `to`, unless it stands there already. */
 static ft_status

@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* --- configuration ------------------------------------------------------------------------- */
+/* --- configuration --- */
 
 static ft_status
 check_range(const char *what, int64_t value, int64_t min, int64_t max)
@@ -56,7 +56,7 @@ check_config(const ft_config *c)
 	return FT_OK;
 }
 
-/* --- tensors ------------------------------------------------------------------------------- */
+/* --- tensors --- */
 
 static int
 compare_names(const void *a, const void *b, void *tensors)
@@ -201,7 +201,7 @@ check_tensors(const ft_model_file *file)
 	return check_rope_freqs(file);
 }
 
-/* --- vocabulary ---------------------------------------------------------------------------- */
+/* --- vocabulary --- */
 
 static void
 add_eos(ft_config *c, int id)
@@ -254,7 +254,7 @@ check_vocabulary(ft_model_file *file)
 	return FT_OK;
 }
 
-/* --- opening and reading ------------------------------------------------------------------- */
+/* --- opening and reading --- */
 
 static ft_status
 open_part(const char *path, ft_model_part *part)
@@ -435,7 +435,7 @@ ft_model_file_read(const ft_model_file *file, const ft_model_tensor *tensor, voi
 	return FT_OK;
 }
 
-/* --- what is known of it ------------------------------------------------------------------- */
+/* --- what is known of it --- */
 
 const char *
 ft_model_file_path(const ft_model_file *file)

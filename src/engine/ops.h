@@ -155,7 +155,7 @@ typedef struct ft_ops
 	int version; /* FT_OPS_VERSION */
 	const char *name;
 
-	/* --- device and memory ------------------------------------------------------------- */
+	/* --- device and memory --- */
 
 	ft_status (*device_open)(const ft_device_config *config, ft_device **device);
 	void (*device_close)(ft_device *device); /* everything made with it must be freed before */
@@ -172,7 +172,7 @@ typedef struct ft_ops
 	ft_status (*copy)(ft_stream *s, void *to, const void *from, size_t bytes);
 	ft_status (*zero)(ft_stream *s, void *memory, size_t bytes);
 
-	/* --- weights: immutable matrices in the layout that the backend likes best -------------- */
+	/* --- weights: immutable matrices in the layout that the backend likes best --- */
 
 	/* Stack `n_parts` host matrices [rows_i, cols], each of its own stored type, into one weight
 	 * [Σ rows_i, cols].  The parts may be freed afterwards. */
@@ -181,7 +181,7 @@ typedef struct ft_ops
 	void (*weight_free)(ft_weight *weight);
 	int64_t (*weight_bytes)(const ft_weight *weight); /* device memory held */
 
-	/* --- matrix products ------------------------------------------------------------------- */
+	/* --- matrix products --- */
 
 	/* y[T, N] = x[T, K] · Wᵀ + beta · y.  x f32 or bf16, y f32 or bf16, beta 0 or 1 (1: y f32).
 	 * row_fixed needs FT_USE_SERVE, else FT_USE_TRAIN. */
@@ -198,7 +198,7 @@ typedef struct ft_ops
 	 * bf16. Row-fixed. */
 	ft_status (*lora)(ft_stream *s, ft_mat y, ft_mat x, const ft_lora_segment *segments, int n);
 
-	/* --- rows ------------------------------------------------------------------------------- */
+	/* --- rows --- */
 
 	/* y[i] = row ids[i] of w (FT_USE_EMBED). y f32 or bf16. An id out of range gives a zero row. */
 	ft_status (*embed)(ft_stream *s, ft_mat y, const ft_weight *w, const int32_t *ids);
@@ -211,7 +211,7 @@ typedef struct ft_ops
 	/* y += alpha · x (f32). */
 	ft_status (*add)(ft_stream *s, ft_mat y, ft_mat x, float alpha);
 
-	/* --- the transformer's own ---------------------------------------------------------------- */
+	/* --- the transformer's own --- */
 
 	/* h = x (+ branch, where its data is not NULL), y = h / rms(h) · weight, rstd[T] = 1 / rms(h).
 	 * x, h f32 (h may be x: in place; h.data NULL: not stored); branch, y f32 or bf16;

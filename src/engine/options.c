@@ -10,8 +10,7 @@
 #define ALL_TARGETS ((1u << FT_TARGET_COUNT) - 1)
 #define MAX_EPOCHS 50
 
-/* --- reading
- * -------------------------------------------------------------------------------------- */
+/* --- reading --- */
 
 /* Options that this engine knows but cannot do; any value but null, false or "auto" is refused. */
 static const char *const unsupported[] = {"from_model", "prompt_template",
@@ -259,8 +258,7 @@ ft_options_read(const json_t *object, ft_options *options)
 	return FT_OK;
 }
 
-/* --- values for what is unset
- * --------------------------------------------------------------------- */
+/* --- values for what is unset --- */
 
 int
 ft_options_max_length(const ft_options *options, const ft_config *config, int context_length)
@@ -327,8 +325,7 @@ ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
 		o->max_epochs = auto_epochs(o, data);
 }
 
-/* --- as JSON
- * -------------------------------------------------------------------------------------- */
+/* --- as JSON --- */
 
 static json_t *
 target_names(unsigned targets)

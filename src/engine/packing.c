@@ -8,8 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --- steps
- * ---------------------------------------------------------------------------------------- */
+/* --- steps --- */
 
 static int64_t
 sum_tokens(const ft_document *documents, uint32_t n)
@@ -86,8 +85,7 @@ ft_epoch_shuffle(ft_epoch *epoch, const ft_document *documents, uint64_t seed, u
 	epoch->index = index;
 }
 
-/* --- batches ------------------------------------------------------------------------------------
- */
+/* --- batches --- */
 
 typedef struct sized_document
 {
@@ -215,8 +213,7 @@ ft_packing_free(ft_packing *packing)
 	memset(packing, 0, sizeof *packing);
 }
 
-/* --- host arrays of a batch
- * ----------------------------------------------------------------------- */
+/* --- host arrays of a batch --- */
 
 #define LEAST_SHARED 8 /* rows: below this the copying costs more than it saves */
 

@@ -20,8 +20,7 @@
 #define CONFIG_NAME "adapter_config.json"
 #define TENSORS_NAME "adapter_model.safetensors"
 
-/* --- configuration ------------------------------------------------------------------------------
- */
+/* --- configuration --- */
 
 typedef struct peft_config
 {
@@ -192,8 +191,7 @@ load_config(const char *directory, peft_config *config)
 	return status;
 }
 
-/* --- tensors ------------------------------------------------------------------------------------
- */
+/* --- tensors --- */
 
 #define NAME_SIZE 128
 
@@ -327,8 +325,7 @@ ft_peft_load(const ft_model *model, const char *directory, ft_adapter **result)
 	return FT_OK;
 }
 
-/* --- saving -------------------------------------------------------------------------------------
- */
+/* --- saving --- */
 
 static ft_status
 save_config(const ft_adapter *adapter, const char *base_name, const char *directory)

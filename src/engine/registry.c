@@ -29,7 +29,7 @@ struct ft_registry
 	size_t loras_capacity;
 };
 
-/* --- identity of files ---------------------------------------------------------------------- */
+/* --- identity of files --- */
 
 static ft_status
 identify(const char *path, ft_file_identity *identity)
@@ -72,7 +72,7 @@ copy_text(const char *from, char **to)
 	return FT_OK;
 }
 
-/* --- entries -------------------------------------------------------------------------------- */
+/* --- entries --- */
 
 static void
 free_base(ft_base *base)
@@ -209,7 +209,7 @@ ft_registry_put(ft_registry *r, ft_model_ref *ref)
 	*ref = (ft_model_ref){0};
 }
 
-/* --- bases ---------------------------------------------------------------------------------- */
+/* --- bases --- */
 
 /* Cache and work memory for serving. */
 static ft_status
@@ -416,7 +416,7 @@ ft_registry_load_base(ft_registry *r, const char *id, const char *path, const ch
 	return FT_OK;
 }
 
-/* --- adapters ------------------------------------------------------------------------------- */
+/* --- adapters --- */
 
 static ft_status
 open_lora(const char *id, const char *path, ft_base *base, const ft_file_identity *identity,

@@ -14,8 +14,7 @@
 #define MAX_REPETITION_PENALTY 100.0
 #define MIN_REPETITION_PENALTY 0.01
 
-/* --- members ------------------------------------------------------------------------------------
- */
+/* --- members --- */
 
 ft_status
 ft_body_parse(const char *body, size_t n, json_t **object)
@@ -164,8 +163,7 @@ ft_body_token_ids(const json_t *value, const char *name, size_t vocabulary, ft_i
 	return FT_OK;
 }
 
-/* --- fields that are only accepted when they ask for nothing
- * ---------------------------------------- */
+/* --- fields that are only accepted when they ask for nothing --- */
 
 /* What a field must say beside null. */
 typedef enum off_value
@@ -248,8 +246,7 @@ check_fields(const json_t *object, const char *const *names)
 	return FT_OK;
 }
 
-/* --- sampling -----------------------------------------------------------------------------------
- */
+/* --- sampling --- */
 
 static ft_status
 add_stop(ft_sampling *sampling, const json_t *value)
@@ -310,8 +307,7 @@ parse_sampling(const json_t *object, ft_sampling *sampling)
 	return parse_stops(object, sampling);
 }
 
-/* --- input ---------------------------------------------------------------------------------------
- */
+/* --- input --- */
 
 void
 ft_input_free(ft_input *input)

@@ -35,8 +35,7 @@ ft_row_encoder_clear(ft_row_encoder *e)
 	ft_text_free(&e->text);
 }
 
-/* --- columns
- * -------------------------------------------------------------------------------------- */
+/* --- columns --- */
 
 typedef enum column_set
 {
@@ -189,8 +188,7 @@ read_pair(const json_t *row, conversation *c)
 	return FT_OK;
 }
 
-/* --- cutting
- * -------------------------------------------------------------------------------------- */
+/* --- cutting --- */
 
 /* Bytes at the start that continue a character begun before. */
 static size_t
@@ -321,8 +319,7 @@ encode_conversation(ft_row_encoder *e, conversation *c, bool *truncated)
 				   "Raise max_seq_length.");
 }
 
-/* --- rows
- * ----------------------------------------------------------------------------------------- */
+/* --- rows --- */
 
 static ft_status
 push_weights(ft_row_encoder *e, float weight)

@@ -387,7 +387,7 @@ ft_safetensors_read_f32(const ft_safetensors *file, const ft_safetensor *tensor,
 	return FT_OK;
 }
 
-/* --- writing ---------------------------------------------------------------------------------- */
+/* --- writing --- */
 
 static json_t *
 describe_tensor(const ft_safetensor_out *tensor, uint64_t begin, uint64_t end)

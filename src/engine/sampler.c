@@ -62,7 +62,7 @@ ft_generation_free(ft_generation *generation)
 	generation->n_seen = generation->seen_capacity = 0;
 }
 
-/* --- penalties ------------------------------------------------------------------------------- */
+/* --- penalties --- */
 
 bool
 ft_generation_has_penalties(const ft_generation *generation)
@@ -164,7 +164,7 @@ ft_generation_penalize(const ft_generation *generation, float *logits)
 	}
 }
 
-/* --- the next token -------------------------------------------------------------------------- */
+/* --- the next token --- */
 
 ft_sample
 ft_generation_draw(const ft_generation *generation)

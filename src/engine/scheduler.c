@@ -51,7 +51,7 @@ struct ft_scheduler
 	int32_t *drawn;
 };
 
-/* --- requests -------------------------------------------------------------------------------- */
+/* --- requests --- */
 
 ft_status
 ft_request_create(ft_request **request)
@@ -157,7 +157,7 @@ ft_request_cancel(ft_request *request)
 	atomic_store(&request->cancelled, true);
 }
 
-/* --- admission ------------------------------------------------------------------------------- */
+/* --- admission --- */
 
 /* Take over what was submitted; without work, wait for some.  False when it is time to end. */
 static bool
@@ -309,7 +309,7 @@ preempt_youngest(ft_scheduler *s, const ft_request *keep, ft_request **victim)
 	return false;
 }
 
-/* --- one step -------------------------------------------------------------------------------- */
+/* --- one step --- */
 
 static size_t
 rows_left(const ft_request *request)
@@ -554,7 +554,7 @@ scheduler_main(void *arg)
 	return NULL;
 }
 
-/* --- life ------------------------------------------------------------------------------------- */
+/* --- life --- */
 
 ft_status
 ft_scheduler_create(const ft_registry_config *config, int max_requests, ft_scheduler **scheduler)

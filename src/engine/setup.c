@@ -40,8 +40,7 @@ ft_setup_tick(void *setup)
 	return terminated ? ft_fail(FT_CANCELLED, "terminated by a signal") : FT_OK;
 }
 
-/* --- the program
- * ---------------------------------------------------------------------------------- */
+/* --- the program --- */
 
 static bool
 parse_arguments(ft_setup *s, int argc, char **argv)
@@ -126,8 +125,7 @@ ft_setup_close(ft_setup *s)
 		close(s->lock);
 }
 
-/* --- before the device is taken
- * ------------------------------------------------------------------- */
+/* --- before the device is taken --- */
 
 ft_status
 ft_setup_lock(ft_setup *s)
@@ -201,8 +199,7 @@ ft_setup_open_dataset(ft_setup *s)
 	return ft_dataset_open(s->directory, &s->dataset);
 }
 
-/* --- the device
- * ----------------------------------------------------------------------------------- */
+/* --- the device --- */
 
 ft_status
 ft_setup_open_device(ft_setup *s)
@@ -245,8 +242,7 @@ ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
 	return status;
 }
 
-/* --- events
- * --------------------------------------------------------------------------------------- */
+/* --- events --- */
 
 json_t *
 ft_real_or_null(double value)

@@ -41,7 +41,7 @@ struct ft_tokenizer
 	bool adds_bos;
 };
 
-/* --- GPT-2's alphabet ---------------------------------------------------------------------- */
+/* --- GPT-2's alphabet --- */
 
 /* Characters that stand for bytes end below this: 256 and the 68 bytes that are not printable. */
 #define ALPHABET_END 324
@@ -89,7 +89,7 @@ append_stored(ft_text *text, const int16_t byte_of[ALPHABET_END], const char *st
 	return FT_OK;
 }
 
-/* --- looking tokens up --------------------------------------------------------------------- */
+/* --- looking tokens up --- */
 
 static int
 compare_bytes(const char *a, size_t na, const char *b, size_t nb)
@@ -158,7 +158,7 @@ find_bytes(const ft_tokenizer *t, const char *bytes, size_t n, bool prefer_speci
 	return found;
 }
 
-/* --- making one ---------------------------------------------------------------------------- */
+/* --- making one --- */
 
 static bool
 looks_special(ft_string s)
@@ -362,7 +362,7 @@ ft_tokenizer_free(ft_tokenizer *tokenizer)
 	free(tokenizer);
 }
 
-/* --- encoding ------------------------------------------------------------------------------ */
+/* --- encoding --- */
 
 typedef struct encoder
 {
@@ -495,7 +495,7 @@ ft_tokenizer_encode(const ft_tokenizer *tokenizer, const char *text, size_t n, b
 	return status;
 }
 
-/* --- decoding and questions ---------------------------------------------------------------- */
+/* --- decoding and questions --- */
 
 ft_status
 ft_tokenizer_decode(const ft_tokenizer *tokenizer, const int32_t *ids, size_t n, bool skip_special,

@@ -27,7 +27,7 @@ typedef struct ft_bpe_candidate
 	int32_t merged;
 } ft_bpe_candidate;
 
-/* --- the table of merges ------------------------------------------------------------------- */
+/* --- the table of merges --- */
 
 static int
 compare_merges(const void *a, const void *b)
@@ -102,7 +102,7 @@ find_merge(const ft_bpe *bpe, int32_t left, int32_t right)
 	return NULL;
 }
 
-/* --- the heap ------------------------------------------------------------------------------ */
+/* --- the heap --- */
 
 /* Lowest rank first, leftmost among equals. */
 static bool
@@ -154,7 +154,7 @@ pop(ft_bpe_work *work)
 	return top;
 }
 
-/* --- one piece ----------------------------------------------------------------------------- */
+/* --- one piece --- */
 
 /* Remember the merge of the symbol at `left` with the one after it, if there is one. */
 static ft_status

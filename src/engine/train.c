@@ -32,8 +32,7 @@ typedef struct run
 	double round_at;     /* up to when state.elapsed is counted */
 } run;
 
-/* --- the plan
- * ------------------------------------------------------------------------------------- */
+/* --- the plan --- */
 
 static ft_status
 write_plan(run *r, const char *path)
@@ -106,8 +105,7 @@ resolve_options(run *r, const char *path)
 	return FT_OK;
 }
 
-/* --- the device
- * ----------------------------------------------------------------------------------- */
+/* --- the device --- */
 
 /* A new adapter, the batch size that the memory allows, and the trainer over both. */
 static ft_status
@@ -180,8 +178,7 @@ prepare(run *r)
 	return ft_setup_tick(&r->setup);
 }
 
-/* --- events
- * --------------------------------------------------------------------------------------- */
+/* --- events --- */
 
 static ft_status
 send_start(run *r)
@@ -264,8 +261,7 @@ send_completed(run *r)
 				  "tokens_per_second", tokens_per_second(r)));
 }
 
-/* --- training
- * ------------------------------------------------------------------------------------- */
+/* --- training --- */
 
 static void
 count_elapsed(run *r)

@@ -21,8 +21,7 @@ ft_trainer_total_steps(const ft_dataset *dataset, const ft_options *options)
 	return options->max_steps > 0 && options->max_steps < steps ? options->max_steps : steps;
 }
 
-/* --- memory
- * --------------------------------------------------------------------------------------- */
+/* --- memory --- */
 
 /* Tokens of the largest batch that a step can need: its share, and the document over its border. */
 static int64_t
@@ -182,8 +181,7 @@ ft_trainer_read_moments(ft_trainer *t)
 	return ft_optimizer_save(&t->optimizer, t->transformer->stream, &t->moments);
 }
 
-/* --- steps
- * ---------------------------------------------------------------------------------------- */
+/* --- steps --- */
 
 ft_status
 ft_trainer_gradient(ft_trainer *t, const uint32_t *chosen, uint32_t n, double grad_scale,
@@ -254,8 +252,7 @@ ft_trainer_step(ft_trainer *t, ft_step_report *report)
 	return FT_OK;
 }
 
-/* --- evaluation
- * ----------------------------------------------------------------------------------- */
+/* --- evaluation --- */
 
 ft_status
 ft_trainer_evaluate(ft_trainer *t)

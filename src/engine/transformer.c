@@ -16,8 +16,7 @@ qkv_columns(const ft_config *c)
 	return (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim;
 }
 
-/* --- memory
- * --------------------------------------------------------------------------------------- */
+/* --- memory --- */
 
 static ft_status
 want_batch(ft_transformer *t)
@@ -180,8 +179,7 @@ ft_transformer_adapter_changed(ft_transformer *t)
 	return ft_lora_prepare(t->lora, t->stream);
 }
 
-/* --- the batch
- * ------------------------------------------------------------------------------------ */
+/* --- the batch --- */
 
 ft_status
 ft_transformer_load(ft_transformer *t, const ft_microbatch *batch)
@@ -227,8 +225,7 @@ ft_transformer_round(ft_transformer *t, ft_mat m, void *narrow, ft_mat *rounded)
 	return t->ops->convert(t->stream, *rounded, m);
 }
 
-/* --- forward
- * -------------------------------------------------------------------------------------- */
+/* --- forward --- */
 
 /* y = x·Wᵀ with LoRA, in the compute type: LoRA is added in f32 before rounding. */
 static ft_status
@@ -342,8 +339,7 @@ ft_transformer_forward(ft_transformer *t, const ft_microbatch *batch)
 	return t->ops->add(t->stream, ft_mat_make(t->final, FT_F32, rows, c->hidden), branch, 1.0f);
 }
 
-/* --- passes
- * --------------------------------------------------------------------------------------- */
+/* --- passes --- */
 
 ft_status
 ft_transformer_evaluate(ft_transformer *t, const ft_microbatch *batch, ft_loss_sums *sums)

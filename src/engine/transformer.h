@@ -147,8 +147,7 @@ ft_status ft_transformer_evaluate(ft_transformer *transformer, const ft_microbat
 ft_status ft_transformer_train(ft_transformer *transformer, const ft_microbatch *batch,
 							   double grad_scale, ft_loss_sums *sums);
 
-/* --- parts, in the order in which the two above call them ---------------------------------------
- */
+/* --- parts, in the order in which the two above call them --- */
 
 ft_status ft_transformer_load(ft_transformer *transformer, const ft_microbatch *batch);
 /* transformer.c: fills saved and final. */

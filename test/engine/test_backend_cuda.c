@@ -52,7 +52,7 @@ in_child(bool (*f)(void))
 	return waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-/* --- the shared object --------------------------------------------------------------------- */
+/* --- the shared object --- */
 
 static void
 test_table(void **state)
@@ -152,7 +152,7 @@ test_no_device(void **state)
 	assert_true(in_child(auto_takes_the_cpu));
 }
 
-/* --- other objects ------------------------------------------------------------ */
+/* --- other objects --- */
 
 static bool
 missing_object(void)
@@ -217,7 +217,7 @@ test_unknown_device(void **state)
 	ops->device_close(device);
 }
 
-/* --- keys of matrix products ------------------------------------------------------------ */
+/* --- keys of matrix products --- */
 
 static void
 test_alignment(void **state)

@@ -545,8 +545,7 @@ test_corrupt_dataset(void **state)
 	ft_text_free(&text);
 }
 
-/* --- steps and batches
- * ------------------------------------------------------------------------------ */
+/* --- steps and batches --- */
 
 #define N_DOCUMENTS 200
 

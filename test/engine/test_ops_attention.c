@@ -259,8 +259,7 @@ test_attention(void **state)
 	}
 }
 
-/* --- the paged cache ----------------------------------------------------------------------------
- */
+/* --- the paged cache --- */
 
 enum
 {

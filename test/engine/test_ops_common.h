@@ -47,7 +47,7 @@ must(ft_status status)
 		fail_msg("%s: %s", ft_status_name(status), ft_error_message());
 }
 
-/* --- random numbers, the same on every machine ---------------------------------------------- */
+/* --- random numbers, the same on every machine --- */
 
 static uint64_t random_state = 1;
 
@@ -76,7 +76,7 @@ random_normal(void)
 	return sum * 1.7320508075688772;
 }
 
-/* --- 16-bit floats, written without the project's own conversions ---------------------------- */
+/* --- 16-bit floats, written without the project's own conversions --- */
 
 UNUSED static double
 half_value(uint16_t h)
@@ -128,7 +128,7 @@ bf16_value(uint16_t bits)
 	return f;
 }
 
-/* --- device memory --------------------------------------------------------------------------- */
+/* --- device memory --- */
 
 static void *
 device_alloc(size_t bytes)
@@ -160,8 +160,7 @@ download(void *host, const void *memory, size_t bytes)
 	must(ops->copy_to_host(stream, host, memory, bytes));
 }
 
-/* --- matrices on the device, with their values in f64 beside them ------------------------------
- */
+/* --- matrices on the device, with their values in f64 beside them --- */
 
 /* Rows are `pad` values longer than cols; the padding is filled with a NaN that no operation may
  * read into a result or write over. */
@@ -270,7 +269,7 @@ tensor_read(const tensor *t)
 	return value;
 }
 
-/* --- judging --------------------------------------------------------------------------------- */
+/* --- judging --- */
 
 static double
 nmse(const double *result, const double *reference, int64_t n)
@@ -328,7 +327,7 @@ check_same_bits(const char *what, const tensor *a, const tensor *b)
 	free(y);
 }
 
-/* --- variants -------------------------------------------------------------------------------- */
+/* --- variants --- */
 
 static const ft_ops *
 backend_by_name(const char *name)

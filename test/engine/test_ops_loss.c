@@ -168,8 +168,7 @@ test_cross_entropy_edges(void **state)
 	tensor_free(&correct);
 }
 
-/* --- sampling ----------------------------------------------------------------------------------
- */
+/* --- sampling --- */
 
 /* Ids of a row by falling logit, lower id first. */
 static const double *sort_logits;

@@ -11,8 +11,7 @@ static const int64_t widths[] = {1, 7, 16, 33, 64, 576};
 
 #define COUNT_OF(array) ((int) (sizeof(array) / sizeof(array)[0]))
 
-/* --- RMSNorm -----------------------------------------------------------------------------------
- */
+/* --- RMSNorm --- */
 
 static void
 norm_row(double *y, double *rstd, const double *h, const double *weight, int64_t n, double eps)
@@ -183,8 +182,7 @@ test_rmsnorm_grad(void **state)
 			}
 }
 
-/* --- RoPE --------------------------------------------------------------------------------------
- */
+/* --- RoPE --- */
 
 static void
 check_rope(int64_t rows, int64_t heads, int head_dim, ft_dtype dtype)
@@ -257,8 +255,7 @@ test_rope(void **state)
 		}
 }
 
-/* --- SwiGLU ------------------------------------------------------------------------------------
- */
+/* --- SwiGLU --- */
 
 static double
 silu(double x)

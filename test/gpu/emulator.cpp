@@ -33,7 +33,7 @@ fatal(const char *what)
 static void open_memory(void);
 static void close_memory(void);
 
-/* --- threads of a block -------------------------------------------------------------------- */
+/* --- threads of a block --- */
 
 /* Those that wait for each other: a block or a warp. */
 struct meeting
@@ -226,7 +226,7 @@ emulator_exchange(const uint64_t *words, int n)
 	return w->words[turn];
 }
 
-/* --- instructions -------------------------------------------------------------------------- */
+/* --- instructions --- */
 
 static float
 half_of(uint64_t word, int i)
@@ -333,7 +333,7 @@ f32_to_f16(float x)
 	return sign | (uint16_t) (steps + ((exponent + 13) << 10));
 }
 
-/* --- the runtime --------------------------------------------------------------------------- */
+/* --- the runtime --- */
 
 /*
  * Device memory is one range of addresses that may be touched only while a kernel or a copy runs,
@@ -638,7 +638,7 @@ cudaFuncSetAttribute(const void *, int, int value)
 	return value <= SHARED_BYTES ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-/* --- cuBLASLt has nothing here, so the own kernel does all products ------------------------ */
+/* --- cuBLASLt has nothing here, so the own kernel does all products --- */
 
 ft_status
 ft_lt_open(ft_device *)

@@ -65,7 +65,7 @@ make_uint4(unsigned x, unsigned y, unsigned z, unsigned w)
 	return uint4{x, y, z, w};
 }
 
-/* --- running kernels ----------------------------------------------------------------------- */
+/* --- running kernels --- */
 
 extern uint3 threadIdx;
 extern uint3 blockIdx;
@@ -101,7 +101,7 @@ emulator_launch(dim3 grid, dim3 block, size_t shared, F body)
 	} while (0)
 #define FT_DYNAMIC_SHARED(name) unsigned char *name = emulator_shared_memory()
 
-/* --- instructions -------------------------------------------------------------------------- */
+/* --- instructions --- */
 
 template <typename T>
 static inline T
@@ -177,7 +177,7 @@ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void load_matrices(uint32_t (&r)[4], const bf16 *row);
 void load_matrices_transposed(uint32_t (&r)[4], const bf16 *row);
 
-/* --- the runtime --------------------------------------------------------------------------- */
+/* --- the runtime --- */
 
 #define CUDART_VERSION 13000
 
