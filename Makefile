@@ -56,5 +56,6 @@ demo:
 bench:
 	scripts/install_packages.sh build
 	scripts/fetch_model.sh
-	+$(MAKE) $(JOBS) bench-programs
+	+$(MAKE) $(JOBS) all bench-programs
+	+$(AS_ROOT) $(MAKE) -s install
 	bench/run.sh

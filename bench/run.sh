@@ -1,9 +1,10 @@
 #!/bin/bash
 # run.sh: run every benchmark and write bench/results/latest.tsv.
 #
-# Each program build/bench/bench_* prints "metric<TAB>value<TAB>unit", with the
-# name of a metric of the same run as a fourth field where there is one to
-# compare with.  bench_peak runs first and measures the machine.
+# Each program build/bench/bench_*, and bench_jobs.sh after them, prints
+# "metric<TAB>value<TAB>unit", with the name of a metric of the same run as a
+# fourth field where there is one to compare with.  bench_peak runs first and
+# measures the machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=bench/results/latest.tsv
@@ -14,6 +15,8 @@ for program in build/bench/bench_peak $(find build/bench -type f -perm -u+x -nam
 	echo "# ${program##*/}" >&2
 	"$program" | tee -a "$measured" >&2
 done
+echo "# bench_jobs.sh" >&2
+bench/bench_jobs.sh | tee -a "$measured" >&2
 
 mkdir -p "${results%/*}"
 awk -f bench/ratios.awk "$measured" "$measured" >"$results.new"

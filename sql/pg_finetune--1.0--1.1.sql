@@ -54,6 +54,15 @@ ALTER TABLE finetune.job ADD COLUMN home pg_catalog.text;
 COMMENT ON COLUMN finetune.job.home IS 'where the job was created, and may run; anywhere else it is paused';
 UPDATE finetune.job SET home = finetune.here();
 
+-- A queue of any length: places in it are counted in the one, jobs from elsewhere
+-- are found by the other.
+CREATE INDEX job_waiting ON finetune.job (priority DESC, created_at, id)
+	WHERE phase = 'pending' AND attempt = 0;
+COMMENT ON INDEX finetune.job_waiting IS 'places in the queue';
+CREATE INDEX job_home ON finetune.job (home)
+	WHERE phase IN ('pending', 'queued', 'running', 'uploading');
+COMMENT ON INDEX finetune.job_home IS 'unfinished jobs by where they were created';
+
 ALTER TABLE finetune.job
 	DROP CONSTRAINT job_phase_check,
 	ADD CONSTRAINT job_phase_check
@@ -100,16 +109,47 @@ CREATE OR REPLACE VIEW finetune.job_detail AS
 				THEN j.estimated_finish END AS estimated_finish,
 		   CASE WHEN p.phase OPERATOR(pg_catalog.=) 'pending'
 					 AND j.attempt OPERATOR(pg_catalog.=) 0
+				-- All of a range of job_waiting, then of another, but those from
+				-- elsewhere: a queue of any length is counted in its index alone.
 				THEN (SELECT pg_catalog.count(*)
 					  FROM finetune.job a
-					  WHERE a.phase IN ('pending', 'queued', 'running', 'uploading')
-						AND a.phase OPERATOR(pg_catalog.=) 'pending'
+					  WHERE a.phase OPERATOR(pg_catalog.=) 'pending'
 						AND a.attempt OPERATOR(pg_catalog.=) 0
-						AND a.home OPERATOR(pg_catalog.=) j.home
-						AND (a.priority OPERATOR(pg_catalog.>) j.priority
-							 OR (a.priority OPERATOR(pg_catalog.=) j.priority
-								 AND ROW(a.created_at, a.id)
-									 OPERATOR(pg_catalog.<=) ROW(j.created_at, j.id))))
+						AND a.priority OPERATOR(pg_catalog.>) j.priority)
+					 OPERATOR(pg_catalog.+)
+					 (SELECT pg_catalog.count(*)
+					  FROM finetune.job a
+					  WHERE a.phase OPERATOR(pg_catalog.=) 'pending'
+						AND a.attempt OPERATOR(pg_catalog.=) 0
+						AND a.priority OPERATOR(pg_catalog.=) j.priority
+						AND ROW(a.created_at, a.id)
+							OPERATOR(pg_catalog.<=) ROW(j.created_at, j.id))
+					 OPERATOR(pg_catalog.-)
+					 (SELECT pg_catalog.count(*)
+					  FROM (SELECT h.priority, h.created_at, h.id
+							FROM finetune.job h
+							WHERE h.phase IN ('pending', 'queued', 'running', 'uploading')
+								AND h.phase OPERATOR(pg_catalog.=) 'pending'
+								AND h.attempt OPERATOR(pg_catalog.=) 0
+								AND h.home OPERATOR(pg_catalog.<) j.home
+							UNION ALL
+							SELECT h.priority, h.created_at, h.id
+							FROM finetune.job h
+							WHERE h.phase IN ('pending', 'queued', 'running', 'uploading')
+								AND h.phase OPERATOR(pg_catalog.=) 'pending'
+								AND h.attempt OPERATOR(pg_catalog.=) 0
+								AND h.home OPERATOR(pg_catalog.>) j.home
+							UNION ALL
+							SELECT h.priority, h.created_at, h.id
+							FROM finetune.job h
+							WHERE h.phase IN ('pending', 'queued', 'running', 'uploading')
+								AND h.phase OPERATOR(pg_catalog.=) 'pending'
+								AND h.attempt OPERATOR(pg_catalog.=) 0
+								AND h.home IS NULL) a
+					  WHERE a.priority OPERATOR(pg_catalog.>) j.priority
+						OR (a.priority OPERATOR(pg_catalog.=) j.priority
+							AND ROW(a.created_at, a.id)
+								OPERATOR(pg_catalog.<=) ROW(j.created_at, j.id)))
 				END AS queue_position,
 		   j.attempt AS attempts,
 		   j.device,
@@ -126,7 +166,7 @@ CREATE OR REPLACE VIEW finetune.job_detail AS
 			JOIN pg_catalog.pg_foreign_data_wrapper f
 				ON f.oid OPERATOR(pg_catalog.=) s.srvfdw
 					AND f.fdwname OPERATOR(pg_catalog.=) 'pg_finetune')
-			ON s.srvname::pg_catalog.text OPERATOR(pg_catalog.=) m.name;
+			ON s.srvname OPERATOR(pg_catalog.=) m.name;
 
 -- What a role may see: its own jobs, and those of roles that it is a member of.
 CREATE OR REPLACE VIEW finetune.jobs WITH (security_barrier) AS

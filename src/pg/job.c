@@ -154,14 +154,16 @@ pgft_job_settle_foreign(void)
 		/* adopted: of the same database and table, in the cluster that this one followed */
 		Datum values[] = {CStringGetTextDatum(home), CStringGetTextDatum(strchr(home, '/'))};
 
+		/* "Another home" as an index can find it: this is asked each time a worker starts */
 		if (adopt)
 			pgft_execute("UPDATE finetune.job SET home = $1, fruitless = 0"
-						 " WHERE " PGFT_JOB_RUNNABLE " AND home <> $1"
+						 " WHERE " PGFT_JOB_RUNNABLE " AND (home < $1 OR home > $1)"
 						 " AND substr(home, strpos(home, '/')) = $2 RETURNING id",
 						 2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 		else
 			pgft_execute("UPDATE finetune.job SET phase = 'paused'"
-						 " WHERE " PGFT_JOB_RUNNABLE " AND home IS DISTINCT FROM $1 RETURNING id",
+						 " WHERE " PGFT_JOB_RUNNABLE
+						 " AND (home < $1 OR home > $1 OR home IS NULL) RETURNING id",
 						 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	}
 	rows = SPI_tuptable;
@@ -180,17 +182,6 @@ pgft_job_settle_foreign(void)
 		pgft_job_notify(id);
 	}
 	pgft_job_finish(&catalog);
-}
-
-static void
-set_home(const pg_uuid_t *id)
-{
-	Oid types[] = {UUIDOID, TEXTOID};
-	Datum values[] = {UUIDPGetDatum(id), CStringGetTextDatum(here())};
-
-	if (pgft_has_column("job", "home"))
-		pgft_execute("UPDATE finetune.job SET home = $2 WHERE id = $1", 2, types, values, NULL,
-					 SPI_OK_UPDATE);
 }
 
 void
@@ -246,9 +237,10 @@ pgft_job_create(const PgftJobRequest *request)
 {
 	Oid owner = GetUserId();
 	Oid types[] = {UUIDOID, UUIDOID, TEXTOID, UUIDOID,  TEXTOID, OIDOID,
-				   TEXTOID, TEXTOID, TEXTOID, JSONBOID, INT4OID};
-	Datum values[11];
-	char nulls[] = "           ";
+				   TEXTOID, TEXTOID, TEXTOID, JSONBOID, INT4OID, TEXTOID};
+	Datum values[12];
+	char nulls[] = "            ";
+	bool has_home;
 	PgftCatalog catalog;
 
 	/* The caller's user and search_path, before they are changed for SPI */
@@ -269,11 +261,13 @@ pgft_job_create(const PgftJobRequest *request)
 		nulls[8] = 'n';
 	values[9] = PointerGetDatum(request->options);
 	values[10] = Int32GetDatum(pgft_options_priority(request->options));
-	pgft_execute("INSERT INTO finetune.job (id, model_id, model_name, base_id, base_name, owner,"
-				 " search_path, training_query, validation_query, options, priority)"
-				 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-				 11, types, values, nulls, SPI_OK_INSERT);
-	set_home(&request->id);
+	values[11] = CStringGetTextDatum(here());
+	has_home = pgft_has_column("job", "home");
+	pgft_execute(psprintf("INSERT INTO finetune.job (id, model_id, model_name, base_id, base_name,"
+						  " owner, search_path, training_query, validation_query, options,"
+						  " priority%s) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11%s)",
+						  has_home ? ", home" : "", has_home ? ", $12" : ""),
+				 has_home ? 12 : 11, types, values, nulls, SPI_OK_INSERT);
 	pgft_job_add_event(&request->id, "info", "created", "job created", NULL);
 	pgft_catalog_leave(&catalog);
 
@@ -392,7 +386,7 @@ lock_model(const pg_uuid_t *model)
 	Datum values[] = {UUIDPGetDatum(model)};
 
 	if (pgft_select("SELECT s.oid FROM finetune.model m"
-					" JOIN pg_foreign_server s ON s.srvname::text = m.name WHERE m.id = $1",
+					" JOIN pg_foreign_server s ON s.srvname = m.name WHERE m.id = $1",
 					1, types, values) > 0)
 	{
 		bool isnull;

@@ -132,7 +132,7 @@ find_job(pg_uuid_t *id)
 	char *query = psprintf("SELECT id FROM finetune.job j WHERE " PGFT_JOB_RUNNABLE
 						   "%s ORDER BY priority DESC, created_at, id FOR UPDATE SKIP LOCKED",
 						   pgft_job_at_home());
-	SPIPlanPtr plan = SPI_prepare(query, 0, NULL);
+	SPIPlanPtr plan = SPI_prepare_cursor(query, 0, NULL, CURSOR_OPT_FAST_PLAN);
 
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the search for a job: %s",

@@ -74,6 +74,8 @@ override_settings(void)
 		{"statement_timeout", "0"},
 		{"lock_timeout", "0"},
 		{"idle_in_transaction_session_timeout", "0"},
+		/* the first job is wanted from a cursor on the queue, however many there are */
+		{"cursor_tuple_fraction", "0"},
 	};
 
 	for (int i = 0; i < lengthof(settings); i++)
@@ -109,8 +111,9 @@ extension_is_here(void)
 }
 
 /*
- * Put right what pg_upgrade leaves out; false when the extension is not here.
- * A restore may be dropping it now, to create it anew.
+ * False when the extension is not here; a restore may be dropping it now, to
+ * create it anew.  What pg_upgrade leaves out is put right once after a start,
+ * as that looks at every model.
  */
 static bool
 look_at_models(void)
@@ -125,7 +128,7 @@ look_at_models(void)
 		LockRelationOid(table, AccessShareLock);
 	here = OidIsValid(get_extension_oid(PGFT_LIBRARY, true)) && OidIsValid(table) &&
 		   pgft_relation_oid("job") == table;
-	if (here)
+	if (here && pgft_slot_is_first())
 		pgft_model_depend_all();
 	PopActiveSnapshot();
 	CommitTransactionCommand();

@@ -51,6 +51,7 @@ typedef struct Database
 	Oid oid;     /* hash key */
 	bool known;  /* has the extension */
 	bool wanted; /* a worker should look there */
+	bool looked; /* a worker has found the extension there, and done what is due after a start */
 
 	/* Requests seen, and how many of them the worker that looks now covers */
 	uint64 asked;
@@ -198,6 +199,7 @@ worker_ended(Oid oid, PgftLookResult result)
 	database->retry_delay = 0;
 	database->retry_at = 0;
 	database->known = result != PGFT_LOOK_NO_EXTENSION;
+	database->looked = database->known;
 
 	/* A request that came while it looked is still open */
 	if (result != PGFT_LOOK_RAN && database->asked == database->asked_at_start)
@@ -237,7 +239,8 @@ start_worker(Database *database)
 	MemoryContext old_context;
 	bool registered;
 	Datum main_arg;
-	int slot = pgft_slot_reserve(database->oid, pgft_max_running_jobs, &main_arg);
+	int slot =
+		pgft_slot_reserve(database->oid, pgft_max_running_jobs, !database->looked, &main_arg);
 
 	if (slot < 0)
 		return false;

@@ -400,6 +400,17 @@ pgft_slot_attach(Datum main_arg)
 	return database;
 }
 
+bool
+pgft_slot_is_first(void)
+{
+	bool first;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	first = my_slot->first;
+	LWLockRelease(shared->lock);
+	return first;
+}
+
 void
 pgft_slot_set_result(PgftLookResult result)
 {
@@ -510,7 +521,7 @@ pgft_take_requests(Oid *databases)
 }
 
 int
-pgft_slot_reserve(Oid database, int limit, Datum *main_arg)
+pgft_slot_reserve(Oid database, int limit, bool first, Datum *main_arg)
 {
 	int found = -1;
 	int taken = 0;
@@ -540,6 +551,7 @@ pgft_slot_reserve(Oid database, int limit, Datum *main_arg)
 		slot->generation = generation;
 		slot->state = PGFT_SLOT_STARTING;
 		slot->database = database;
+		slot->first = first;
 		slot->worker_procno = NO_PROC;
 		slot->result = PGFT_LOOK_FAILED;
 		*main_arg = ARG_OF(found, generation);

@@ -52,6 +52,7 @@ typedef struct PgftJobSlot
 	int worker_procno;
 	bool cancel; /* somebody wants the job to end */
 	bool leave;  /* the database is wanted: end, the job goes on later */
+	bool first;  /* nobody has looked at the database since the launcher's start */
 	PgftLookResult result;
 
 	/* The job, once claimed */
@@ -120,6 +121,9 @@ extern void pgft_bar_database(Oid database, bool bar);
  */
 extern Oid pgft_slot_attach(Datum main_arg);
 
+/* Is this worker the first in its database since the launcher's start? */
+extern bool pgft_slot_is_first(void);
+
 /* What the launcher is told when this worker ends. */
 extern void pgft_slot_set_result(PgftLookResult result);
 
@@ -144,9 +148,10 @@ extern int pgft_take_requests(Oid *databases);
 /*
  * Reserve a free slot for a worker in this database.  Returns the slot's
  * number, or -1 when `limit` are taken or when a worker there has not claimed a
- * job yet; sets *main_arg to the worker's argument.
+ * job yet; sets *main_arg to the worker's argument.  `first` is for the worker
+ * to ask (pgft_slot_is_first).
  */
-extern int pgft_slot_reserve(Oid database, int limit, Datum *main_arg);
+extern int pgft_slot_reserve(Oid database, int limit, bool first, Datum *main_arg);
 
 /* Give a reservation back whose worker never came. */
 extern void pgft_slot_unreserve(int slot, Datum main_arg);
