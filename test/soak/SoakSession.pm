@@ -76,6 +76,8 @@ sub take
 	return undef if !defined $self->{mark};
 	if ($self->{text} =~ s/^\Q$self->{mark}\E\n//m || $self->{dead})
 	{
+		# psql may not say at once that it has no connection
+		$self->{dead} = 1 if $self->{text} =~ /server closed the connection|connection to server was lost/;
 		$self->{mark} = undef;
 		chomp(my $text = $self->{text});
 		return $text;
