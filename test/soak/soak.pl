@@ -104,6 +104,12 @@ sub sql
 		my $answer  = $session->query($sql);
 		if (!$session->{dead})
 		{
+			# CREATE asks the serving engine, which may just have been killed
+			if ($sql =~ /'CREATE'/ && $answer =~ /ERROR:  57P03:/)
+			{
+				$count{refused}++;
+				next;
+			}
 			wrong('unexpected errors', "$sql: $1") if $answer =~ /(?:ERROR|FATAL|PANIC):  (\w+: .*)/;
 			return $answer;
 		}
