@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 # run_suites.pl: run the tests of a built tree and count them.
 #
-#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz]…
+#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz|soak]…
 #
 # Called by run_tests.sh with the tree as its working directory, as a user that
 # may run PostgreSQL.  Every suite is brought to TAP and counted by
@@ -35,6 +35,7 @@ push @suites, engine_suites() if $wanted{engine};
 push @suites, sql_suites()    if $wanted{sql};
 push @suites, tap_suite()     if $wanted{tap};
 push @suites, fuzz_suite()    if $wanted{fuzz};
+push @suites, soak_suite()    if $wanted{soak};
 
 my ($passed, $failed, @table) = (0, 0);
 for my $suite (@suites)
@@ -48,8 +49,8 @@ print "\n", map({ "$_\n" } @table), "\n$passed passed, $failed failed\n";
 exit($failed > 0 || $passed == 0 ? 1 : 0);
 
 # Run the files of a suite, {name, tests => [[label, command…]…], before, after,
-# alone}, several at a time unless they share something; returns what passed,
-# failed and was skipped.
+# alone, limit}, several at a time unless they share something; returns what
+# passed, failed and was skipped.
 sub run_suite
 {
 	my ($suite) = @_;
@@ -68,7 +69,7 @@ sub run_suite
 	}
 
 	my $harness = TAP::Harness->new({
-		exec     => sub { [ 'timeout', '-k', 10, $limit, @{ $command{ $_[1] } } ] },
+		exec     => sub { [ 'timeout', '-k', 10, $suite->{limit} // $limit, @{ $command{ $_[1] } } ] },
 		failures => 1,
 		timer    => 1,
 		jobs     => $suite->{alone} ? 1 : $jobs,
@@ -201,7 +202,8 @@ sub server_conf
 	return $path;
 }
 
-sub tap_suite
+# What PostgreSQL::Test wants to find around it; returns Perl with its folder.
+sub with_postgresql_test
 {
 	my ($bindir, $source) = postgresql();
 	$ENV{PG_REGRESS} = "$source/test/regress/pg_regress";
@@ -209,9 +211,26 @@ sub tap_suite
 	chomp($ENV{TESTDIR} = qx(pwd));
 	$ENV{TESTDATADIR} = "$ENV{TESTDIR}/tmp_check";
 	$ENV{PGPORT} = 65432;
+	return ($^X, "-I$source/test/perl", '-Itest/tap');
+}
+
+sub tap_suite
+{
+	my @perl = with_postgresql_test();
 	return {
 		name  => 'server TAP',
-		tests => [ map { [ $_, $^X, "-I$source/test/perl", '-Itest/tap', $_ ] } glob('test/tap/[0-9]*.pl') ],
+		tests => [ map { [ $_, @perl, $_ ] } glob('test/tap/[0-9]*.pl') ],
+	};
+}
+
+# Random faults; as many seconds for each, and for what comes before and after.
+sub soak_suite
+{
+	my @perl = with_postgresql_test();
+	return {
+		name  => 'soak',
+		tests => [ [ 'test/soak/soak.pl', @perl, 'test/soak/soak.pl' ] ],
+		limit => $limit + 30 * ($ENV{FAULTS} || 200),
 	};
 }
 

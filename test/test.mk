@@ -6,6 +6,7 @@
 #   make test-sql        pg_regress, pgTAP, isolation
 #   make test-tap        crash, restart, rights … on PostgreSQL::Test
 #   make test-fuzz       each fuzz target over its corpus, and a little further
+#   make soak            random faults: FAULTS=200, SEED=…, CRASHES=1 for restarts of the server
 #   make format          lay out every source file
 #
 # Whatever lies in the folders that test/README.md names is built and run.
@@ -27,6 +28,15 @@ $(TEST_PARTS:%=test-%): test-%:
 	scripts/install_packages.sh test
 	scripts/fetch_model.sh
 	scripts/run_tests.sh $*
+
+# Not part of `make test`: it takes minutes, and no two runs are the same.
+FAULTS = 200
+SEED =
+CRASHES =
+.PHONY: soak
+soak:
+	scripts/install_packages.sh test
+	FAULTS='$(FAULTS)' SEED='$(SEED)' CRASHES='$(CRASHES)' scripts/run_tests.sh soak
 
 unit-tests: $(UNIT_TESTS)
 fuzz-targets: $(FUZZ_TARGETS)

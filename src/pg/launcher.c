@@ -188,6 +188,12 @@ worker_ended(Oid oid, PgftLookResult result)
 
 	if (database == NULL)
 		return;
+	/*
+	 * What it held may be there to be taken, by one that looked meanwhile and
+	 * found nothing.
+	 */
+	if (result == PGFT_LOOK_FAILED || result == PGFT_LOOK_RAN)
+		database->wanted = true;
 	if (result == PGFT_LOOK_FAILED)
 	{
 		database->retry_delay = database->retry_delay == 0

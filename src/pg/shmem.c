@@ -10,6 +10,7 @@
 #include "miscadmin.h"
 #include "paths.h"
 #include "pg_finetune.h"
+#include "postmaster/interrupt.h"
 #include "shmem.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
@@ -358,6 +359,9 @@ static void
 slot_release(int code, Datum arg)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	/* One that was terminated has not failed: another may look for its job at once */
+	if (ShutdownRequestPending && !my_slot->leave)
+		my_slot->result = PGFT_LOOK_RAN;
 	my_slot->state = PGFT_SLOT_ENDED;
 	my_slot->job_set = false;
 	my_slot->worker_pid = 0;
