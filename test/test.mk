@@ -5,6 +5,7 @@
 #   make test-engine     unit tests, also under sanitizers, and the engine as a program
 #   make test-sql        pg_regress, pgTAP, isolation
 #   make test-tap        crash, restart, rights … on PostgreSQL::Test
+#   make test-faults     crashes, hangs, full disks … N=20 times, until one fails
 #   make test-fuzz       each fuzz target over its corpus, and a little further
 #   make format          lay out every source file
 #
@@ -16,7 +17,7 @@ UNIT_TESTS = $(TEST_SRC:%.c=$(BUILD)/%)
 FUZZ_TARGETS = $(patsubst %.c,$(BUILD)/%,$(wildcard test/fuzz/fuzz_*.c))
 
 TEST_PARTS = style engine sql tap fuzz
-.PHONY: test $(TEST_PARTS:%=test-%) unit-tests fuzz-targets sanitized check-format check-clang format
+.PHONY: test test-faults $(TEST_PARTS:%=test-%) unit-tests fuzz-targets sanitized check-format check-clang format
 
 test:
 	scripts/install_packages.sh test
@@ -27,6 +28,12 @@ $(TEST_PARTS:%=test-%): test-%:
 	scripts/install_packages.sh test
 	scripts/fetch_model.sh
 	scripts/run_tests.sh $*
+
+N ?= 1
+test-faults:
+	scripts/install_packages.sh test
+	scripts/fetch_model.sh
+	FAULT_RUNS=$(N) scripts/run_tests.sh faults
 
 unit-tests: $(UNIT_TESTS)
 fuzz-targets: $(FUZZ_TARGETS)
