@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 # run_suites.pl: run the tests of a built tree and count them.
 #
-#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz|soak]…
+#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz|soak|faults]…
 #
 # Called by run_tests.sh with the tree as its working directory, as a user that
 # may run PostgreSQL.  Every suite is brought to TAP and counted by
@@ -11,7 +11,7 @@
 use strict;
 use warnings;
 use File::Basename;
-use File::Path qw(make_path);
+use File::Path qw(make_path rmtree);
 use TAP::Harness;
 
 my $limit = 900;    # seconds until a test that hangs is ended
@@ -26,6 +26,7 @@ my %wanted    = map { $_ => 1 } @ARGV;
 my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
 chomp(my $jobs = qx(nproc));
 $jobs = 4 if $jobs > 4;    # most of the tests' time is waiting; memory is for a few models
+my $fault_runs = $ENV{FAULT_RUNS} || 1;
 delete @ENV{ grep { /^(PG(?!_CONFIG$)|LC_|LANG|FT_)/ } keys %ENV };
 $ENV{LC_ALL}  = $ENV{LANG} = 'C.UTF-8';    # PostgreSQL::Test keeps the latter only
 $ENV{PERL5LIB} = '';
@@ -36,6 +37,7 @@ push @suites, sql_suites()    if $wanted{sql};
 push @suites, tap_suite()     if $wanted{tap};
 push @suites, fuzz_suite()    if $wanted{fuzz};
 push @suites, soak_suite()    if $wanted{soak};
+push @suites, fault_suites()  if $wanted{faults};
 
 my ($passed, $failed, @table) = (0, 0);
 for my $suite (@suites)
@@ -44,6 +46,8 @@ for my $suite (@suites)
 	$passed += $p;
 	$failed += $f;
 	push @table, sprintf("%-28s %5d passed %5d failed%s", $suite->{name}, $p, $f, $s ? " $s skipped" : '');
+	last if $suite->{repeated} && $f > 0;
+	print "$suite->{repeated} runs passed\n" if $suite->{repeated};
 }
 print "\n", map({ "$_\n" } @table), "\n$passed passed, $failed failed\n";
 exit($failed > 0 || $passed == 0 ? 1 : 0);
@@ -232,6 +236,19 @@ sub soak_suite
 		tests => [ [ 'test/soak/soak.pl', @perl, 'test/soak/soak.pl' ] ],
 		limit => $limit + 30 * ($ENV{FAULTS} || 200),
 	};
+}
+
+# The files that test/faults.md names, again and again: FAULT_RUNS times, or until one fails.
+sub fault_suites
+{
+	my %named;
+	open(my $in, '<', 'test/faults.md') or die "test/faults.md: $!";
+	while (my $line = <$in>) { $named{"test/tap/$_"} = 1 for $line =~ /`(\d{3}_\w+\.pl)`/g; }
+	my $suite = tap_suite();
+	my @tests = grep { delete $named{ $_->[0] } } @{ $suite->{tests} };
+	die 'test/faults.md names what is not there: ', join(' ', sort keys %named), "\n" if %named;
+	my $fresh = sub { rmtree('tmp_check'); return 1; };
+	return map { { name => "faults, run $_", tests => \@tests, before => $fresh, repeated => $_ } } 1 .. $fault_runs;
 }
 
 sub fuzz_suite

@@ -2,6 +2,7 @@
 # run_tests.sh: build what the tests need and run them.
 #
 #   scripts/run_tests.sh [style|engine|sql|tap|fuzz|soak]…     (all but soak when none is named)
+#   FAULT_RUNS=N scripts/run_tests.sh faults                   (N runs of the tests of faults)
 #
 # Building is done here, in the checkout, by whoever calls.  Everything that is
 # run afterwards runs from a copy in a scratch folder as an ordinary user:
@@ -65,11 +66,11 @@ install_all()
 }
 
 wanted="engine"
-wants sql tap soak && wanted+=" all"
+wants sql tap soak faults && wanted+=" all"
 wants engine && wanted+=" unit-tests cuda emulated"
 runnable=yes
 # shellcheck disable=SC2086 # a list of words
-if wants engine sql tap soak; then
+if wants engine sql tap soak faults; then
 	check "builds without a warning (gcc)" make "$jobs" WERROR=-Werror COPT=-Werror $wanted || runnable=
 fi
 if wants style; then
@@ -80,7 +81,7 @@ if wants engine fuzz; then
 	check "engine and tests build without a warning, with sanitizers (clang)" \
 		make "$jobs" sanitized || rm -rf build/sanitized/test
 fi
-if [ -n "$runnable" ] && wants sql tap soak; then
+if [ -n "$runnable" ] && wants sql tap soak faults; then
 	check "installs" install_all || runnable=
 fi
 echo "1..$checks" >>"$scratch/checks.tap"

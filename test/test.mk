@@ -5,6 +5,7 @@
 #   make test-engine     unit tests, also under sanitizers, and the engine as a program
 #   make test-sql        pg_regress, pgTAP, isolation
 #   make test-tap        crash, restart, rights … on PostgreSQL::Test
+#   make test-faults     crashes, hangs, full disks … N=20 times, until one fails
 #   make test-fuzz       each fuzz target over its corpus, and a little further
 #   make soak            random faults: FAULTS=200, SEED=…, CRASHES=1 for restarts of the server
 #   make format          lay out every source file
@@ -17,7 +18,7 @@ UNIT_TESTS = $(TEST_SRC:%.c=$(BUILD)/%)
 FUZZ_TARGETS = $(patsubst %.c,$(BUILD)/%,$(wildcard test/fuzz/fuzz_*.c))
 
 TEST_PARTS = style engine sql tap fuzz
-.PHONY: test $(TEST_PARTS:%=test-%) unit-tests fuzz-targets sanitized check-format check-clang format
+.PHONY: test test-faults $(TEST_PARTS:%=test-%) unit-tests fuzz-targets sanitized check-format check-clang format
 
 test:
 	scripts/install_packages.sh test
@@ -37,6 +38,12 @@ CRASHES =
 soak:
 	scripts/install_packages.sh test
 	FAULTS='$(FAULTS)' SEED='$(SEED)' CRASHES='$(CRASHES)' scripts/run_tests.sh soak
+
+N ?= 1
+test-faults:
+	scripts/install_packages.sh test
+	scripts/fetch_model.sh
+	FAULT_RUNS=$(N) scripts/run_tests.sh faults
 
 unit-tests: $(UNIT_TESTS)
 fuzz-targets: $(FUZZ_TARGETS)

@@ -174,6 +174,11 @@ pgft_data_read(PgftJobWorker *worker)
 	report = read_report(worker);
 	if (report == NULL)
 	{
+		/* had it no room for its last words?  Then we have none either, and that is the error. */
+		char *path = pgft_worker_path(worker, PGFT_READER_REPORT ".tmp");
+
+		pgft_write_file(path, "{}\n", 3);
+		(void) unlink(path);
 		pgft_worker_remember(worker, ERRCODE_SYSTEM_ERROR, "the process that read the data died");
 		return PGFT_OUTCOME_RETRY;
 	}

@@ -17,6 +17,7 @@
 #include "options.h"
 #include "paths.h"
 #include "pg_finetune.h"
+#include "settings.h"
 #include "shmem.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -24,9 +25,6 @@
 
 /* Training gives way to queries */
 #define ENGINE_NICENESS 10
-
-/* An engine says something at least every 5 s; one that is silent this long hangs */
-#define HEARTBEAT_MS 60000
 
 /* Lines that may wait are written together */
 #define FLUSH_MS 500
@@ -147,7 +145,7 @@ static long
 time_to_sleep(Training *training)
 {
 	int64 now = pgft_monotonic_ms();
-	int64 until = training->heard_at + HEARTBEAT_MS;
+	int64 until = training->heard_at + pgft_engine_silence;
 
 	if (training->lines != NIL)
 		until = Min(until, training->flush_at);
@@ -173,10 +171,10 @@ supervise(PgftJobWorker *worker, Training *training)
 			pgft_child_terminate(training->child);
 			training->kill_at = now + STOP_MS;
 		}
-		else if (now >= training->heard_at + HEARTBEAT_MS)
+		else if (now >= training->heard_at + pgft_engine_silence)
 		{
 			ereport(LOG, (errmsg("training engine of job %s has said nothing for %d s, ending it",
-								 worker->job->name, HEARTBEAT_MS / 1000)));
+								 worker->job->name, pgft_engine_silence / 1000)));
 			pgft_child_kill(training->child);
 			training->heard_at = now;
 		}

@@ -34,9 +34,6 @@
 /* Such an engine gives way to queries, as a training one does */
 #define ENGINE_NICENESS 10
 
-/* An engine says something at least every 5 s; one that is silent this long hangs */
-#define HEARTBEAT_MS 60000
-
 /* How long a sleep may be, for the client to be looked after */
 #define SLEEP_MS 1000
 
@@ -193,10 +190,10 @@ attend(SessionRun *run)
 			take_event(run, line);
 		if (pgft_child_exited(run->child, &status))
 			break;
-		if (pgft_monotonic_ms() - run->heard_at >= HEARTBEAT_MS)
-			ereport(ERROR,
-					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-					 errmsg("%s has said nothing for %d s", run->task->name, HEARTBEAT_MS / 1000)));
+		if (pgft_monotonic_ms() - run->heard_at >= pgft_engine_silence)
+			ereport(ERROR, (errcode(ERRCODE_CANNOT_CONNECT_NOW),
+							errmsg("%s has said nothing for %d s", run->task->name,
+								   pgft_engine_silence / 1000)));
 		(void) pgft_child_wait(run->child, SLEEP_MS);
 		pgft_check_client(&checked_at);
 	}

@@ -27,6 +27,7 @@ int pgft_max_jobs_per_role = 0;
 int pgft_reserve_disk = 512;
 bool pgft_serve = true;
 int pgft_request_timeout = 600000;
+int pgft_engine_silence = 60000;
 
 static const struct config_enum_entry numerics_options[] = {
 	{"fast", PGFT_NUMERICS_FAST, false},
@@ -102,6 +103,12 @@ define_reloadable_settings(void)
 		"pg_finetune.request_timeout", "Time after which a request to the engine is given up.",
 		"Waiting for an engine that is starting is included. 0 means no limit.",
 		&pgft_request_timeout, 600000, 0, INT_MAX, PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+
+	/* for tests of what hangs: nobody else has a reason to change it, so it is not shown */
+	DefineCustomIntVariable("pg_finetune.engine_silence",
+							"Time after which an engine that says nothing is taken to hang.", NULL,
+							&pgft_engine_silence, 60000, 1000, 3600000, PGC_SIGHUP,
+							GUC_UNIT_MS | GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
 }
 
 static void

@@ -23,6 +23,9 @@ extern int pgft_reserve_disk;      /* MB */
 extern bool pgft_serve;
 extern int pgft_request_timeout; /* milliseconds, 0 = none */
 
+/* An engine says something at least every 5 s; one that is silent this long (ms) hangs */
+extern int pgft_engine_silence;
+
 /*
  * Define the settings.  Those that only the postmaster may set are defined
  * only while it loads the library.

@@ -1,0 +1,88 @@
+# An engine that says nothing any more is ended, and its work goes on in another one.
+use strict;
+use warnings;
+
+use FinetuneCluster;
+use FinetuneJob;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node('hang');
+my %long = (options => { max_steps => 200, learning_rate => 0.001, batch_size => 256 });
+
+# How long an engine may be silent; undef: as ever.
+sub silence
+{
+	my ($time) = @_;
+	my $change = defined $time ? "SET pg_finetune.engine_silence = '$time'" : 'RESET pg_finetune.engine_silence';
+
+	$node->safe_psql('postgres', "ALTER SYSTEM $change");
+	$node->reload;
+}
+
+sub digest_of
+{
+	my ($model) = @_;
+	return $node->safe_psql('postgres', "SELECT weights_digest FROM finetune.model WHERE name = '$model'");
+}
+
+is($node->safe_psql('postgres', "SHOW pg_finetune.engine_silence"), '1min', 'an engine has a minute');
+is($node->safe_psql('postgres', "SELECT count(*) FROM pg_settings WHERE name ~ 'engine_silence'"),
+	0, 'which is no setting for everybody');
+my $undisturbed = start_job($node, 'undisturbed', %long);
+is(wait_for_status($node, $undisturbed, 'SUCCESS')->{status}, 'SUCCESS', 'a job that nobody disturbs');
+my $before = start_time($node);
+
+my $id = start_job($node, 'hanging', %long);
+ok(wait_for_sql($node, "SELECT count(*) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'checkpoint'"),
+	'a job with a checkpoint');
+my $engine = engine_of($node);
+kill 'STOP', $engine;
+
+# Only what is silent already is held to the shorter time
+silence('2s');
+ok(wait_until(sub { !is_running($engine) }), 'its engine hangs, and is ended');
+silence(undef);
+my $job = wait_for_status($node, $id, 'SUCCESS');
+is($job->{status}, 'SUCCESS', 'the job ends well');
+is($job->{attempts}, 2, 'in its second attempt');
+is( $node->safe_psql('postgres',
+		"SELECT max((data->>'resumed_from')::int) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'running'"),
+	't', 'from a checkpoint');
+is(digest_of('hanging'), digest_of('undisturbed'), 'with the same weights');
+is( $node->safe_psql('postgres',
+		"SELECT message ~ 'signal 9' FROM finetune.events WHERE job_id = '$id' AND type = 'attempt_failed'"),
+	't', 'an event says how the engine ended');
+is(log_count($node, "training engine of job $id has said nothing for 2 s, ending it"), 1, 'the log says why, once');
+is(start_time($node), $before, 'the server never noticed');
+
+# A worker that hangs does not keep its job from being cancelled
+$id = start_job($node, 'asleep', options => { max_steps => 100000, max_epochs => 50 });
+wait_for_status($node, $id, 'running');
+$engine = engine_of($node);
+my $worker = $node->safe_psql('postgres', 'SELECT pid FROM finetune.progress');
+kill 'STOP', $worker;
+is($node->safe_psql('postgres', "SELECT finetune('CANCEL', '$id')->>'status'"), 'CANCELLED',
+	'a job whose worker hangs is cancelled');
+kill 'CONT', $worker;
+ok(wait_until(sub { !is_running($engine) }), 'its engine ends with the worker');
+is(job($node, $id)->{status}, 'CANCELLED', 'and it stays cancelled');
+
+# What hangs does not keep the server from stopping
+for my $mode ('fast', 'immediate')
+{
+	$id = start_job($node, "stopped_$mode", %long);
+	ok(wait_for_sql($node, "SELECT count(*) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'checkpoint'"),
+		'another job with a checkpoint');
+	$engine = engine_of($node);
+	kill 'STOP', $engine;
+	$node->stop($mode);
+	ok(wait_until(sub { !is_running($engine) }), "stop -m $mode ends an engine that hangs");
+	$node->start;
+	is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'its job goes on');
+	is(digest_of("stopped_$mode"), digest_of('undisturbed'), 'to the same weights');
+}
+$node->stop;
+
+done_testing();
