@@ -132,11 +132,12 @@ is(start_time($node), $before, 'the server never noticed');
 $id = kill_at('worker', sub {
 		my ($engine, $arm) = @_;
 		my $worker = $node->safe_psql('postgres', 'SELECT pid FROM finetune.progress');
+		my $log_end = log_end($node);
 		kill 'STOP', $engine;
 		$arm->();
 		kill 'KILL', $worker;
 		wait_until(sub { !is_running($engine) }) or die 'the engine outlives its worker';
-		$node->poll_query_until('postgres', 'SELECT true') or die 'no restart';
+		restarted($node, $log_end) or die 'no restart';
 	},
 	@steps);
 is(result_of('worker', $id), $expected, 'worker: with the same weights and metrics');
