@@ -12,13 +12,15 @@
 #
 # Whatever lies in the folders that test/README.md names is built and run.
 
+FAULT_SHIM_SRC = test/engine/fault_shim.c
 TEST_SRC = $(wildcard test/engine/test_*.c)
-TEST_HELPERS = $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(TEST_SRC),$(wildcard test/engine/*.c)))
+TEST_HELPERS = $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(TEST_SRC) $(FAULT_SHIM_SRC),$(wildcard test/engine/*.c)))
+FAULT_SHIM = build/test/fault_shim.so
 UNIT_TESTS = $(TEST_SRC:%.c=$(BUILD)/%)
 FUZZ_TARGETS = $(patsubst %.c,$(BUILD)/%,$(wildcard test/fuzz/fuzz_*.c))
 
 TEST_PARTS = style engine sql tap fuzz
-.PHONY: test test-faults $(TEST_PARTS:%=test-%) unit-tests fuzz-targets sanitized check-format check-clang format
+.PHONY: test test-faults $(TEST_PARTS:%=test-%) unit-tests fault-shim fuzz-targets sanitized check-format check-clang format
 
 test:
 	scripts/install_packages.sh test
@@ -46,6 +48,7 @@ test-faults:
 	FAULT_RUNS=$(N) scripts/run_tests.sh faults
 
 unit-tests: $(UNIT_TESTS)
+fault-shim: $(FAULT_SHIM)
 fuzz-targets: $(FUZZ_TARGETS)
 
 $(UNIT_TESTS): %: %.o $(TEST_HELPERS) $(ENGINE_LIB)
@@ -53,6 +56,11 @@ $(UNIT_TESTS): %: %.o $(TEST_HELPERS) $(ENGINE_LIB)
 
 $(FUZZ_TARGETS): %: %.o $(ENGINE_LIB)
 	$(ENGINE_CC) $(ENGINE_LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(ENGINE_LIBS)
+
+# What interrupts a program at one of its calls, preloaded by tests.
+$(FAULT_SHIM): $(FAULT_SHIM_SRC)
+	@mkdir -p $(@D)
+	$(ENGINE_CC) -std=gnu11 -D_GNU_SOURCE -O2 -g -fPIC -shared -Wall -Wextra $(WERROR) -o $@ $< -ldl
 
 -include $(UNIT_TESTS:=.d) $(TEST_HELPERS:.o=.d) $(FUZZ_TARGETS:=.d)
 

@@ -156,14 +156,13 @@ save_into(const char *directory, const char *identity, const ft_run_state *state
 	return save_state(directory, identity, state);
 }
 
+/* Remove these checkpoints, of which the first `kept` stay. */
 static ft_status
-remove_old(const char *directory)
+remove_old(const char *directory, const int64_t *steps, size_t n, size_t kept)
 {
-	int64_t *steps;
-	size_t n;
-	ft_status status = list_steps(directory, &steps, &n);
+	ft_status status = FT_OK;
 
-	for (size_t i = KEPT; status == FT_OK && i < n; i++)
+	for (size_t i = kept; status == FT_OK && i < n; i++)
 	{
 		char path[FT_PATH_SIZE];
 		char doomed[FT_PATH_SIZE];
@@ -177,7 +176,6 @@ remove_old(const char *directory)
 		if (status == FT_OK)
 			status = ft_remove_tree(doomed);
 	}
-	free(steps);
 	return status;
 }
 
@@ -188,6 +186,8 @@ ft_checkpoint_save(const char *directory, const char *identity, const ft_run_sta
 {
 	char path[FT_PATH_SIZE];
 	char temporary[FT_PATH_SIZE];
+	int64_t *steps;
+	size_t n;
 	ft_status status;
 
 	FT_TRY(checkpoint_path(directory, state->step, "", path));
@@ -207,7 +207,11 @@ ft_checkpoint_save(const char *directory, const char *identity, const ft_run_sta
 		ft_remove_tree(temporary);
 		return ft_fail(status, "%s", message);
 	}
-	return remove_old(directory);
+	status = list_steps(directory, &steps, &n);
+	if (status == FT_OK)
+		status = remove_old(directory, steps, n, KEPT);
+	free(steps);
+	return status;
 }
 
 /* --- loading --- */
@@ -345,8 +349,16 @@ ft_checkpoint_load(const char *directory, const char *identity, const ft_model *
 				   ft_error_message());
 			status = FT_OK;
 		}
+		/* a run that was killed in between may have left one more than it keeps */
+		else if (status == FT_OK)
+			status = remove_old(directory, steps, n, i + KEPT);
 	}
 	free(steps);
+	if (status != FT_OK)
+	{
+		ft_adapter_free(*adapter);
+		*adapter = NULL;
+	}
 	if (status == FT_OK && *adapter == NULL)
 		*state = (ft_run_state){
 			.training_loss = NAN, .validation_loss = NAN, .validation_accuracy = NAN};

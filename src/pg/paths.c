@@ -51,6 +51,13 @@ pgft_make_directory(const char *path)
 				(errcode_for_file_access(), errmsg("could not create directory \"%s\": %m", path)));
 }
 
+/* fsync_fname() would end the whole server: here is nothing that it needs to recover. */
+void
+pgft_sync_directory(const char *path)
+{
+	(void) fsync_fname_ext(path, true, false, ERROR);
+}
+
 void
 pgft_make_work_directory(void)
 {

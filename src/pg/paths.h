@@ -35,6 +35,9 @@ extern void pgft_require_disk(void);
 /* Create one directory, 0700; it may exist already. */
 extern void pgft_make_directory(const char *path);
 
+/* Make names in a directory durable; an error when that fails, and no more than an error. */
+extern void pgft_sync_directory(const char *path);
+
 /* The serving engine's socket; an error when the path is too long for one. */
 extern char *pgft_socket_path(void);
 

@@ -144,7 +144,10 @@ static void
 write_directory(const PgftModel *model, const char *directory)
 {
 	char *temporary = psprintf("%s.tmp.XXXXXX", directory);
+	char *parent = pstrdup(directory);
+	volatile bool renamed = false;
 
+	get_parent_directory(parent);
 	if (mkdtemp(temporary) == NULL)
 		ereport(ERROR, (errcode_for_file_access(),
 						errmsg("could not create directory \"%s\": %m", directory)));
@@ -158,14 +161,16 @@ write_directory(const PgftModel *model, const char *directory)
 			ereport(ERROR, (errcode_for_file_access(),
 							errmsg("could not rename directory \"%s\" to \"%s\": %m", temporary,
 								   directory)));
+		renamed = true;
+		pgft_sync_directory(parent);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
-		pgft_remove_tree(temporary);
+		/* what was there before us is not ours to remove */
+		pgft_remove_tree(renamed ? directory : temporary);
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	get_parent_directory(temporary);
-	fsync_fname(temporary, true);
 }
 
 /* SQL: finetune_export(model text, directory text, format text) returns text */

@@ -14,6 +14,7 @@
 #include "common/cryptohash.h"
 #include "common/sha2.h"
 #include "miscadmin.h"
+#include "paths.h"
 #include "port/pg_bswap.h"
 #include "port/pg_crc32c.h"
 #include "storage/fd.h"
@@ -498,5 +499,5 @@ pgft_weights_write_adapter(const pg_uuid_t *model, const char *digest, const cha
 	pgft_weights_write(model, directory, NULL);
 	if (!pgft_weights_are_in(directory, digest))
 		pgft_weights_differ();
-	fsync_fname(directory, true);
+	pgft_sync_directory(directory);
 }

@@ -83,7 +83,7 @@ write_entry(const pg_uuid_t *model, const char *digest, const char *path, bool b
 			pgft_weights_write_adapter(model, digest, temporary);
 		else if (strcmp(pgft_weights_write(model, temporary, PGFT_BASE_FILE), digest) != 0)
 			pgft_weights_differ();
-		fsync_fname(temporary, true);
+		pgft_sync_directory(temporary);
 		if (rename(temporary, path) < 0)
 			ereport(ERROR,
 					(errcode_for_file_access(),
@@ -94,7 +94,7 @@ write_entry(const pg_uuid_t *model, const char *digest, const char *path, bool b
 		pgft_remove_tree(temporary);
 	}
 	PG_END_TRY();
-	fsync_fname(pgft_work_path("cache"), true);
+	pgft_sync_directory(pgft_work_path("cache"));
 }
 
 static bool

@@ -5,6 +5,7 @@ use warnings;
 
 use File::Path qw(make_path remove_tree);
 use JSON::PP qw(decode_json encode_json);
+use FaultShim;
 use Fcntl;
 use JobTest;
 use Test::More;
@@ -82,6 +83,19 @@ sub kill_after
 	return ($?, $from, @rest);
 }
 
+# What is told of steps and evaluations, without its times.
+sub metrics_of
+{
+	my $metrics = '';
+	for my $event (grep { $_->{event} =~ /^(step|evaluation)$/ } @_)
+	{
+		my %told = %$event;
+		delete @told{qw(tokens_per_second elapsed)};
+		$metrics .= JSON::PP->new->canonical->encode(\%told) . "\n";
+	}
+	return $metrics;
+}
+
 my $differing = 0;
 my $wrong_counts = 0;
 for my $at (1 .. @steps - 1)
@@ -97,8 +111,51 @@ for my $at (1 .. @steps - 1)
 	$wrong_counts++ if ($completed->{trained_tokens} // 0) != 3 * $dataset->{trained_tokens};
 	remove_tree($job);
 }
-is($differing, 0, 'a job killed at any step ends with the same bytes');
+is($differing, 0, 'a job killed after any step ends with the same bytes');
 is($wrong_counts, 0, 'and has counted each token once');
+
+# Exactly in each of 50 steps, when it has been done but is not in the log yet; a checkpoint follows
+# every third or fourth, so that kills fall before, at and after them.
+my $fifty = 50;
+my %fifty = (job => { threads => 1,
+		options => { max_steps => $fifty, batch_size => 64, learning_rate => 0.01, lora_r => 2, n_evals => 15 } });
+my $whole = new_job(%fifty);
+my $control = "$scratch/control";
+($code, my @whole) = run($whole);
+my $whole_adapter = slurp("$whole/adapter/adapter_model.safetensors");
+my @lines = map { decode_json($_) } split /\n/, slurp("$whole/metrics.jsonl");
+my @step_lines = grep { $lines[ $_ - 1 ]{event} eq 'step' } 1 .. @lines;
+my %wrong = map { $_ => 0 } qw(kill end resume bytes metrics tokens);
+my $resumed = 0;
+is(scalar @step_lines, $fifty, 'a job of 50 steps');
+for my $line (@step_lines)
+{
+	my $job = new_job(%fifty);
+	arm($control, 'KILL', "write $job/metrics.jsonl", $line, $line);
+	{
+		local $ENV{LD_PRELOAD} = $FaultShim::library;
+		local $ENV{FAULT_CONTROL} = $control;
+		my ($pid, $events) = start($job);
+		@events = <$events>;
+		waitpid $pid, 0;
+		$wrong{kill}++ if $? != 9 || (() = slurp("$job/metrics.jsonl") =~ /\n/g) != $line - 1;
+	}
+	my $saved = last_checkpoint($job);
+	($code, @events) = run($job);
+	my ($again) = named('started', @events);
+	($completed) = named('completed', @events);
+	$resumed++ if $again->{resumed_from} > 0;
+	$wrong{end}++ if $code != 0;
+	$wrong{resume}++ if $again->{resumed_from} != $saved;
+	$wrong{bytes}++ if slurp("$job/adapter/adapter_model.safetensors") ne $whole_adapter;
+	$wrong{metrics}++
+	  if metrics_of(map { decode_json($_) } split /\n/, slurp("$job/metrics.jsonl")) ne metrics_of(@whole);
+	$wrong{tokens}++ if ($completed->{trained_tokens} // 0) != (named('completed', @whole))[0]{trained_tokens};
+	remove_tree($job);
+}
+is_deeply(\%wrong, { map { $_ => 0 } keys %wrong },
+	'is killed in each of them, and ends with the same bytes, metrics and counts');
+is($resumed, $fifty - 4, 'with a checkpoint, where there was one');
 
 my $often = new_job();
 kill_after($often, 'KILL', $_, 0) for qw(started dataset plan evaluation checkpoint step);
@@ -107,18 +164,6 @@ is($code, 0, 'a job killed again and again ends');
 is(slurp("$often/adapter/adapter_model.safetensors"), $expected, 'with the same bytes');
 
 # A reader that dies takes what it had not read with it; a resume says it again.
-sub metrics_of
-{
-	my $metrics = '';
-	for my $event (grep { $_->{event} =~ /^(step|evaluation)$/ } @_)
-	{
-		my %told = %$event;
-		delete @told{qw(tokens_per_second elapsed)};
-		$metrics .= JSON::PP->new->canonical->encode(\%told) . "\n";
-	}
-	return $metrics;
-}
-
 sub replay_from
 {
 	my ($directory, $step) = @_;

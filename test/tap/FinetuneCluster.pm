@@ -12,7 +12,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(new_echo_cluster engine_pid is_running wait_until log_count sqlstate_of
+our @EXPORT = qw(new_echo_cluster engine_pid is_running wait_until log_count log_end restarted sqlstate_of
   store_adapter write_file);
 
 # A running cluster whose engine is echo_engine.pl, with the extension and a
@@ -91,6 +91,22 @@ sub log_count
 	my $log = slurp_file($node->logfile, $offset // 0);
 
 	return scalar(() = $log =~ /$pattern/g);
+}
+
+# Where the server log ends, for those who look at what comes after.
+sub log_end
+{
+	my ($node) = @_;
+
+	return -s $node->logfile;
+}
+
+# Wait until the server has come up again since the log had this length.
+sub restarted
+{
+	my ($node, $offset) = @_;
+
+	return wait_until(sub { log_count($node, qr/ready to accept connections/, $offset) > 0 });
 }
 
 # Run SQL that fails; returns its SQLSTATE, and what psql said.
