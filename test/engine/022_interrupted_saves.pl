@@ -18,7 +18,8 @@ my %job = (job => {
 		options => { max_steps => 3, batch_size => 200, learning_rate => 0.01, lora_r => 2, n_evals => 3,
 			lora_target_modules => ['q_proj'] } });
 
-sub pattern { return "* $_[0]/*"; }
+# The directory and all below it.
+sub pattern { return "* $_[0]*"; }
 
 # Run with the shim: status as waitpid gives it, and the events.
 sub run_shimmed
