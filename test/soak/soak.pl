@@ -359,6 +359,7 @@ sub hear_answer
 	return if defined $state && $state =~ /^(57P0.|08...|53...)$/;
 	return if defined $state && $state eq '42704' && $question->{model} && $question->{model}{dropped};
 	return if $crashes && $session->{dead};
+	return if $answer =~ /^no connection to the server/;    # ended between two questions
 	wrong('unexpected errors', "$session->{name} asked $question->{key}: $answer");
 	return;
 }
