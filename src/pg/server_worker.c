@@ -4,7 +4,7 @@
  * It needs no database, so it has no connection to one, and nobody waits for
  * it to leave.  An engine that ends is started again, at once the first time,
  * then after a delay that doubles up to half a minute; a minute of quiet
- * service forgives.
+ * service forgives, or twenty times the delay.
  */
 #include "postgres.h"
 
@@ -30,6 +30,9 @@
 #define FIRST_DELAY_MS 100
 #define MAX_DELAY_MS 30000
 #define FORGIVEN_AFTER_MS 60000
+
+/* Or this many times the last delay: one that is killed now and then is soon there again */
+#define FORGIVEN_AFTER_DELAYS 20
 
 /* How often an engine that is starting is looked at: its socket cannot tell. */
 #define READY_POLL_MS 20
@@ -117,7 +120,7 @@ engine_ended(Server *server, int status)
 	engine_is_gone(server);
 	if (ShutdownRequestPending)
 		return;
-	if (now - server->started_at >= FORGIVEN_AFTER_MS)
+	if (now - server->started_at >= Min(FORGIVEN_AFTER_MS, FORGIVEN_AFTER_DELAYS * server->delay))
 		server->delay = 0;
 	server->start_at = now + server->delay;
 	server->delay = server->delay == 0 ? FIRST_DELAY_MS : Min(server->delay * 2, MAX_DELAY_MS);

@@ -77,7 +77,7 @@ sub take
 	if ($self->{text} =~ s/^\Q$self->{mark}\E\n//m || $self->{dead})
 	{
 		# psql may not say at once that it has no connection
-		$self->{dead} = 1 if $self->{text} =~ /server closed the connection|connection to server was lost/;
+		$self->{dead} = 1 if $self->{text} =~ /server closed the connection|connection to server was lost|terminating connection/;
 		$self->{mark} = undef;
 		chomp(my $text = $self->{text});
 		return $text;

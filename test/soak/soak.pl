@@ -17,18 +17,19 @@ use warnings;
 
 use Cwd qw(abs_path);
 use File::Basename;
-use File::Find;
 use lib dirname(__FILE__);
 use FinetuneJob;
 use PostgreSQL::Test::Utils;
 use SoakProcesses;
+use SoakRemains;
 use SoakSession;
 use Test::More;
 use Time::HiRes qw(time sleep);
 
 my $wanted  = $ENV{FAULTS} || 200;
-my $seed    = $ENV{SEED}   || int(time * 1000) % 1_000_000_007;
+my $seed    = $ENV{SEED}   || int(time * 1000) % 1_000_000_000;
 my $crashes = $ENV{CRASHES} ? 1 : 0;
+die "FAULTS and SEED are numbers of at most nine digits\n" if grep { !/^\d{1,9}$/ } $wanted, $seed;
 
 my @owners    = qw(alice bob carol);
 my @databases = qw(postgres second);
@@ -44,9 +45,9 @@ my @recipes = (
 	{ query => $quick, options => { max_steps => 40,  seed => 1 } },
 	{ query => $slow,  options => { max_steps => 80,  seed => 2, batch_size => 128 } },
 	{ query => $quick, options => { max_steps => 200, seed => 3, batch_size => 128 } },
-	{ query => $quick, options => { max_steps => 400, seed => 4, batch_size => 256 } },
-	{ query => $quick, options => { max_steps => 600, seed => 5, batch_size => 256, lora_r => 4 } },
-	{ query => $slow,  options => { max_steps => 300, seed => 6, batch_size => 64, lr_scheduler => 'linear' } },
+	{ query => $quick, options => { max_steps => 250, seed => 4, batch_size => 256 } },
+	{ query => $quick, options => { max_steps => 350, seed => 5, batch_size => 256, lora_r => 4 } },
+	{ query => $slow,  options => { max_steps => 150, seed => 6, batch_size => 64, lr_scheduler => 'linear' } },
 );
 $_->{options}{learning_rate} = 0.001 for @recipes;
 my @prompts = map { "item $_" } 4, 7, 23;
@@ -165,6 +166,14 @@ sub create_job
 
 sub unfinished { return grep { !$job{$_}{ended} } @order; }
 
+# All that happened to a job, as a text.
+sub story
+{
+	my ($this) = @_;
+	return sql($this->{db}, "SELECT string_agg(type || ' ' || message, '; ' ORDER BY number) FROM finetune.event"
+		  . " WHERE job_id = '$this->{id}';");
+}
+
 # Look at the jobs of a database; what has ended is judged.
 sub look_at_jobs
 {
@@ -233,8 +242,7 @@ sub judge
 	if ($this->{ended} ne $this->{wanted})
 	{
 		wrong('lost or doubled jobs',
-			"job $id ($this->{name}, recipe $this->{recipe}) ended as $this->{ended}, not $this->{wanted}: "
-			  . sql($db, "SELECT coalesce(error->>'message', '') || ' / ' || (SELECT string_agg(type || ' ' || message, '; ' ORDER BY number) FROM finetune.event WHERE job_id = j.id) FROM finetune.job j WHERE id = '$id';"));
+			"job $id ($this->{name}, recipe $this->{recipe}) ended as $this->{ended}, not $this->{wanted}: " . story($this));
 	}
 	elsif ($this->{ended} eq 'SUCCESS')
 	{
@@ -309,17 +317,23 @@ sub ready
 
 # ---- Questions ----
 
+sub question
+{
+	my ($name, $prompt) = @_;
+	my ($item) = $prompt =~ /(\d+)/;
+
+	return "SELECT 'answer ' || (complete('$name', '$prompt', '{\"max_tokens\": $max_tokens{$item}}') -> 'choices')::text;";
+}
+
 sub ask_something
 {
 	my ($session) = @_;
 	my @models = (undef, ready($session->{db}));
 	my $model  = $models[ roll($ask_dice, scalar @models) ];
 	my $prompt = $prompts[ roll($ask_dice, scalar @prompts) ];
-	my $name   = $model ? $model->{name} : 'tiny';
-	my ($item) = $prompt =~ /(\d+)/;
 
 	$session->{question} = { model => $model, key => ($model ? $model->{recipe} : 'tiny') . "|$prompt" };
-	$session->ask("SELECT 'answer ' || (complete('$name', '$prompt', '{\"max_tokens\": $max_tokens{$item}}') -> 'choices')::text;");
+	$session->ask(question($model ? $model->{name} : 'tiny', $prompt));
 	return;
 }
 
@@ -345,6 +359,7 @@ sub hear_answer
 	return if defined $state && $state =~ /^(57P0.|08...|53...)$/;
 	return if defined $state && $state eq '42704' && $question->{model} && $question->{model}{dropped};
 	return if $crashes && $session->{dead};
+	return if $answer =~ /^no connection to the server/;    # ended between two questions
 	wrong('unexpected errors', "$session->{name} asked $question->{key}: $answer");
 	return;
 }
@@ -470,9 +485,15 @@ sub end_reader
 {
 	my ($number, $kind) = @_;
 	my ($pid, $db) = split /\|/, sql('postgres',
-		q(SELECT pid, datname FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader' AND query <> '' ORDER BY pid LIMIT 1;));
+		q(SELECT pid, datname FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader' AND query <> '')
+		  . ' ORDER BY pid LIMIT 1;');
 
-	return 0 if !$pid;
+	if (!$pid)
+	{
+		# nobody reads slowly enough to be hit, nor will
+		create_job(recipe => 1) if !grep { $recipes[ $job{$_}{recipe} ]{query} eq $slow && !$job{$_}{attempt} } unfinished();
+		return 0;
+	}
 	look_at_jobs($db);
 	my @reading = grep { $job{$_}{db} eq $db && $job{$_}{phase} eq 'pending' && $job{$_}{attempt} > 0 } unfinished();
 	return 0 if !@reading || grep { $job{$_}{fruitless} > 2 } @reading;
@@ -508,7 +529,8 @@ sub cancel_job
 	my $this = users_job($number, 1) // return 0;
 
 	$this->{wanted} = as_user($this, "SELECT finetune('CANCEL', 'ft_$this->{id}')->>'status'");
-	wrong('unexpected errors', "CANCEL left job $this->{id} $this->{wanted}") if $this->{wanted} !~ /^(CANCELLED|SUCCESS)$/;
+	wrong('unexpected errors', "CANCEL left job $this->{id} $this->{wanted}")
+	  if $this->{wanted} !~ /^(CANCELLED|SUCCESS)$/;
 	return 1;
 }
 
@@ -518,7 +540,8 @@ sub pause_job
 	my $this = users_job($number, 0) // return 0;
 
 	# it may end at this very moment, which is an error of the user's
-	my $answer = $control{ $this->{db} }->query("SET ROLE $this->{owner}; SELECT finetune('PAUSE', 'ft_$this->{id}')->>'status'; RESET ROLE;");
+	my $answer = $control{ $this->{db} }->query(
+		"SET ROLE $this->{owner}; SELECT finetune('PAUSE', 'ft_$this->{id}')->>'status'; RESET ROLE;");
 	return 1 if $answer =~ /ERROR:  55000: job "ft_$this->{id}" has ended/;
 	wrong('unexpected errors', "PAUSE of job $this->{id}: $answer") if $answer ne 'PAUSED';
 	$this->{phase} = 'paused';
@@ -546,7 +569,8 @@ sub drop_model
 	$this->{dropped} = 1;
 	as_user($this, "DROP SERVER $this->{name}");
 	$this->{wanted} = sql($this->{db}, "SELECT status FROM finetune.job_detail WHERE id = '$this->{id}';");
-	wrong('unexpected errors', "DROP SERVER left job $this->{id} $this->{wanted}") if $this->{wanted} !~ /^(CANCELLED|SUCCESS)$/;
+	wrong('unexpected errors', "DROP SERVER left job $this->{id} $this->{wanted}")
+	  if $this->{wanted} !~ /^(CANCELLED|SUCCESS)$/;
 	return 1;
 }
 
@@ -565,7 +589,7 @@ sub roll_back
 	my $undo = $number % 3 == 1 ? "BEGIN; $create; ROLLBACK;" : "BEGIN; SAVEPOINT s; $create; ROLLBACK TO s; COMMIT;";
 	my $id = sql($db, $undo) =~ s/^ft_//r;
 	wrong('lost or doubled jobs', "job $id of a CREATE that was rolled back")
-	  if sql($db, "SELECT (SELECT count(*) FROM finetune.job WHERE id = '$id') + (SELECT count(*) FROM finetune.model WHERE name = '$name');") ne '0';
+	  if sql($db, "SELECT 1 FROM finetune.job WHERE id = '$id' UNION ALL SELECT 1 FROM finetune.model WHERE name = '$name';") ne '';
 	return 1;
 }
 
@@ -603,7 +627,8 @@ sub end_session
 	my ($number) = @_;
 	my $name = $asking[ $number % @asking ]{name};
 
-	return sql('postgres', "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '$name';") eq 't';
+	return sql('postgres',
+		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '$name';") eq 't';
 }
 
 # Faults of the server itself.  All that runs is hit.
@@ -626,6 +651,11 @@ sub crash
 		kill 'KILL', $pid;
 		return 1;
 	};
+}
+
+sub a_session
+{
+	return sql('postgres', q(SELECT min(pid) FROM pg_stat_activity WHERE application_name ~ '^soak asks';)) || undef;
 }
 
 sub restart
@@ -666,7 +696,7 @@ my %faults = (
 		'job worker killed' => [ 2, crash(sub { (pick($_[0], workers()) // [])->[0] }) ],
 		'launcher killed'   => [ 1, crash(sub { named_child($postmaster, 'pg_finetune launcher') }) ],
 		'server worker killed' => [ 1, crash(sub { named_child($postmaster, 'pg_finetune server') }) ],
-		'session killed' => [ 1, crash(sub { (split /\n/, sql('postgres', q(SELECT pid FROM pg_stat_activity WHERE application_name ~ '^soak asks';)))[0] }) ],
+		'session killed' => [ 1, crash(\&a_session) ],
 		'restart -m fast'      => [ 1, restart('fast') ],
 		'restart -m immediate' => [ 1, restart('immediate') ],
 	  )
@@ -678,7 +708,7 @@ sub draw_faults
 	my @kinds = map { ($_) x $faults{$_}[0] } sort keys %faults;
 	return map { {
 			kind   => $kinds[ roll($fault_dice, scalar @kinds) ],
-			wait   => 0.1 + roll($fault_dice, 1200) / 1000,
+			wait   => 0.1 + roll($fault_dice, 900) / 1000,
 			number => roll($fault_dice, 1_000_000),
 		} } 1 .. $wanted;
 }
@@ -752,12 +782,14 @@ CONF
 CREATE EXTENSION pg_finetune;
 CREATE SERVER tiny TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'tiny.gguf');
 CREATE TABLE fact (id int PRIMARY KEY, prompt text, completion text);
-INSERT INTO fact SELECT i, 'item ' || i, CASE WHEN i % 2 = 0 THEN 'even' ELSE 'odd' END FROM generate_series(1, 100) i;
+INSERT INTO fact SELECT i, 'item ' || i, CASE WHEN i % 2 = 0 THEN 'even' ELSE 'odd' END
+	FROM generate_series(1, 100) i;
 SQL
 	for my $db (@databases)
 	{
-		$node->safe_psql($db, "GRANT USAGE ON FOREIGN DATA WRAPPER pg_finetune TO $_; GRANT USAGE ON FOREIGN SERVER tiny TO $_; GRANT SELECT ON fact TO $_")
-		  for @owners;
+		my $roles = join ', ', @owners;
+		$node->safe_psql($db, "GRANT USAGE ON FOREIGN DATA WRAPPER pg_finetune TO $roles;"
+			  . " GRANT USAGE ON FOREIGN SERVER tiny TO $roles; GRANT SELECT ON fact TO $roles;");
 		$control{$db} = session($db, "soak control");
 	}
 	return;
@@ -780,9 +812,8 @@ sub make_references
 	{
 		for my $prompt (@prompts)
 		{
-			my ($item) = $prompt =~ /(\d+)/;
 			my $key = ($name =~ /_(\d+)/ ? $1 : 'tiny') . "|$prompt";
-			$expected{$key} = sql('postgres', "SELECT 'answer ' || (complete('$name', '$prompt', '{\"max_tokens\": $max_tokens{$item}}') -> 'choices')::text;");
+			$expected{$key} = sql('postgres', question($name, $prompt));
 		}
 	}
 	return;
@@ -796,7 +827,7 @@ sub run_faults
 	for my $fault (draw_faults())
 	{
 		$next += $fault->{wait};
-		my $until = time + 30;
+		my $until = time + 120;
 		while (1)
 		{
 			keep_busy();
@@ -827,8 +858,7 @@ sub settle
 	}
 	for my $id (unfinished())
 	{
-		wrong('lost or doubled jobs', "job $id has not ended: "
-			  . sql($job{$id}{db}, "SELECT string_agg(type || ' ' || message, '; ' ORDER BY number) FROM finetune.event WHERE job_id = '$id';"));
+		wrong('lost or doubled jobs', "job $id has not ended: " . story($job{$id}));
 	}
 	for my $db (@databases)
 	{
@@ -843,31 +873,10 @@ sub settle
 			$is = sql($db, sprintf("$names;", $what->[0], @$what));
 			wrong('lost or doubled jobs', "models of $db at the end, $what->[1]: $is, not $to_be") if $is ne $to_be;
 		}
-		$is = sql($db, 'SELECT count(*) FROM finetune.weights w WHERE NOT EXISTS (SELECT FROM finetune.model m WHERE m.id = w.model_id);');
+		$is = sql($db, 'SELECT count(*) FROM finetune.weights w WHERE NOT EXISTS'
+			  . ' (SELECT FROM finetune.model m WHERE m.id = w.model_id);');
 		wrong('lost or doubled jobs', "$is parts of weights without a model in $db") if $is ne '0';
 	}
-	return;
-}
-
-sub look_at_files
-{
-	my $work = "$data/pgsql_tmp_finetune";
-
-	# a worker that has written the end of its job down still removes its directory
-	for (1 .. 100)
-	{
-		last if !glob "$work/jobs/*";
-		sleep 0.1;
-	}
-	find(
-		sub {
-			my $name = substr $File::Find::name, length($work) + 1;
-			return if -d $_ && $name =~ m{^(jobs|cache|sessions)?$};
-			return if $name =~ m{^(instance|engine\.sock|engine\.sock\.lock)$};
-			return if $name =~ m{^cache/[0-9a-f]{64}(/(adapter_config\.json|adapter_model\.safetensors|model\.gguf))?$};
-			wrong('leaked files', $name);
-		},
-		$work);
 	return;
 }
 
@@ -879,32 +888,6 @@ sub stop_all
 	my $engines;
 	while (%{ $engines = engines($program, $data) } && time < $until) { sleep 0.1; }
 	wrong('orphan engines', "process $_ after the server's end") for keys %$engines;
-	return;
-}
-
-# Lines that must not be there, whoever wrote them.
-sub look_at_log
-{
-	my $segv = $kind_count{'training engine killed (SEGV)'} // 0;
-
-	for my $line (split /\n/, slurp_file($node->logfile))
-	{
-		next if $line =~ /could not (receive data from|send data to) client/;
-		# as many of these as were meant
-		next if $line =~ /came to nothing: training engine died: .* signal 11/ && $segv-- > 0;
-		wrong('words in the log', $line)
-		  if $line =~ /PANIC|[Ss]egmentation|TRAP|\bleak|could not|Sanitizer/;
-	}
-	return;
-}
-
-sub look_at_restarts
-{
-	my $log = slurp_file($node->logfile);
-	my $is  = (() = $log =~ /all server processes terminated; reinitializing/g);
-
-	$count{restarted} = $is + ((() = $log =~ /database system is ready to accept connections/g) - 1 - $is);
-	wrong('postmaster restarts', "$count{restarted}") if $count{restarted} != 0 && !$crashes;
 	return;
 }
 
@@ -921,12 +904,13 @@ sub report
 	  for sort keys %kind_count;
 	$line->('jobs', scalar @order, '    ' . join ', ', map { "$by_end{$_} $_" } sort keys %by_end);
 	$line->('  compared with an undisturbed one', $count{compared} // 0);
-	$line->('completions', $count{completions} // 0, '    ' . ($count{refused} // 0) . ' ended by an error that a fault explains');
+	$line->('completions', $count{completions} // 0, sprintf '    %d ended by an error of a fault', $count{refused} // 0);
 	$line->('postmaster restarts', $count{restarted} // '?');
 	$line->($_, scalar @{ $wrong{$_} // [] })
 	  for 'lost or doubled jobs', 'orphan engines', 'leaked files', 'other weights', 'other metrics', 'attempts',
 	  'other answers', 'lost answers', 'unexpected errors', 'words in the log';
-	$line->('longest time from a fault to the resume', sprintf('%.2f s', $slowest{$kind}{seconds}), "    $kind") if defined $kind;
+	$line->('longest time from a fault to the resume', sprintf('%.2f s', $slowest{$kind}{seconds}), "    $kind")
+	  if defined $kind;
 	$line->('longest time from a fault to an answer', sprintf('%.2f s', $slowest{answer}{seconds})) if $slowest{answer};
 	return;
 }
@@ -940,10 +924,11 @@ if (!eval { run_faults(); settle(); 1 })
 {
 	wrong('unexpected errors', "the soak itself: $@");
 }
-look_at_files();
+wrong('leaked files', $_) for leaked_files("$data/pgsql_tmp_finetune");
 stop_all();
-look_at_restarts();
-look_at_log();
+$count{restarted} = server_restarts($node->logfile);
+wrong('postmaster restarts', $count{restarted}) if $count{restarted} != 0 && !$crashes;
+wrong('words in the log', $_) for bad_lines($node->logfile, $kind_count{'training engine killed (SEGV)'} // 0);
 report();
 
 is(scalar @{ $wrong{$_} // [] }, 0, $_) for sort keys %wrong;
