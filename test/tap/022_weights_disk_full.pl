@@ -35,7 +35,7 @@ sub disk
 	write_file("$path/mounted", '');
 }
 
-my $node   = new_node('full', "pg_finetune.work_directory = 'pgsql_tmp_disk'\n");
+my $node   = new_node('full', "pg_finetune.work_directory = 'pgsql_tmp_disk'\npg_finetune.reserve_disk = 0\n");
 my $golden = "$ENV{TESTDIR}/test/golden/tiny_llama/tied";
 my $out    = $node->basedir . '/out';
 
