@@ -68,13 +68,19 @@ for my $mode ('fast', 'immediate')
 	is("$job->{status} $job->{attempts}", 'SUCCESS 1', "pending, $mode: with a place it ends well");
 
 	# A query is under way, and comes to nothing
-	$id = start_job($node, "reading_$mode", query => 'SELECT prompt, completion, pg_sleep(0.02) FROM fact', options => { max_steps => 2 });
-	ok( wait_for_sql($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader'"),
-		"reading, $mode: a reader runs");
+	my $guard = $node->background_psql('postgres');
+	$guard->query_safe('SELECT pg_advisory_lock(7)');
+	$id = start_job($node, "reading_$mode",
+		query   => 'SELECT prompt, completion, pg_advisory_xact_lock_shared(7) FROM fact',
+		options => { max_steps => 2 });
+	ok( wait_for_sql($node,
+			"SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader' AND wait_event_type = 'Lock'"),
+		"reading, $mode: a reader waits");
 	restart_in($mode, $id, 'pending');
 	$job = wait_for_status($node, $id, 'SUCCESS');
 	is($job->{status},     'SUCCESS', "reading, $mode: it ends well");
 	is($job->{rows}{read}, 100,       "reading, $mode: with all rows, each once");
+	eval { $guard->finish; };
 
 	# The data is there, the device is not
 	setting('pg_finetune.max_running_jobs', 0);
@@ -91,7 +97,7 @@ for my $mode ('fast', 'immediate')
 		1, "queued, $mode: its data was read once");
 
 	# Trained, but not stored: somebody has the table
-	my $guard = $node->background_psql('postgres');
+	$guard = $node->background_psql('postgres');
 	$guard->query_safe('BEGIN; LOCK TABLE finetune.weights IN SHARE MODE');
 	$id = start_job($node, "uploading_$mode", options => { max_steps => 2 });
 	ok( wait_for_sql($node,

@@ -105,7 +105,10 @@ is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'uploading: the 
 sql('DROP SERVER m');
 
 # The table, while it is read
-$id = start_job($node, 'm', query => 'SELECT prompt, completion, pg_sleep(0.02) FROM fact', options => { max_steps => 30 });
+$guard = $node->background_psql('postgres');
+$guard->query_safe('SELECT pg_advisory_lock(7)');
+$id = start_job($node, 'm', query => 'SELECT prompt, completion, pg_advisory_xact_lock_shared(7) FROM fact',
+	options => { max_steps => 30 });
 ok(wait_for_sql($node, "SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
 	  . " WHERE a.backend_type = 'pg_finetune reader' AND l.relation = 'fact'::regclass"), 'a table is read');
 for my $change ('DROP TABLE fact', 'ALTER TABLE fact DROP COLUMN completion', 'TRUNCATE fact')
@@ -113,6 +116,7 @@ for my $change ('DROP TABLE fact', 'ALTER TABLE fact DROP COLUMN completion', 'T
 	like(error_of($node, "SET lock_timeout = 50; $change"), qr/^55P03: /, "$change waits");
 }
 sql("UPDATE fact SET completion = 'other' WHERE id > 50; DELETE FROM fact WHERE id <= 10");
+$guard->quit;
 ok(wait_for_sql($node, "SELECT count(*) = 1 FROM finetune.events WHERE job_id = '$id' AND type = 'queued'"), 'it has been read');
 sql('DROP TABLE fact');
 $job = wait_for_status($node, $id, 'SUCCESS');
