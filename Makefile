@@ -45,13 +45,18 @@ include test/test.mk
 JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo bench
+.PHONY: demo test bench
 demo:
 	scripts/install_packages.sh demo
 	scripts/fetch_model.sh
 	+$(MAKE) $(JOBS) all
 	+$(AS_ROOT) $(MAKE) -s install
 	scripts/demo.sh
+
+test:
+	scripts/install_packages.sh test
+	scripts/fetch_model.sh
+	scripts/run_tests.sh $(TEST_PARTS)
 
 bench:
 	scripts/install_packages.sh build

@@ -20,12 +20,7 @@ UNIT_TESTS = $(TEST_SRC:%.c=$(BUILD)/%)
 FUZZ_TARGETS = $(patsubst %.c,$(BUILD)/%,$(wildcard test/fuzz/fuzz_*.c))
 
 TEST_PARTS = style engine sql tap fuzz
-.PHONY: test test-faults $(TEST_PARTS:%=test-%) unit-tests fault-shim fuzz-targets sanitized check-format check-clang format
-
-test:
-	scripts/install_packages.sh test
-	scripts/fetch_model.sh
-	scripts/run_tests.sh $(TEST_PARTS)
+.PHONY: test-faults $(TEST_PARTS:%=test-%) unit-tests fault-shim fuzz-targets sanitized check-format check-clang format
 
 $(TEST_PARTS:%=test-%): test-%:
 	scripts/install_packages.sh test
