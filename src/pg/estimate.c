@@ -6,6 +6,7 @@
  */
 #include "postgres.h"
 
+#include "arguments.h"
 #include "base.h"
 #include "fmgr.h"
 #include "json.h"
@@ -15,15 +16,6 @@
 #include "session_engine.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-
-static char *
-get_text(FunctionCallInfo fcinfo, int argno, const char *name)
-{
-	if (PG_ARGISNULL(argno))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("argument \"%s\" of finetune_estimate must not be null", name)));
-	return text_to_cstring(PG_GETARG_TEXT_PP(argno));
-}
 
 static Jsonb *
 get_options(FunctionCallInfo fcinfo, int argno)
@@ -92,9 +84,11 @@ pgft_finetune_estimate(PG_FUNCTION_ARGS)
 	char *base_name;
 
 	pgft_require_preload();
-	base_name = get_text(fcinfo, 0, "base_model");
-	task.query = get_text(fcinfo, 1, "training_query");
-	task.validation_query = PG_ARGISNULL(2) ? NULL : get_text(fcinfo, 2, "validation_query");
+	base_name = pgft_text_argument(fcinfo, 0, "finetune_estimate", "base_model");
+	task.query = pgft_text_argument(fcinfo, 1, "finetune_estimate", "training_query");
+	task.validation_query =
+		PG_ARGISNULL(2) ? NULL
+						: pgft_text_argument(fcinfo, 2, "finetune_estimate", "validation_query");
 
 	pgft_base_check_wrapper();
 	task.file.base = base = pgft_base_lookup(base_name);

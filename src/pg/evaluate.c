@@ -11,6 +11,7 @@
 
 #include <math.h>
 
+#include "arguments.h"
 #include "fmgr.h"
 #include "json.h"
 #include "model.h"
@@ -20,15 +21,6 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "weights.h"
-
-static char *
-get_text(FunctionCallInfo fcinfo, int argno, const char *name)
-{
-	if (PG_ARGISNULL(argno))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("argument \"%s\" of finetune_evaluate must not be null", name)));
-	return text_to_cstring(PG_GETARG_TEXT_PP(argno));
-}
 
 /* What the engine needs of a base, or of a tuned model over one. */
 static void
@@ -116,8 +108,8 @@ pgft_finetune_evaluate(PG_FUNCTION_ARGS)
 	char *name;
 
 	pgft_require_preload();
-	name = get_text(fcinfo, 0, "model");
-	task.query = get_text(fcinfo, 1, "query");
+	name = pgft_text_argument(fcinfo, 0, "finetune_evaluate", "model");
+	task.query = pgft_text_argument(fcinfo, 1, "finetune_evaluate", "query");
 	model = pgft_model_lookup(name, false);
 	pgft_query_check_now(task.query, task.query_name, &columns);
 	describe_model(model, &task.file);

@@ -11,6 +11,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "arguments.h"
 #include "base.h"
 #include "catalog/pg_foreign_server.h"
 #include "fmgr.h"
@@ -87,16 +88,6 @@ wrong_arguments(Action action)
 					errhint("Call it as %s.", actions[action].usage)));
 }
 
-/* A required text argument. */
-static char *
-get_text(FunctionCallInfo fcinfo, int argno, const char *name)
-{
-	if (PG_ARGISNULL(argno))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("argument \"%s\" of finetune must not be null", name)));
-	return text_to_cstring(PG_GETARG_TEXT_PP(argno));
-}
-
 PG_FUNCTION_INFO_V1(pgft_finetune_show);
 Datum
 pgft_finetune_show(PG_FUNCTION_ARGS)
@@ -128,7 +119,7 @@ pgft_finetune_job(PG_FUNCTION_ARGS)
 						errhint("Call it as %s.", actions[action].usage)));
 	if (action == ACTION_SHOW)
 		wrong_arguments(action);
-	pgft_job_parse_name(get_text(fcinfo, 1, "job_id"), &id);
+	pgft_job_parse_name(pgft_text_argument(fcinfo, 1, "finetune", "job_id"), &id);
 
 	switch (action)
 	{
@@ -210,10 +201,11 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 		wrong_arguments(action);
 	PreventCommandIfReadOnly("finetune('CREATE')");
 	PreventCommandDuringRecovery("finetune('CREATE')");
-	request.model_name = get_text(fcinfo, 1, "model");
-	base_name = get_text(fcinfo, 2, "base_model");
-	request.training_query = get_text(fcinfo, 3, "training_query");
-	request.validation_query = PG_ARGISNULL(4) ? NULL : get_text(fcinfo, 4, "validation_query");
+	request.model_name = pgft_text_argument(fcinfo, 1, "finetune", "model");
+	base_name = pgft_text_argument(fcinfo, 2, "finetune", "base_model");
+	request.training_query = pgft_text_argument(fcinfo, 3, "finetune", "training_query");
+	request.validation_query =
+		PG_ARGISNULL(4) ? NULL : pgft_text_argument(fcinfo, 4, "finetune", "validation_query");
 
 	/* What is quickly said first, what asks the engine last */
 	pgft_base_check_wrapper();

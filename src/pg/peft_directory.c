@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "access/xlog.h"
+#include "arguments.h"
 #include "base.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_collation.h"
@@ -40,20 +41,11 @@ static const char *const adapter_files[] = {"adapter_config.json", "adapter_mode
 
 /* ---- Arguments ---- */
 
-static char *
-get_text(FunctionCallInfo fcinfo, int argno, const char *function, const char *name)
-{
-	if (PG_ARGISNULL(argno))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("argument \"%s\" of %s must not be null", name, function)));
-	return text_to_cstring(PG_GETARG_TEXT_PP(argno));
-}
-
 /* As a file's name in COPY. */
 static char *
 get_directory(FunctionCallInfo fcinfo, int argno, const char *function)
 {
-	char *directory = get_text(fcinfo, argno, function, "directory");
+	char *directory = pgft_text_argument(fcinfo, argno, function, "directory");
 
 	canonicalize_path(directory);
 	if (!is_absolute_path(directory))
@@ -179,11 +171,11 @@ Datum
 pgft_export(PG_FUNCTION_ARGS)
 {
 	static const char function[] = "finetune_export";
-	char *name = get_text(fcinfo, 0, function, "model");
+	char *name = pgft_text_argument(fcinfo, 0, function, "model");
 	char *directory = get_directory(fcinfo, 1, function);
 	PgftModel *model;
 
-	check_format(get_text(fcinfo, 2, function, "format"));
+	check_format(pgft_text_argument(fcinfo, 2, function, "format"));
 	model = get_own_model(name);
 	check_role(ROLE_PG_WRITE_SERVER_FILES, function, "pg_write_server_files");
 	check_exportable(model);
@@ -333,8 +325,8 @@ Datum
 pgft_import(PG_FUNCTION_ARGS)
 {
 	static const char function[] = "finetune_import";
-	char *name = get_text(fcinfo, 0, function, "model");
-	char *base_name = get_text(fcinfo, 1, function, "base_model");
+	char *name = pgft_text_argument(fcinfo, 0, function, "model");
+	char *base_name = pgft_text_argument(fcinfo, 1, function, "base_model");
 	char *directory = get_directory(fcinfo, 2, function);
 	PgftModelFacts facts = {0};
 	PgftModel *base;
