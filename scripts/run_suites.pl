@@ -6,8 +6,8 @@
 # Called by run_tests.sh with the tree as its working directory, as a user that
 # may run PostgreSQL.  Every suite is brought to TAP and counted by
 # TAP::Harness; a file that crashes, runs out of time or prints no plan counts
-# as one failed test, and so does a suite without any test.  The last line is
-# "N passed, N failed".
+# as one failed test, and so does a suite without any test.  What failed is said
+# again at the end, where it is found, and the last line is "N passed, N failed".
 use strict;
 use warnings;
 use File::Basename;
@@ -39,7 +39,7 @@ push @suites, fuzz_suite()    if $wanted{fuzz};
 push @suites, soak_suite()    if $wanted{soak};
 push @suites, fault_suites()  if $wanted{faults};
 
-my ($passed, $failed, @table) = (0, 0);
+my ($passed, $failed, @table, @failures) = (0, 0);
 for my $suite (@suites)
 {
 	my ($p, $f, $s) = run_suite($suite);
@@ -49,7 +49,8 @@ for my $suite (@suites)
 	last if $suite->{repeated} && $f > 0;
 	print "$suite->{repeated} runs passed\n" if $suite->{repeated};
 }
-print "\n", map({ "$_\n" } @table), "\n$passed passed, $failed failed\n";
+splice(@failures, 10, @failures, '…') if @failures > 10;
+print "\n", map({ "$_\n" } @table, @failures), "\n$passed passed, $failed failed\n";
 exit($failed > 0 || $passed == 0 ? 1 : 0);
 
 # Run the files of a suite, {name, tests => [[label, command…]…], before, after,
@@ -72,18 +73,34 @@ sub run_suite
 		return (0, 1, 0);
 	}
 
+	# What a file writes beside its TAP is kept, and shown when the file fails.
+	my %failed_tests;
+	my $beside = sub { (my $name = "$suite->{name} $_[0]") =~ s/[^\w.]+/_/g; return "$scratch/log/$name.stderr"; };
 	my $harness = TAP::Harness->new({
-		exec     => sub { [ 'timeout', '-k', 10, $suite->{limit} // $limit, @{ $command{ $_[1] } } ] },
+		exec => sub {
+			my ($label) = $_[1];
+			return [ 'sh', '-c', 'exec "$@" 2>"$0"', $beside->($label),
+				'timeout', '-k', 10, $suite->{limit} // $limit, @{ $command{$label} } ];
+		},
 		failures => 1,
 		timer    => 1,
 		jobs     => $suite->{alone} ? 1 : $jobs,
+	});
+	$harness->callback(made_parser => sub {
+		my ($parser, $test) = @_;
+		$parser->callback(test => sub {
+			push @{ $failed_tests{ $test->[1] } }, $_[0]->number . ' ' . $_[0]->description unless $_[0]->is_ok;
+		});
 	});
 	my $aggregate = $harness->runtests(sort keys %command);
 	$suite->{after}->() if $suite->{after};
 
 	my ($p, $f, $s) = (0, 0, 0);
-	for my $parser ($aggregate->parsers)
+	for my $label ($aggregate->descriptions)
 	{
+		my ($parser) = $aggregate->parsers($label);
+		push @failures, explain_failure($label, $parser, $failed_tests{$label}, $beside->($label))
+		  if $parser->has_problems;
 		my $bad  = $parser->failed;
 		my $skip = $parser->skipped;
 		$p += $parser->passed - $skip;
@@ -96,6 +113,28 @@ sub run_suite
 		$f = 1;
 	}
 	return ($p, $f, $s);
+}
+
+# Show what a file that failed wrote to its standard error; returns a few short
+# lines for the end of the report: the tests, and what the first one said.
+sub explain_failure
+{
+	my ($label, $parser, $tests, $path) = @_;
+	my $written = '';
+	if (open(my $in, '<', $path))
+	{
+		local $/;
+		$written = <$in> // '';
+	}
+	print "\n# $label\n$written";
+
+	my @tests = @{ $tests // [] };
+	push @tests, 'exit status ' . ($parser->exit // 'none') . ', tests run ' . $parser->tests_run
+	  if !@tests || $parser->exit;
+	my ($said) = $written =~ /^(#\s+Failed .*)/ms;
+	my @lines = grep { !/^#\s+Failed test/ } split(/\n/, $said // substr($written, -500));
+	splice(@lines, 4);
+	return map { length > 300 ? substr($_, 0, 300) . '…' : $_ } "failed: $label: " . join('; ', @tests), @lines;
 }
 
 sub checks
