@@ -7,6 +7,7 @@
 
 #include "base.h"
 #include "catalog/pg_foreign_data_wrapper.h"
+#include "engine_client.h"
 #include "foreign/foreign.h"
 #include "json.h"
 #include "miscadmin.h"
@@ -14,6 +15,9 @@
 #include "settings.h"
 #include "storage/fd.h"
 #include "utils/acl.h"
+
+/* How long a serving engine that is not there is waited for */
+#define ENGINE_PATIENCE_MS 5000
 
 void
 pgft_base_check_wrapper(void)
@@ -56,14 +60,17 @@ pgft_base_lookup(const char *name)
 	return base;
 }
 
-/* The engine knows best. */
+/*
+ * The engine knows best.  One that cannot start must not keep anybody from
+ * creating a job, whose own engine looks at the file again.
+ */
 void
 pgft_base_check_file(PgftModel *base)
 {
 	Jsonb *file;
 	JsonbContainer *unsupported;
 
-	if (!pgft_serve)
+	if (!pgft_engine_wait_ready(ENGINE_PATIENCE_MS))
 	{
 		pgft_model_resolve(base);
 		pgft_base_check_header(base);

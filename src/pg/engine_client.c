@@ -572,6 +572,33 @@ pgft_engine_is_ready(void)
 	return server.ready;
 }
 
+bool
+pgft_engine_wait_ready(int timeout_ms)
+{
+	int64 started_at = pgft_monotonic_ms();
+	int64 checked_at = started_at;
+	bool ready;
+
+	if (pgft_engine_is_ready())
+		return true;
+	if (!pgft_is_preloaded() || !pgft_serve)
+		return false;
+	ConditionVariablePrepareToSleep(pgft_server_state_changed());
+	while (!(ready = pgft_engine_is_ready()))
+	{
+		int64 left = timeout_ms - (pgft_monotonic_ms() - started_at);
+
+		if (left <= 0)
+			break;
+		/* it looks after interrupts */
+		(void) ConditionVariableTimedSleep(pgft_server_state_changed(), Min(left, CLIENT_CHECK_MS),
+										   PG_WAIT_EXTENSION);
+		pgft_check_client(&checked_at);
+	}
+	ConditionVariableCancelSleep();
+	return ready;
+}
+
 /* ---- Errors of the engine ---- */
 
 static JsonbContainer *

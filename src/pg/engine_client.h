@@ -64,6 +64,9 @@ extern void pgft_check_client(int64 *checked_at);
 /* Is there an engine that would answer at once? */
 extern bool pgft_engine_is_ready(void);
 
+/* The same within so many milliseconds; false at once where none is to serve. */
+extern bool pgft_engine_wait_ready(int timeout_ms);
+
 /* Raise the error that a reply carries. */
 extern void pgft_reply_error(const PgftReply *reply) pg_attribute_noreturn();
 

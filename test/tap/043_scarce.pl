@@ -48,6 +48,15 @@ ends_well($id, 'no device');
 is(log_count($node, "WARNING:  job $id waits: "), 1, 'no device: one WARNING');
 is(sql("SELECT count(*) FROM finetune.events WHERE job_id = '$id' AND type = 'waiting'"), 1, 'no device: one event');
 
+# Nor for the serving engine, which then cannot start: a job can be created all the same
+setting('pg_finetune.device', 'cuda:99');
+$node->restart;
+$id = start_job($node, 'no_server', options => { max_steps => 2 });
+is((sqlstate_of($node, "SET pg_finetune.request_timeout = '1s'; SELECT complete('tiny', 'x')"))[0],
+	'57P03', 'no device: there is nobody to answer');
+setting('pg_finetune.device', 'cpu');
+ends_well($id, 'no device to serve');
+
 # No worker for the reader: launcher, server and PostgreSQL's launcher of replication take three, jobs the other two
 sql("ALTER SYSTEM SET max_worker_processes = 5");
 setting('pg_finetune.max_running_jobs', 2);
