@@ -141,7 +141,7 @@ $node->append_conf('postgresql.conf', "pg_finetune.engine_path = '/nonexistent/e
 $node->start;
 is((sqlstate_of($node, q(SET pg_finetune.request_timeout = '500ms'; SELECT complete('one', 'x'))))[0],
 	'57P03', 'without an engine, an error');
-like(slurp_file($node->logfile), qr/engine: could not execute the engine: No such file/, 'the log says why');
+ok(wait_until(sub { log_count($node, qr/engine: could not execute the engine: No such file/) > 0 }), 'the log says why');
 is($node->safe_psql('postgres', 'SELECT 1'), '1', 'the server runs');
 $node->stop;
 
