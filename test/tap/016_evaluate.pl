@@ -76,9 +76,11 @@ sub result_of
 
 # Processes of engines that estimate or evaluate: the real ones by their
 # arguments, the one that never ends by where it was started.
+# Those of a kind only, where one is given.
 sub engines_running
 {
-	my $data = ($_[0] // $node)->data_dir;
+	my ($where, $kind) = @_;
+	my $data = ($where // $node)->data_dir;
 	my @found;
 
 	for my $process (grep { /\d$/ } glob '/proc/[0-9]*')
@@ -86,7 +88,8 @@ sub engines_running
 		open(my $file, '<', "$process/cmdline") or next;
 		my $line = <$file> // next;
 		push @found, $process
-		  if $line =~ /\Q$data\E.*sessions/ || ($line =~ /^sleep\0/ && (readlink("$process/cwd") // '') eq $data);
+		  if (!defined $kind || $line =~ $kind)
+		  && ($line =~ /\Q$data\E.*sessions/ || ($line =~ /^sleep\0/ && (readlink("$process/cwd") // '') eq $data));
 	}
 	return @found;
 }
@@ -111,7 +114,8 @@ sub start_slow
 		[ 'psql', '-X', '-U', 'alice', '-d', $where->connstr('postgres'), '-v', 'VERBOSITY=verbose',
 			'-c', $sql // "SELECT finetune_evaluate('tiny', 'TABLE unseen')" ],
 		'>', \$session->{out}, '2>', \$session->{err});
-	ok(wait_until(sub { scalar engines_running($where) }), 'an engine is at work');
+	# which has then read how to behave
+	ok(wait_until(sub { scalar engines_running($where, qr/^sleep\0/) }), 'an engine is at work');
 	return $session;
 }
 
