@@ -13,8 +13,7 @@
 /* --- reading --- */
 
 /* Options that this engine knows but cannot do; any value but null, false or "auto" is refused. */
-static const char *const unsupported[] = {"from_model", "prompt_template",
-										  "early_stopping_patience", "dpo_beta"};
+static const char *const unsupported[] = {"from_model", "prompt_template", "dpo_beta"};
 
 /* Options that are the caller's own business. */
 static const char *const callers[] = {"priority", "storage", "n_checkpoints"};
@@ -219,6 +218,8 @@ read_option(const char *key, const json_t *value, ft_options *o)
 		return read_flag(key, value, &o->train_on_inputs);
 	if (IS("n_evals"))
 		return read_int(key, value, 0, 10000, &o->n_evals);
+	if (IS("early_stopping_patience"))
+		return read_int(key, value, 1, 10000, &o->early_stopping_patience);
 	if (IS("validation_fraction"))
 		return read_real(key, value, 0, 0.9, &o->validation_fraction);
 	if (IS("seed"))
@@ -367,6 +368,9 @@ ft_options_json(const ft_options *o)
 	json_object_set_new(json, "packing", json_boolean(o->packing));
 	json_object_set_new(json, "train_on_inputs", json_boolean(o->train_on_inputs));
 	json_object_set_new(json, "n_evals", json_integer(o->n_evals));
+	if (o->early_stopping_patience > 0)
+		json_object_set_new(json, "early_stopping_patience",
+							json_integer(o->early_stopping_patience));
 	json_object_set_new(json, "validation_fraction", json_real(o->validation_fraction));
 	json_object_set_new(json, "seed", json_integer((json_int_t) o->seed));
 	return json;

@@ -17,16 +17,6 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
-static Jsonb *
-get_options(FunctionCallInfo fcinfo, int argno)
-{
-	Jsonb *given = PG_ARGISNULL(argno)
-					   ? DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")))
-					   : PG_GETARG_JSONB_P(argno);
-
-	return pgft_options_resolve(given);
-}
-
 /* As DESCRIBE shows them: those of the queue, and what the engine chose for the others. */
 static void
 add_options(StringInfo buf, Jsonb *options, JsonbContainer *plan)
@@ -92,7 +82,7 @@ pgft_finetune_estimate(PG_FUNCTION_ARGS)
 
 	pgft_base_check_wrapper();
 	task.file.base = base = pgft_base_lookup(base_name);
-	options = get_options(fcinfo, 3);
+	options = pgft_options_argument(fcinfo, 3);
 	task.file.options = pgft_options_for_engine(options);
 	pgft_query_check(task.query, task.query_name, &columns);
 	if (task.validation_query)

@@ -85,7 +85,7 @@ static const OptionSpec option_specs[] = {
 	{"priority", OPTION_INTEGER, OPTION_QUEUE_ONLY, -1000, 1000, NULL, 0, "0"},
 	{"storage", OPTION_CHOICE, OPTION_QUEUE_ONLY, 0, 0, storages, 1, "\"database\""},
 	{"n_checkpoints", OPTION_INTEGER, OPTION_LATER, 1, INT_LIMIT},
-	{"early_stopping_patience", OPTION_INTEGER, OPTION_LATER, 1, INT_LIMIT},
+	{"early_stopping_patience", OPTION_INTEGER, 0, 1, 10000},
 	{"from_model", OPTION_STRING, OPTION_LATER},
 	{"prompt_template", OPTION_STRING, OPTION_LATER},
 	{"dpo_beta", OPTION_NUMBER, OPTION_LATER | OPTION_ABOVE_MIN, 0, 100},
@@ -373,8 +373,8 @@ check_keys(Jsonb *given)
 	}
 }
 
-Jsonb *
-pgft_options_resolve(Jsonb *given)
+static Jsonb *
+resolve(Jsonb *given)
 {
 	JsonbParseState *state = NULL;
 
@@ -416,6 +416,33 @@ pgft_options_resolve(Jsonb *given)
 		}
 	}
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+/* Without validation rows nobody knows when to stop. */
+static void
+check_early_stopping(Jsonb *options, bool validation_query)
+{
+	JsonbValue *fraction = get_option(options, "validation_fraction");
+
+	if (get_option(options, "early_stopping_patience") == NULL || validation_query ||
+		get_number(fraction) > 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("option \"early_stopping_patience\" needs validation rows, there are none"),
+			 errhint("Give a validation query, or a \"validation_fraction\" above 0.")));
+}
+
+Jsonb *
+pgft_options_argument(FunctionCallInfo fcinfo, int argno)
+{
+	Jsonb *given = PG_ARGISNULL(argno)
+					   ? DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")))
+					   : PG_GETARG_JSONB_P(argno);
+	Jsonb *options = resolve(given);
+
+	check_early_stopping(options, !PG_ARGISNULL(argno - 1));
+	return options;
 }
 
 Jsonb *
