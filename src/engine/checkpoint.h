@@ -3,8 +3,8 @@
  *
  *     checkpoint-<step>/adapter/             the adapter, a PEFT directory
  *     checkpoint-<step>/optimizer.safetensors  AdamW's moments
- *     checkpoint-<step>/best/                with early stopping: the best adapter, unless it is that one
- *     checkpoint-<step>/state.json           counters, sums, digests of the files
+ *     checkpoint-<step>/best/                with early stopping: the best adapter, unless it is
+ * that one checkpoint-<step>/state.json           counters, sums, digests of the files
  *
  * The place in the data, the schedule and every random number follow from the
  * step and the job (packing.h, random.h), so they need no state of their own.
@@ -53,14 +53,14 @@ typedef struct ft_moments
 /* Save; `identity` says whose run this is (a digest of base, data and options), `best` is the
  * adapter of state->best (NULL: none is kept).  FT_NO_SPACE and the like leave earlier checkpoints
  * as they were and no temporary files. */
-ft_status ft_checkpoint_save(const char *directory, const char *identity, const ft_run_state *state,
-							 const ft_adapter *adapter, const ft_adapter *best,
-							 const ft_config *config, const char *base_name,
-							 const ft_moments *moments);
+ft_status
+ft_checkpoint_save(const char *directory, const char *identity, const ft_run_state *state,
+				   const ft_adapter *adapter, const ft_adapter *best, const ft_config *config,
+				   const char *base_name, const ft_moments *moments);
 
 /* The newest checkpoint that is whole; one that is not is passed over with a log line.  Without
- * any, state->step is 0 and *adapter NULL; *best is NULL where no best one was kept.  The moments' arrays of n values are the caller's.
- * FT_MISMATCH when it is another run's. */
+ * any, state->step is 0 and *adapter NULL; *best is NULL where no best one was kept.  The moments'
+ * arrays of n values are the caller's. FT_MISMATCH when it is another run's. */
 ft_status ft_checkpoint_load(const char *directory, const char *identity, const ft_model *model,
 							 ft_run_state *state, ft_adapter **adapter, ft_adapter **best,
 							 ft_moments *moments);
