@@ -1,10 +1,10 @@
 /*
  * checkpoint.h: all that a resume needs, in a directory of its own.
  *
- *     checkpoint-<step>/adapter/             the adapter, a PEFT directory
+ *     checkpoint-<step>/adapter/               the adapter, a PEFT directory
+ *     checkpoint-<step>/best/                  the best one so far, where it is kept and another
  *     checkpoint-<step>/optimizer.safetensors  AdamW's moments
- *     checkpoint-<step>/best/                with early stopping: the best adapter, unless it is
- * that one checkpoint-<step>/state.json           counters, sums, digests of the files
+ *     checkpoint-<step>/state.json             counters, sums, digests of the files
  *
  * The place in the data, the schedule and every random number follow from the
  * step and the job (packing.h, random.h), so they need no state of their own.
