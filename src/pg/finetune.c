@@ -16,6 +16,7 @@
 #include "catalog/pg_foreign_server.h"
 #include "fmgr.h"
 #include "foreign/foreign.h"
+#include "from_model.h"
 #include "funcapi.h"
 #include "job.h"
 #include "json.h"
@@ -202,6 +203,7 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	request.base = base = pgft_base_lookup(base_name);
 	request.options = pgft_options_argument(fcinfo, 5);
 	check_name(request.model_name);
+	(void) pgft_from_model(base, &request.options);
 	pgft_query_check(request.training_query, "training query", &columns);
 	if (request.validation_query)
 		pgft_query_check(request.validation_query, "validation query", &columns);

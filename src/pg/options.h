@@ -28,6 +28,9 @@ extern Jsonb *pgft_options_argument(FunctionCallInfo fcinfo, int argno);
  */
 extern Jsonb *pgft_options_for_engine(Jsonb *resolved);
 
+/* An option that is a string; NULL when it is not there. */
+extern char *pgft_options_string(Jsonb *options, const char *name);
+
 /* The job's place in the queue; 0 unless the options say otherwise. */
 extern int pgft_options_priority(Jsonb *resolved);
 
