@@ -25,7 +25,8 @@ my $scratch   = $mode;
 my %wanted    = map { $_ => 1 } @ARGV;
 my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
 chomp(my $jobs = qx(nproc));
-$jobs = 4 if $jobs > 4;    # most of the tests' time is waiting; memory is for a few models
+$jobs = 4 if $jobs > 4;    # memory is for a few models
+$jobs = $ENV{TEST_JOBS} || $jobs;
 my $fault_runs = $ENV{FAULT_RUNS} || 1;
 delete @ENV{ grep { /^(PG(?!_CONFIG$)|LC_|LANG|FT_)/ } keys %ENV };
 $ENV{LC_ALL}  = $ENV{LANG} = 'C.UTF-8';    # PostgreSQL::Test keeps the latter only
