@@ -37,7 +37,8 @@ typedef struct ft_options
 	int max_seq_length;
 	bool packing; /* false: a batch for each document */
 	bool train_on_inputs;
-	int n_evals;                 /* 0: every 10 % of progress, at least 10 steps apart */
+	int n_evals;       /* 0: every 10 % of progress, at least 10 steps apart */
+	int n_checkpoints; /* evenly over the run, beside those that are written anyway; 0: none */
 	int early_stopping_patience; /* evaluations (early_stopping.h); 0: none */
 	double validation_fraction;
 	uint64_t seed;

@@ -17,7 +17,7 @@
 static const char *const unsupported[] = {"prompt_template", "dpo_beta"};
 
 /* Options that are the caller's own business. */
-static const char *const callers[] = {"priority", "storage", "n_checkpoints"};
+static const char *const callers[] = {"priority", "storage"};
 
 static const char *const scheduler_names[] = {
 	[FT_COSINE] = "cosine", [FT_LINEAR] = "linear", [FT_CONSTANT] = "constant"};
@@ -219,6 +219,8 @@ read_option(const char *key, const json_t *value, ft_options *o)
 		return read_flag(key, value, &o->train_on_inputs);
 	if (IS("n_evals"))
 		return read_int(key, value, 0, 10000, &o->n_evals);
+	if (IS("n_checkpoints"))
+		return read_int(key, value, 1, 10000, &o->n_checkpoints);
 	if (IS("early_stopping_patience"))
 		return read_int(key, value, 1, 10000, &o->early_stopping_patience);
 	if (IS("validation_fraction"))
@@ -422,6 +424,8 @@ ft_options_json(const ft_options *o)
 	json_object_set_new(json, "packing", json_boolean(o->packing));
 	json_object_set_new(json, "train_on_inputs", json_boolean(o->train_on_inputs));
 	json_object_set_new(json, "n_evals", json_integer(o->n_evals));
+	if (o->n_checkpoints > 0)
+		json_object_set_new(json, "n_checkpoints", json_integer(o->n_checkpoints));
 	if (o->early_stopping_patience > 0)
 		json_object_set_new(json, "early_stopping_patience",
 							json_integer(o->early_stopping_patience));

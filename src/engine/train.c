@@ -331,7 +331,6 @@ one_step(run *r)
 	ft_trainer *t = r->trainer;
 	double before = ft_monotonic_seconds();
 	ft_step_report report;
-	bool due;
 
 	FT_TRY(ft_setup_tick(&r->setup));
 	FT_TRY(ft_trainer_step(t, &report));
@@ -339,10 +338,10 @@ one_step(run *r)
 	r->step_tokens += report.tokens;
 	count_elapsed(r);
 	FT_TRY(send_step(r, &report));
-	due = ft_evaluation_due(t->options, t->state.step, t->total_steps);
-	if (due)
+	if (ft_evaluation_due(t->options, t->state.step, t->total_steps))
 		FT_TRY(evaluate(r));
-	if (due || ft_monotonic_seconds() - r->saved_at >= CHECKPOINT_SECONDS)
+	if (ft_checkpoint_due(t->options, t->state.step, t->total_steps) ||
+		ft_monotonic_seconds() - r->saved_at >= CHECKPOINT_SECONDS)
 		FT_TRY(save(r));
 	return FT_OK;
 }

@@ -86,7 +86,7 @@ static const OptionSpec option_specs[] = {
 	{"seed", OPTION_INTEGER, 0, 0, SEED_LIMIT, NULL, 0, "42"},
 	{"priority", OPTION_INTEGER, OPTION_QUEUE_ONLY, -1000, 1000, NULL, 0, "0"},
 	{"storage", OPTION_CHOICE, OPTION_QUEUE_ONLY, 0, 0, storages, 1, "\"database\""},
-	{"n_checkpoints", OPTION_INTEGER, OPTION_LATER, 1, INT_LIMIT},
+	{"n_checkpoints", OPTION_INTEGER, 0, 1, 10000},
 	{"early_stopping_patience", OPTION_INTEGER, 0, 1, 10000},
 	{"from_model", OPTION_STRING, OPTION_QUEUE_ONLY},
 	{"from_weights", OPTION_STRING, OPTION_QUEUE_ONLY},

@@ -8,6 +8,7 @@ use JSON::PP qw(decode_json encode_json);
 use FaultShim;
 use Fcntl;
 use JobTest;
+use POSIX qw(ceil);
 use Test::More;
 
 my $engine = $JobTest::engine;
@@ -55,6 +56,11 @@ is(scalar named('evaluation', @events), 5, 'and the model four times');
 is($completed->{steps}, scalar @steps, 'completed: steps');
 is($completed->{adapter}, 'adapter', 'completed: the adapter');
 my $expected = slurp("$unbroken/adapter/adapter_model.safetensors");
+is_deeply([ map { $_->{step} } named('checkpoint', @events) ], [ map { $_->{step} } grep { $_->{step} > 0 } named('evaluation', @events) ],
+	'a checkpoint after every evaluation');
+my (undef, @saved) = run(new_job(job => { options => { max_epochs => 3, batch_size => 200, n_evals => 1, n_checkpoints => 5 } }));
+my $total = @steps;
+is_deeply([ map { $_->{step} } named('checkpoint', @saved) ], [ map { ceil($total * $_ / 5) } 1 .. 5 ], 'n_checkpoints: five, evenly');
 ok(defined $expected, 'the adapter is there');
 my $config = decode_json(slurp("$unbroken/adapter/adapter_config.json"));
 is($config->{peft_type}, 'LORA', 'its configuration is PEFT\'s');
