@@ -114,15 +114,15 @@ log_call(long n, const char *call)
 	close(fd);
 }
 
-/* Wait until the test has written something else than HOLD; a marker says that somebody waits. */
+/* Wait until the test has written another line; a marker says that somebody waits. */
 static void
-hold(long n)
+hold(const control *held)
 {
 	const struct timespec moment = {.tv_nsec = 2000000};
-	control c = {.action = "HOLD"};
+	control c = *held;
 
-	log_call(n, "held");
-	while (strcmp(c.action, "HOLD") == 0)
+	log_call(held->count, "held");
+	while (strcmp(c.action, "HOLD") == 0 && c.first == held->first && c.last == held->last)
 	{
 		int fd = open_control("", O_RDONLY);
 
@@ -168,7 +168,7 @@ meet(const char *name, const char *path)
 	else if (strcmp(c.action, "TEAR") == 0)
 		return TEAR;
 	else if (strcmp(c.action, "HOLD") == 0)
-		hold(c.count);
+		hold(&c);
 	else
 	{
 		errno = atoi(c.action);

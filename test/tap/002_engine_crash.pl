@@ -128,10 +128,9 @@ $engine = engine_pid($node);
 my ($postmaster) = slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
 my @children = children_of($postmaster);
 cmp_ok(scalar @children, '>=', 5, 'the processes of the server');
-$node->kill9;
-ok(wait_until(sub { !is_running($engine) }), 'no engine is left when the postmaster is killed');
-ok(wait_until(sub { !-e "/proc/$postmaster" && !grep { is_running($_) } @children }),
-	'and no process of the server');
+kill_server($node);
+ok(!is_running($engine), 'no engine is left when the postmaster is killed');
+is(scalar(grep { is_running($_) } $postmaster, @children), 0, 'and no process of the server');
 $node->start;
 is($node->safe_psql('postgres', q(SELECT complete('one', 'x'))), 'echo: x', 'one answers after the start');
 

@@ -13,6 +13,7 @@ use Test::More;
 
 my $node  = new_node('clock');
 my $clock = $node->basedir . '/clock';
+my $control = $node->basedir . '/control';
 my $year  = 365 * 24 * 3600;
 my %long  = (options => { max_steps => 200, learning_rate => 0.001, batch_size => 256 });
 
@@ -29,11 +30,12 @@ is(wait_for_status($node, start_job($node, 'undisturbed', %long), 'SUCCESS')->{s
 
 # From here on it is the tests' clock, of the server's processes and of the engines
 jump(0);
+let_go($control);
 $node->stop;
 my $engine = $node->basedir . '/engine';
 write_file($engine, <<"SH");
 #!/bin/sh
-export LD_PRELOAD='$FaultShim::library' FAULT_CLOCK='$clock'
+export LD_PRELOAD='$FaultShim::library' FAULT_CLOCK='$clock' FAULT_CONTROL='$control'
 exec '$ENV{TESTDIR}/build/pg_finetune_engine' "\$@"
 SH
 chmod 0755, $engine;
@@ -68,7 +70,9 @@ is($job->{attempts},      1,                        'in its first attempt');
 is(digest_of('jumping'), digest_of('undisturbed'), 'with the same weights');
 
 # While a failed attempt waits for the next one
+hold_at($control, 45);
 $id = start_job($node, 'killed', %long);
+ok(is_held($control), 'an engine is at work');
 ok(wait_for_sql($node, "SELECT count(*) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'checkpoint'"),
 	'another job, with a checkpoint');
 kill 'KILL', engine_of($node);
