@@ -9,57 +9,6 @@
 
 #include <string.h>
 
-float
-ft_f16_to_f32(uint16_t h)
-{
-	uint32_t sign = (uint32_t) (h & 0x8000) << 16;
-	uint32_t exponent = (h >> 10) & 31;
-	uint32_t mantissa = h & 0x3ff;
-	union
-	{
-		uint32_t u;
-		float f;
-	} x;
-
-	if (exponent == 0)
-	{
-		/* zero or subnormal: mantissa · 2^-24, exact in f32 */
-		x.f = (float) mantissa * 0x1p-24f;
-		x.u |= sign;
-	}
-	else if (exponent == 31)
-		x.u = sign | 0x7f800000 | mantissa << 13;
-	else
-		x.u = sign | (exponent + 112) << 23 | mantissa << 13;
-	return x.f;
-}
-
-uint16_t
-ft_f32_to_f16(float f)
-{
-	union
-	{
-		float f;
-		uint32_t u;
-	} x = {f};
-	uint16_t sign = (uint16_t) (x.u >> 16 & 0x8000);
-	uint32_t magnitude = x.u & 0x7fffffff;
-
-	if (magnitude > 0x7f800000)
-		return sign | 0x7e00; /* NaN */
-	if (magnitude >= 0x477ff000)
-		return sign | 0x7c00; /* rounds to infinity */
-	if (magnitude < 0x38800000)
-	{
-		/* subnormal: adding 0.5 leaves the rounded mantissa in the low bits */
-		x.u = magnitude;
-		x.f += 0.5f;
-		return (uint16_t) (sign | (x.u - 0x3f000000));
-	}
-	magnitude += 0xfff + (magnitude >> 13 & 1);
-	return (uint16_t) (sign | (magnitude - 0x38000000) >> 13);
-}
-
 uint16_t
 ft_block_u16(const uint8_t *p)
 {

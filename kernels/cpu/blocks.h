@@ -28,7 +28,5 @@ void ft_block_values(float *y, ft_dtype dtype, const ft_block *b);
 void ft_stored_row(float *y, ft_dtype dtype, const void *row, int64_t cols);
 
 uint16_t ft_block_u16(const uint8_t *p); /* little-endian */
-float ft_f16_to_f32(uint16_t h);
-uint16_t ft_f32_to_f16(float f); /* to nearest, ties to even */
 
 #endif

@@ -96,6 +96,16 @@ ft_gguf_tensor_dtype(uint32_t type)
 	return tensor_types[type].dtype;
 }
 
+uint32_t
+ft_gguf_tensor_type(ft_dtype dtype)
+{
+	uint32_t type = 0;
+
+	while (ft_gguf_tensor_dtype(type) != dtype)
+		type++;
+	return type;
+}
+
 /* --- reading --- */
 
 /* Make header[at, at + n) present. */
@@ -484,6 +494,18 @@ ft_gguf_strings(const ft_gguf *gguf, const ft_gguf_value *value, ft_string **str
 		at += 8 + (*strings)[i].length;
 	}
 	return FT_OK;
+}
+
+size_t
+ft_gguf_value_bytes(const ft_gguf *gguf, const ft_gguf_value *value)
+{
+	size_t at = value->at;
+
+	if (value->type != FT_GGUF_STRING)
+		return value->count * type_sizes[value->type];
+	for (uint64_t i = 0; i < value->count; i++)
+		at += 8 + u64_at(gguf, at);
+	return at - value->at;
 }
 
 /* --- tensors --- */

@@ -49,7 +49,9 @@ typedef struct ft_job
 	char *base_template; /* NULL: the file's own */
 	int context_length;  /* 0: the file's own */
 	char *base_digest;   /* NULL: not checked */
-	char *adapter;       /* a PEFT directory, which evaluate puts over the base; NULL: none */
+	char *adapter; /* a PEFT directory, which evaluate and export put over the base; NULL: none */
+	char *export_path;   /* directory that export makes; NULL: none */
+	char *export_format; /* with export_path, never NULL */
 	char *device;        /* "auto", "cpu", "cuda" … */
 	int threads;         /* 0: the device's default */
 	ft_numerics numerics;

@@ -110,4 +110,7 @@ ft_f32_to_bf16(float f)
 	return (uint16_t) ((x.u + 0x7fff + ((x.u >> 16) & 1)) >> 16);
 }
 
+float ft_f16_to_f32(uint16_t h);
+uint16_t ft_f32_to_f16(float f); /* to nearest, ties to even */
+
 #endif
