@@ -128,15 +128,14 @@ choose_type(const ft_model_file *file, ft_dtype wanted)
 	return wanted != FT_DTYPE_COUNT ? wanted : f16 ? FT_F16 : FT_BF16;
 }
 
-static bool
-is_quantised(const ft_model_file *file)
+static int
+count_quantised(const ft_model_file *file)
 {
+	int n = 0;
+
 	for (int i = 0; i < ft_model_file_tensors(file); i++)
-	{
-		if (ft_dtype_get(ft_model_file_tensor(file, i)->dtype)->block_values > 1)
-			return true;
-	}
-	return false;
+		n += ft_dtype_get(ft_model_file_tensor(file, i)->dtype)->block_values > 1;
+	return n;
 }
 
 static ft_status
@@ -207,7 +206,7 @@ run(exporting *e)
 	e->merge->tick_context = s;
 	FT_TRY(write_directory(e));
 	return ft_events_send(s->events, "exported",
-						  json_pack("{s:b}", "quantised_base", (int) is_quantised(s->file)));
+						  json_pack("{s:i}", "quantised_tensors", count_quantised(s->file)));
 }
 
 int
