@@ -84,6 +84,7 @@ struct ft_packed
 	void *quants;
 	void *high;
 	void *scales;
+	void *blocks; /* of 256 columns */
 };
 
 struct ft_weight

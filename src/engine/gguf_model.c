@@ -271,6 +271,39 @@ translate(const ft_config *c, const char *gguf, ft_model_tensor *t)
 				   c->architecture);
 }
 
+ft_status
+ft_gguf_name_of(const ft_config *c, const char *ours, char name[128], int *permuted_heads)
+{
+	int layer;
+	int end = 0;
+
+	*permuted_heads = 0;
+	for (size_t i = 0; i < sizeof model_names / sizeof model_names[0]; i++)
+	{
+		if (strcmp(ours, model_names[i].ours) == 0)
+		{
+			snprintf(name, 128, "%s", model_names[i].gguf);
+			return FT_OK;
+		}
+	}
+	if (sscanf(ours, "model.layers.%7d.%n", &layer, &end) == 1 && end > 0)
+	{
+		for (size_t i = 0; i < sizeof layer_names / sizeof layer_names[0]; i++)
+		{
+			permutation p = layer_names[i].permuted;
+
+			if (strcmp(ours + end, layer_names[i].ours) != 0)
+				continue;
+			snprintf(name, 128, "blk.%d.%s", layer, layer_names[i].gguf);
+			*permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+			return FT_OK;
+		}
+	}
+	return ft_fail(FT_UNSUPPORTED,
+				   "tensor \"%s\" has no name in a GGUF file of architecture \"%s\"", ours,
+				   c->architecture);
+}
+
 static ft_status
 read_tensors(ft_model_file *file)
 {

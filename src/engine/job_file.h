@@ -61,6 +61,8 @@ typedef struct ft_job
 	int context_length;  /* 0: the file's own */
 	char *base_digest;   /* NULL: not checked */
 	char *adapter;       /* a PEFT directory, to be put over the base or gone on with; NULL: none */
+	char *export_path;   /* directory that export makes; NULL: none */
+	char *export_format; /* with export_path, never NULL */
 	char *device;        /* "auto", "cpu", "cuda" … */
 	int threads;         /* 0: the device's default */
 	ft_numerics numerics;

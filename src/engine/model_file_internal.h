@@ -39,6 +39,11 @@ ft_status ft_model_file_read_header(ft_model_file *file);
 ft_status ft_gguf_read_config(ft_model_file *file);
 ft_status ft_gguf_read_contents(ft_model_file *file);
 
+/* The name that a tensor of ours has in a GGUF file, and by how many heads its rows are permuted
+ * there (0: as they are).  FT_UNSUPPORTED when it has none. */
+ft_status
+ft_gguf_name_of(const ft_config *config, const char *ours, char name[128], int *permuted_heads);
+
 /* Is this a value of general.architecture that can be trained and served? (gguf_model.c) */
 bool ft_gguf_architecture_known(const char *architecture, size_t n);
 /* The known ones, for a hint. */

@@ -7,6 +7,8 @@ use Test::More;
 
 # Kernels differ by type rather than by numerics: the slower programs run for one of the two.
 judge('test_ops_rows');
+judge('test_blocks');
+judge('test_k_quants');
 judge('test_ops_transformer', 'fast');
 judge('test_ops_attention', 'fast');
 judge('test_gradients');
