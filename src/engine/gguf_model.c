@@ -7,6 +7,7 @@
 #include "model_file_internal.h"
 
 #include "buffer.h"
+#include "tokenizer_pre.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -374,6 +375,8 @@ read_scores(ft_model_file *file)
 	void *memory;
 
 	FT_TRY(find_per_token(file, "tokenizer.ggml.scores", &value));
+	if (value == NULL && strcmp(v->model, "llama") == 0)
+		return ft_fail(FT_CORRUPT, "key \"tokenizer.ggml.scores\" is missing");
 	if (value == NULL)
 		return FT_OK;
 	if (!ft_gguf_is_float(value))

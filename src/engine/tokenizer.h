@@ -83,15 +83,29 @@ typedef struct ft_tokenizer ft_tokenizer;
 ft_status ft_tokenizer_create(const ft_vocabulary *vocabulary, ft_tokenizer **tokenizer);
 void ft_tokenizer_free(ft_tokenizer *tokenizer);
 
+/* What stands before a text that is encoded: SentencePiece-style tokenisers put a space at some of
+ * these places. */
+typedef enum ft_text_start
+{
+	FT_START_TEXT,    /* nothing */
+	FT_START_SPECIAL, /* a special token */
+	FT_START_INSIDE   /* other text, which ends here for another reason */
+} ft_text_start;
+
 /* Append the ids of text[0, n) to ids.  Nothing is added (no BOS).  parse_special: special tokens
  * written in the text become their ids, as in a chat template; without it they are plain text, as
  * everything that comes from a user must be.  The text may be any bytes. */
 ft_status ft_tokenizer_encode(const ft_tokenizer *tokenizer, const char *text, size_t n,
 							  bool parse_special, ft_ids *ids);
+ft_status ft_tokenizer_encode_part(const ft_tokenizer *tokenizer, const char *text, size_t n,
+								   bool parse_special, ft_text_start start, ft_ids *ids);
 
-/* Append the bytes of the ids to text.  skip_special drops control tokens. */
+/* Append the bytes of the ids to text.  skip_special drops control tokens.  _part: of ids that
+ * stand behind others; otherwise a space is left out that encoding the text would put before it. */
 ft_status ft_tokenizer_decode(const ft_tokenizer *tokenizer, const int32_t *ids, size_t n,
 							  bool skip_special, ft_text *text);
+ft_status ft_tokenizer_decode_part(const ft_tokenizer *tokenizer, const int32_t *ids, size_t n,
+								   bool skip_special, ft_text *text);
 
 /* The id of a token by its text as a user would write it ("<|im_end|>"); -1 when there is none. */
 int32_t ft_tokenizer_find(const ft_tokenizer *tokenizer, const char *token);
