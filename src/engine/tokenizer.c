@@ -158,9 +158,9 @@ add_token(ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of, size_
 	if (s.length > INT32_MAX)
 		return ft_fail(FT_CORRUPT, "token %zu has %zu bytes", i, s.length);
 	to->flags = v->added != NULL ? v->added[i] : 0;
-	/* some converters store chat tokens as user-defined ones */
+	/* some converters to GGUF store chat tokens as user-defined ones */
 	to->special = type == FT_TOKEN_CONTROL || type == FT_TOKEN_UNKNOWN ||
-				  (user_defined && !(to->flags & FT_ADDED_SYMBOL) && looks_special(s));
+				  (user_defined && v->added == NULL && looks_special(s));
 	to->added = (type == FT_TOKEN_CONTROL || user_defined) && s.length > 0;
 	to->at = t->text.length;
 	if (v->byte_fallback && (type == FT_TOKEN_NORMAL || type == FT_TOKEN_BYTE))

@@ -68,7 +68,9 @@ typedef struct ft_vocabulary
 	ft_string *merges; /* "left right", by rank; a space inside of a token is not possible here */
 	int bos, eos, unknown, pad; /* -1: none */
 	bool add_bos;               /* a text that no template frames begins with bos */
-	uint8_t *added;             /* FT_ADDED_ flags by token; NULL: none */
+	/* FT_ADDED_ flags by token; NULL: none, and user-defined tokens that look like a template's own
+	 * are taken for control tokens */
+	uint8_t *added;
 	ft_space_prefix space_prefix;
 	bool space_prefix_once; /* no space is put before one that the text has already */
 	bool
