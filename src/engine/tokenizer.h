@@ -43,8 +43,9 @@ enum
 typedef enum ft_space_prefix
 {
 	FT_SPACE_NONE,
-	FT_SPACE_FIRST, /* before the text, not after an added token */
-	FT_SPACE_ALWAYS /* also after each added token */
+	FT_SPACE_FIRST,  /* before the text, not after an added token */
+	FT_SPACE_ALWAYS, /* also after each added token */
+	FT_SPACE_TEXTS   /* also after a special token, where the text there does not begin with one */
 } ft_space_prefix;
 
 /* Does a whole piece that is a token become that token, whatever the merges say? */

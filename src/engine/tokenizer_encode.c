@@ -269,13 +269,32 @@ encode_stretch(encoder *e, const char *text, size_t n, bool prefix)
 	return FT_OK;
 }
 
+/* Is a space put before the stretch at text[at]? */
+static bool
+has_prefix(const ft_tokenizer *t, const char *text, size_t at, ft_text_start start)
+{
+	bool first = at == 0 && start == FT_START_TEXT;
+
+	if (at == 0 && start == FT_START_INSIDE)
+		return false;
+	switch (t->space_prefix)
+	{
+		case FT_SPACE_NONE:
+			return false;
+		case FT_SPACE_FIRST:
+			return first;
+		case FT_SPACE_ALWAYS:
+			return true;
+		case FT_SPACE_TEXTS:
+			return first || text[at] != ' ';
+	}
+	return false;
+}
+
 static ft_status
 encode_all(encoder *e, const char *text, size_t n, ft_text_start text_start)
 {
 	const ft_tokenizer *t = e->tokenizer;
-	bool prefix = t->space_prefix == FT_SPACE_ALWAYS
-					  ? text_start != FT_START_INSIDE
-					  : t->space_prefix == FT_SPACE_FIRST && text_start == FT_START_TEXT;
 	size_t at = 0;
 
 	while (at < n)
@@ -285,11 +304,10 @@ encode_all(encoder *e, const char *text, size_t n, ft_text_start text_start)
 		size_t end;
 
 		ft_find_added(t, &t->raw, text, n, at, e->parse_special, &id, &start, &end);
-		FT_TRY(encode_stretch(e, text + at, start - at, prefix));
+		FT_TRY(encode_stretch(e, text + at, start - at, has_prefix(t, text, at, text_start)));
 		if (id >= 0)
 			FT_TRY(ft_ids_push(e->ids, id));
 		at = end;
-		prefix = t->space_prefix == FT_SPACE_ALWAYS;
 	}
 	return FT_OK;
 }

@@ -396,6 +396,6 @@ ft_files_from_model(ft_tokenizer_files *files)
 	v->unknown = id_of(s.unk, v);
 	v->add_bos = true;
 	v->byte_fallback = s.byte_fallback;
-	v->space_prefix = s.prefix ? FT_SPACE_ALWAYS : FT_SPACE_NONE;
+	v->space_prefix = s.prefix ? FT_SPACE_TEXTS : FT_SPACE_NONE;
 	return FT_OK;
 }
