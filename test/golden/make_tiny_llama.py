@@ -168,6 +168,7 @@ def adapt(base, folder, rank):
                 parameter.copy_(0.3 * torch.randn_like(parameter))
     model.base_model.model.name_or_path = "tiny"
     model.peft_config["default"].base_model_name_or_path = "tiny"
+    model.peft_config["default"].target_modules = sorted(TARGETS)  # the order of a set is chance
     model.save_pretrained(os.path.join(folder, "adapter"))
     os.remove(os.path.join(folder, "adapter", "README.md"))
     return model
