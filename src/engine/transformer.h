@@ -82,8 +82,7 @@ typedef struct ft_transformer
 	const ft_ops *ops;
 	ft_stream *stream;
 	ft_lora *lora; /* NULL: no adapter */
-	/* Set by who wants gradients of the base's weights; NULL: it is frozen, and they are not made.
-	 */
+	/* Set by who wants gradients of the base's weights; NULL: they are not made. */
 	ft_weight_gradients *weight_gradients;
 	int64_t capacity;   /* most tokens of a batch */
 	int64_t loss_chunk; /* rows whose logits exist at a time */
@@ -109,9 +108,8 @@ typedef struct ft_transformer
 	float *final; /* [T, C] residual stream after the last layer */
 
 	/* scratch */
-	void *rotated; /* [T, (H + 2G)·D] compute: qkv with heads normed and rotated, if they are normed
-					*/
-	void *normed;  /* [T, C] compute */
+	void *rotated;   /* [T, (H + 2G)·D] compute: qkv with normed heads rotated; else unused */
+	void *normed;    /* [T, C] compute */
 	void *product;   /* [T, F] compute: SwiGLU's result */
 	float *branch;   /* [T, C] output of o or down; gradient of a normed input or of `attended` */
 	float *wide;     /* [T, widest] linear outputs before they are rounded to the compute type */
