@@ -29,7 +29,7 @@ typedef enum ft_rope_scaling
 /* Everything that decides the arithmetic of a decoder. */
 typedef struct ft_config
 {
-	char architecture[32]; /* "llama" */
+	char architecture[32]; /* "llama", "qwen2", "qwen3" … */
 	int hidden;            /* C */
 	int ffn;               /* F */
 	int layers;
@@ -38,7 +38,11 @@ typedef struct ft_config
 	int head_dim; /* D */
 	int vocab;    /* V: rows of the embedding */
 	int max_positions;
-	int window; /* sliding window, 0 = none */
+	int window;      /* sliding window: a token sees itself and window - 1 before; 0 = none */
+	int window_from; /* first layer that has it; those before see everything */
+	bool qkv_bias;   /* q, k and v have biases (Qwen2): "…self_attn.q_proj.bias" [1, H·D] … */
+	bool qk_norm;    /* RMSNorm of each head's q and k before RoPE, with rms_eps (Qwen3):
+					  * "…self_attn.q_norm.weight" and "…k_norm.weight" [1, D] */
 	float rms_eps;
 	double rope_theta;
 	ft_rope_scaling rope_scaling;
@@ -52,6 +56,13 @@ typedef struct ft_config
 	int n_eos;
 	int eos[FT_MAX_EOS]; /* generation stops at any of them */
 } ft_config;
+
+/* The window of a layer, 0 = none. */
+static inline int
+ft_config_window(const ft_config *config, int layer)
+{
+	return layer >= config->window_from ? config->window : 0;
+}
 
 typedef struct ft_model_tensor
 {

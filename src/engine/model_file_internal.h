@@ -47,6 +47,6 @@ ft_gguf_name_of(const ft_config *config, const char *ours, char name[128], int *
 /* Is this a value of general.architecture that can be trained and served? (gguf_model.c) */
 bool ft_gguf_architecture_known(const char *architecture, size_t n);
 /* The known ones, for a hint. */
-#define FT_ARCHITECTURES "llama"
+#define FT_ARCHITECTURES "llama, qwen2, qwen3"
 
 #endif
