@@ -5,7 +5,9 @@
 
 #include "buffer.h"
 #include "digest.h"
+#include "model_directory.h"
 #include "model_file_internal.h"
+#include "tokenizer_files.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -238,8 +240,8 @@ add_known_ends(ft_config *c, const ft_vocabulary *v)
 	}
 }
 
-static ft_status
-check_vocabulary(ft_model_file *file)
+ft_status
+ft_model_file_check_vocabulary(ft_model_file *file)
 {
 	ft_config *c = &file->config;
 	const ft_vocabulary *v = &file->vocabulary;
@@ -270,9 +272,6 @@ open_part(const char *path, ft_model_part *part)
 		return ft_fail_errno("could not open");
 	if (fstat(part->fd, &st) != 0)
 		return ft_fail_errno("could not stat");
-	if (S_ISDIR(st.st_mode))
-		return ft_hint(ft_fail(FT_UNSUPPORTED, "is a directory"),
-					   "Name a GGUF file; directories in Hugging Face's layout cannot be read.");
 	if (!S_ISREG(st.st_mode))
 		return ft_fail(FT_UNSUPPORTED, "not a regular file");
 	part->size = (uint64_t) st.st_size;
@@ -282,8 +281,11 @@ open_part(const char *path, ft_model_part *part)
 static ft_status
 open_container(ft_model_file *file)
 {
+	struct stat st;
 	void *memory;
 
+	if (stat(file->path, &st) == 0 && S_ISDIR(st.st_mode))
+		return ft_directory_open(file);
 	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_model_part)));
 	file->parts = memory;
 	file->parts[0].fd = -1;
@@ -301,6 +303,7 @@ ft_model_file_open_container(const char *path, ft_model_file **file)
 
 	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_model_file)));
 	f = memory;
+	f->directory = -1;
 	f->path = strdup(path);
 	if (f->path == NULL)
 		status = ft_fail(FT_NO_MEMORY, "out of memory: %zu bytes wanted", strlen(path) + 1);
@@ -316,14 +319,26 @@ ft_model_file_open_container(const char *path, ft_model_file **file)
 }
 
 ft_status
+ft_model_file_read_config(ft_model_file *file)
+{
+	FT_TRY(file->gguf != NULL ? ft_gguf_read_config(file) : ft_hf_read_config(file));
+	return check_config(&file->config);
+}
+
+ft_status
+ft_model_file_check_tensors(ft_model_file *file)
+{
+	FT_TRY(index_tensors(file));
+	return check_tensors(file);
+}
+
+ft_status
 ft_model_file_read_header(ft_model_file *file)
 {
-	FT_TRY(ft_gguf_read_config(file));
-	FT_TRY(check_config(&file->config));
-	FT_TRY(ft_gguf_read_contents(file));
-	FT_TRY(index_tensors(file));
-	FT_TRY(check_tensors(file));
-	return check_vocabulary(file);
+	FT_TRY(ft_model_file_read_config(file));
+	FT_TRY(file->gguf != NULL ? ft_gguf_read_contents(file) : ft_hf_read_contents(file));
+	FT_TRY(ft_model_file_check_tensors(file));
+	return ft_model_file_check_vocabulary(file);
 }
 
 ft_status
@@ -354,11 +369,17 @@ ft_model_file_close(ft_model_file *file)
 		free(file->parts[i].path);
 	}
 	free(file->parts);
+	if (file->gguf != NULL)
+	{
+		free(file->vocabulary.tokens);
+		free(file->vocabulary.types);
+		free(file->vocabulary.scores);
+		free(file->vocabulary.merges);
+	}
 	ft_gguf_close(file->gguf);
-	free(file->vocabulary.tokens);
-	free(file->vocabulary.types);
-	free(file->vocabulary.scores);
-	free(file->vocabulary.merges);
+	ft_tokenizer_files_free(file->tokenizer_files);
+	if (file->directory >= 0)
+		close(file->directory);
 	free(file->chat_template);
 	free(file->tensors);
 	free(file->by_name);
@@ -499,7 +520,8 @@ ft_model_file_bytes(const ft_model_file *file)
 ft_status
 ft_model_file_digest(const ft_model_file *file, char hex[65])
 {
-	ft_status status = ft_digest_fd(file->parts[0].fd, hex);
+	ft_status status =
+		file->gguf != NULL ? ft_digest_fd(file->parts[0].fd, hex) : ft_directory_digest(file, hex);
 
 	return status == FT_OK ? FT_OK : ft_context(status, "model file \"%s\": ", file->path);
 }
