@@ -322,7 +322,9 @@ ft_status
 ft_model_file_read_config(ft_model_file *file)
 {
 	FT_TRY(file->gguf != NULL ? ft_gguf_read_config(file) : ft_hf_read_config(file));
-	return check_config(&file->config);
+	FT_TRY(check_config(&file->config));
+	file->config_known = true;
+	return FT_OK;
 }
 
 ft_status

@@ -24,6 +24,7 @@ struct ft_model_file
 	int directory; /* its descriptor; -1 for a GGUF file */
 	struct ft_tokenizer_files *tokenizer_files; /* of a directory: owns the whole vocabulary */
 	ft_config config;
+	bool config_known; /* it has been read, and its sizes are within bounds */
 	ft_vocabulary vocabulary; /* its arrays are owned here, but for a directory */
 	char *chat_template;
 	ft_model_tensor *tensors;
