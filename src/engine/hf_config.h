@@ -12,7 +12,7 @@
 #include "model_file.h"
 
 /* What config.json says: everything of *config but padding (-1) and, where it names none, bos and
- * ends.  Sizes are not yet checked against each other (ft_model_file_check_config).  FT_CORRUPT
+ * ends.  Sizes are not yet checked against each other (ft_model_config_check).  FT_CORRUPT
  * names the key; FT_UNSUPPORTED the architecture or the feature. */
 ft_status ft_hf_config_read(const char *text, size_t n, ft_config *config);
 

@@ -13,6 +13,9 @@
 #define MAX_TOKENS 65536 /* more make no batch faster on any device */
 #define BF16_BYTES 2
 
+/* So that no sum of bytes overflows; far beyond any model. */
+#define MAX_PARAMETERS ((int64_t) 1 << 56)
+
 static const char *const names[] = {
 	[FT_METHOD_LORA] = "lora", [FT_METHOD_QLORA] = "qlora", [FT_METHOD_FULL] = "full"};
 
@@ -64,6 +67,19 @@ linear_parameters(const ft_config *c)
 	return c->layers * (hidden * (2 * q + 2 * kv) + ffn);
 }
 
+/* Norms and biases, which are kept in f32. */
+static int64_t
+vector_parameters(const ft_config *c)
+{
+	int64_t layer = 2 * (int64_t) c->hidden;
+
+	if (c->qkv_bias)
+		layer += (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim;
+	if (c->qk_norm)
+		layer += 2 * c->head_dim;
+	return c->layers * layer + c->hidden;
+}
+
 /* The largest product's matrix, which qlora unpacks before it computes with it. */
 static int64_t
 largest_matrix(const ft_config *c)
@@ -95,10 +111,12 @@ weight_bytes(const ft_config *c, ft_method method)
 {
 	int64_t all = ft_config_parameters(c);
 	int64_t linear = linear_parameters(c);
+	int64_t vectors = vector_parameters(c);
+	int64_t rest = (all - linear - vectors) * BF16_BYTES + vectors * (int64_t) sizeof(float);
 
-	if (method != FT_METHOD_QLORA)
-		return all * BF16_BYTES;
-	return (all - linear + largest_matrix(c)) * BF16_BYTES + nf4_bytes(linear);
+	if (method == FT_METHOD_QLORA)
+		return rest + largest_matrix(c) * BF16_BYTES + nf4_bytes(linear);
+	return rest + linear * BF16_BYTES;
 }
 
 /* The layers that "all-linear" means: experts are never adapted. */
@@ -145,6 +163,9 @@ ft_memory_plan_make(const ft_config *config, ft_method method, int rank, int64_t
 	ft_adapter *adapter = NULL;
 	ft_status status = FT_OK;
 
+	if (ft_config_parameters(config) > MAX_PARAMETERS)
+		return ft_fail(FT_NO_MEMORY, "no memory holds %lld parameters",
+					   (long long) ft_config_parameters(config));
 	*plan = (ft_memory_plan){.weights = weight_bytes(config, method) + rope_bytes(config, tokens)};
 	if (method == FT_METHOD_FULL)
 		plan_full(config, plan);

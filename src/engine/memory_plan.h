@@ -8,7 +8,8 @@
  * counted by these formulas, with P parameters, of which L are those of linear
  * layers:
  *
- *     weights    2 P bytes (bf16); the cosine and sine tables 4 · D a position
+ *     weights    2 P bytes (bf16), 4 for norms and biases; the cosine and sine
+ *                tables 4 · D a position
  *     qlora      L in NF4 instead: 4 bits, absmax in 8 bits a block of 64, and
  *                f32 a 256 of these; and the largest layer's matrix in bf16
  *     full       no adapter; gradient 4 P (f32), two moments of 8 bits a value

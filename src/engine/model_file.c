@@ -30,8 +30,8 @@ check_range(const char *what, int64_t value, int64_t min, int64_t max)
 }
 
 /* Bounds far beyond any model, so that products of these cannot overflow 64 bits. */
-static ft_status
-check_config(const ft_config *c)
+ft_status
+ft_model_config_check(const ft_config *c)
 {
 	FT_TRY(check_range("number of layers", c->layers, 1, 4096));
 	FT_TRY(check_range("hidden size", c->hidden, 1, 1 << 20));
@@ -322,7 +322,7 @@ ft_status
 ft_model_file_read_config(ft_model_file *file)
 {
 	FT_TRY(file->gguf != NULL ? ft_gguf_read_config(file) : ft_hf_read_config(file));
-	FT_TRY(check_config(&file->config));
+	FT_TRY(ft_model_config_check(&file->config));
 	file->config_known = true;
 	return FT_OK;
 }

@@ -24,7 +24,7 @@ struct ft_model_file
 	int directory; /* its descriptor; -1 for a GGUF file */
 	struct ft_tokenizer_files *tokenizer_files; /* of a directory: owns the whole vocabulary */
 	ft_config config;
-	bool config_known; /* it has been read, and its sizes are within bounds */
+	bool config_known;        /* it has been read, and its sizes are within bounds */
 	ft_vocabulary vocabulary; /* its arrays are owned here, but for a directory */
 	char *chat_template;
 	ft_model_tensor *tensors;
@@ -36,6 +36,10 @@ struct ft_model_file
  * container's header, then what it means.  Messages of the second do not name the file. */
 ft_status ft_model_file_open_container(const char *path, ft_model_file **file);
 ft_status ft_model_file_read_header(ft_model_file *file);
+
+/* Are the sizes of a configuration within bounds that make every product of them fit 64 bits?
+ * FT_CORRUPT says which is not. */
+ft_status ft_model_config_check(const ft_config *config);
 
 /* Parts of the second step, for a directory that is not whole: its configuration, checked; and the
  * checks of what has been read since. */

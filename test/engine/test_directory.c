@@ -7,6 +7,7 @@
 #include "digest.h"
 #include "files.h"
 #include "hf_config.h"
+#include "memory_plan.h"
 #include "packing.h"
 #include "safetensors.h"
 #include "tiny_model.h"
@@ -198,6 +199,64 @@ test_beside(void **state)
 	assert_int_equal(ft_model_file_vocabulary(file)->eos, 2);
 	assert_true(strncmp(ft_model_file_template(file), "{% for message", 14) == 0);
 	assert_int_equal(ft_model_file_parameters(file), 16780);
+	ft_model_file_close(file);
+}
+
+/* --- the memory plan --- */
+
+/* What is planned from a configuration alone is what training takes. */
+static void
+test_plan(void **state)
+{
+	tiny_run run;
+	ft_adapter *adapter;
+	ft_memory_plan plan;
+	ft_arena arena = {0};
+	ft_optimizer optimizer;
+	int64_t bytes;
+
+	(void) state;
+	tiny_open_bf16(&run, "untied", 1);
+	must(ft_memory_plan_make(&run.model->config, FT_METHOD_LORA, 5, 64, &plan));
+	must(ft_adapter_create(run.model, 5, 1.0f, false, (1u << FT_TARGET_COUNT) - 1, &adapter));
+	must(ft_optimizer_plan(&optimizer, adapter, 0, 0, &arena));
+	must(ft_transformer_bytes(run.model, adapter, 64, &bytes));
+	assert_int_equal(plan.adapter, adapter->n * 4);
+	assert_int_equal(plan.optimizer, arena.bytes);
+	assert_int_equal(plan.activations, bytes);
+	assert_int_equal(ft_config_parameters(&run.model->config), ft_model_file_parameters(run.file));
+	/* the embedding of an untied model stays as it is stored, here in f32 */
+	bytes = (int64_t) run.model->config.vocab * run.model->config.hidden * 2;
+	assert_in_range(run.model->bytes - plan.weights, bytes, bytes + 12 * 1024);
+	ft_arena_free(&arena);
+	ft_adapter_free(adapter);
+	tiny_close(&run);
+}
+
+static void
+test_plan_fits(void **state)
+{
+	ft_model_file *file;
+	const ft_config *c;
+
+	(void) state;
+	must(ft_model_file_open(GOLDEN "/old", &file));
+	c = ft_model_file_config(file);
+	for (int m = 0; m < FT_METHOD_COUNT; m++)
+	{
+		ft_memory_plan plan;
+		int64_t tokens;
+
+		must(ft_memory_plan_make(c, (ft_method) m, 16, 100, &plan));
+		must(ft_memory_plan_tokens(c, (ft_method) m, 16, plan.total * 2, &tokens));
+		assert_true(tokens >= 100);
+		must(ft_memory_plan_make(c, (ft_method) m, 16, tokens, &plan));
+		assert_true(
+			ft_memory_plan_fits(&plan, plan.weights + (plan.total - plan.weights) * 8 / 7 + 8));
+		assert_false(ft_memory_plan_fits(&plan, plan.total));
+		must(ft_memory_plan_tokens(c, (ft_method) m, 16, plan.weights, &tokens));
+		assert_int_equal(tokens, 0);
+	}
 	ft_model_file_close(file);
 }
 
@@ -730,6 +789,8 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_golden),
 		cmocka_unit_test(test_beside),
+		cmocka_unit_test(test_plan),
+		cmocka_unit_test(test_plan_fits),
 		cmocka_unit_test(test_defaults),
 		cmocka_unit_test(test_rope),
 		cmocka_unit_test(test_refused_configs),
