@@ -136,7 +136,8 @@ make_tokenizer_keys(ft_gguf_writer *w, const ft_vocabulary *v, const char *chat_
 	FT_TRY(put_id(w, "tokenizer.ggml.unknown_token_id", v->unknown));
 	FT_TRY(put_id(w, "tokenizer.ggml.padding_token_id", v->pad));
 	FT_TRY(ft_gguf_put_bool(w, "tokenizer.ggml.add_bos_token", v->add_bos));
-	FT_TRY(ft_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", v->add_space_prefix));
+	FT_TRY(
+		ft_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", v->space_prefix != FT_SPACE_NONE));
 	return chat_template == NULL ? FT_OK
 								 : ft_gguf_put_string(w, "tokenizer.chat_template", chat_template);
 }

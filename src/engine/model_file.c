@@ -5,7 +5,9 @@
 
 #include "buffer.h"
 #include "digest.h"
+#include "model_directory.h"
 #include "model_file_internal.h"
+#include "tokenizer_files.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -28,8 +30,8 @@ check_range(const char *what, int64_t value, int64_t min, int64_t max)
 }
 
 /* Bounds far beyond any model, so that products of these cannot overflow 64 bits. */
-static ft_status
-check_config(const ft_config *c)
+ft_status
+ft_model_config_check(const ft_config *c)
 {
 	FT_TRY(check_range("number of layers", c->layers, 1, 4096));
 	FT_TRY(check_range("hidden size", c->hidden, 1, 1 << 20));
@@ -245,8 +247,8 @@ add_known_ends(ft_config *c, const ft_vocabulary *v)
 	}
 }
 
-static ft_status
-check_vocabulary(ft_model_file *file)
+ft_status
+ft_model_file_check_vocabulary(ft_model_file *file)
 {
 	ft_config *c = &file->config;
 	const ft_vocabulary *v = &file->vocabulary;
@@ -277,9 +279,6 @@ open_part(const char *path, ft_model_part *part)
 		return ft_fail_errno("could not open");
 	if (fstat(part->fd, &st) != 0)
 		return ft_fail_errno("could not stat");
-	if (S_ISDIR(st.st_mode))
-		return ft_hint(ft_fail(FT_UNSUPPORTED, "is a directory"),
-					   "Name a GGUF file; directories in Hugging Face's layout cannot be read.");
 	if (!S_ISREG(st.st_mode))
 		return ft_fail(FT_UNSUPPORTED, "not a regular file");
 	part->size = (uint64_t) st.st_size;
@@ -289,8 +288,11 @@ open_part(const char *path, ft_model_part *part)
 static ft_status
 open_container(ft_model_file *file)
 {
+	struct stat st;
 	void *memory;
 
+	if (stat(file->path, &st) == 0 && S_ISDIR(st.st_mode))
+		return ft_directory_open(file);
 	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_model_part)));
 	file->parts = memory;
 	file->parts[0].fd = -1;
@@ -308,6 +310,7 @@ ft_model_file_open_container(const char *path, ft_model_file **file)
 
 	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_model_file)));
 	f = memory;
+	f->directory = -1;
 	f->path = strdup(path);
 	if (f->path == NULL)
 		status = ft_fail(FT_NO_MEMORY, "out of memory: %zu bytes wanted", strlen(path) + 1);
@@ -323,14 +326,28 @@ ft_model_file_open_container(const char *path, ft_model_file **file)
 }
 
 ft_status
+ft_model_file_read_config(ft_model_file *file)
+{
+	FT_TRY(file->gguf != NULL ? ft_gguf_read_config(file) : ft_hf_read_config(file));
+	FT_TRY(ft_model_config_check(&file->config));
+	file->config_known = true;
+	return FT_OK;
+}
+
+ft_status
+ft_model_file_check_tensors(ft_model_file *file)
+{
+	FT_TRY(index_tensors(file));
+	return check_tensors(file);
+}
+
+ft_status
 ft_model_file_read_header(ft_model_file *file)
 {
-	FT_TRY(ft_gguf_read_config(file));
-	FT_TRY(check_config(&file->config));
-	FT_TRY(ft_gguf_read_contents(file));
-	FT_TRY(index_tensors(file));
-	FT_TRY(check_tensors(file));
-	return check_vocabulary(file);
+	FT_TRY(ft_model_file_read_config(file));
+	FT_TRY(file->gguf != NULL ? ft_gguf_read_contents(file) : ft_hf_read_contents(file));
+	FT_TRY(ft_model_file_check_tensors(file));
+	return ft_model_file_check_vocabulary(file);
 }
 
 ft_status
@@ -361,11 +378,17 @@ ft_model_file_close(ft_model_file *file)
 		free(file->parts[i].path);
 	}
 	free(file->parts);
+	if (file->gguf != NULL)
+	{
+		free(file->vocabulary.tokens);
+		free(file->vocabulary.types);
+		free(file->vocabulary.scores);
+		free(file->vocabulary.merges);
+	}
 	ft_gguf_close(file->gguf);
-	free(file->vocabulary.tokens);
-	free(file->vocabulary.types);
-	free(file->vocabulary.scores);
-	free(file->vocabulary.merges);
+	ft_tokenizer_files_free(file->tokenizer_files);
+	if (file->directory >= 0)
+		close(file->directory);
 	free(file->chat_template);
 	free(file->tensors);
 	free(file->by_name);
@@ -506,7 +529,8 @@ ft_model_file_bytes(const ft_model_file *file)
 ft_status
 ft_model_file_digest(const ft_model_file *file, char hex[65])
 {
-	ft_status status = ft_digest_fd(file->parts[0].fd, hex);
+	ft_status status =
+		file->gguf != NULL ? ft_digest_fd(file->parts[0].fd, hex) : ft_directory_digest(file, hex);
 
 	return status == FT_OK ? FT_OK : ft_context(status, "model file \"%s\": ", file->path);
 }

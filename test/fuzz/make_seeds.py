@@ -239,8 +239,49 @@ def template_seeds():
     yield "quotes", "{{ 'a\\'' + \"\\\"\" + m['x' }}"
 
 
+def config_seeds():
+    llama = {
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "rope_theta": 500000.0,
+        "eos_token_id": [1, 2], "torch_dtype": "bfloat16",
+    }
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 8192}
+    window = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": 2}
+    types = ["full_attention"] * 2 + ["sliding_attention"] * 2
+    for name, config in [
+        ("llama", llama),
+        ("scaling", dict(llama, rope_scaling=llama3)),
+        ("parameters", dict(llama, rope_parameters=dict(llama3, rope_theta=7))),
+        ("mistral", dict(llama, architectures=["MistralForCausalLM"], sliding_window=None)),
+        ("mixtral", dict(llama, architectures=["MixtralForCausalLM"], num_local_experts=4)),
+        ("window", dict(llama, **window)),
+        ("types", dict(llama, **dict(window, layer_types=types))),
+        ("huge", dict(llama, hidden_size=2**31 - 1, num_hidden_layers=99, vocab_size=2**24)),
+        ("largest", dict(llama, hidden_size=2**20, intermediate_size=2**22, num_hidden_layers=99, head_dim=4096)),
+        ("negative", dict(llama, head_dim=-2)),
+        ("quantised", dict(llama, quantization_config={"quant_method": "gptq"})),
+        ("null", {key: None for key in llama}),
+    ]:
+        yield name, b"\x00" + json.dumps(config).encode()
+    yield "twice", b'\x00{"model_type":"llama","model_type":"llama"}'
+    yield "deep", b"\x00" + b'{"rope_scaling":' * 3000
+    yield "ends", b'\x01{"eos_token_id": [1, 2, 999]}'
+    yield "ends_wrong", b'\x01{"eos_token_id": [1000, "x", null, -1]}'
+    shard = "model-1.safetensors"
+    for name, index in [
+        ("index", {"metadata": {"total_size": 8}, "weight_map": {"model.norm.weight": shard}}),
+        ("index_outside", {"weight_map": {"model.norm.weight": "../" + shard}}),
+        ("index_missing", {"weight_map": {"a": shard, "b": "model-2.safetensors"}}),
+        ("index_empty", {"weight_map": {}}),
+        ("index_types", {"weight_map": {"a": 1, "b": None, "c": [shard]}}),
+    ]:
+        yield name, b"\x02" + json.dumps(index).encode()
+
+
 def main():
     for name, seeds in [
+        ("config", config_seeds()),
         ("gguf", gguf_seeds()),
         ("safetensors", safetensors_seeds()),
         ("job", job_seeds()),
