@@ -56,7 +56,7 @@ UPDATE finetune.job SET home = finetune.here();
 
 -- A queue of any length: places in it are counted in the one, jobs from elsewhere
 -- are found by the other.
-CREATE INDEX job_waiting ON finetune.job (priority DESC, created_at, id)
+CREATE INDEX job_waiting ON finetune.job (home, priority DESC, created_at, id)
 	WHERE phase = 'pending' AND attempt = 0;
 COMMENT ON INDEX finetune.job_waiting IS 'places in the queue';
 CREATE INDEX job_home ON finetune.job (home)
@@ -109,47 +109,23 @@ CREATE OR REPLACE VIEW finetune.job_detail AS
 				THEN j.estimated_finish END AS estimated_finish,
 		   CASE WHEN p.phase OPERATOR(pg_catalog.=) 'pending'
 					 AND j.attempt OPERATOR(pg_catalog.=) 0
-				-- All of a range of job_waiting, then of another, but those from
-				-- elsewhere: a queue of any length is counted in its index alone.
+					 AND j.home IS NOT NULL
+				-- Two ranges of job_waiting, which a plan without statistics finds, too
 				THEN (SELECT pg_catalog.count(*)
 					  FROM finetune.job a
 					  WHERE a.phase OPERATOR(pg_catalog.=) 'pending'
 						AND a.attempt OPERATOR(pg_catalog.=) 0
+						AND a.home OPERATOR(pg_catalog.=) j.home
 						AND a.priority OPERATOR(pg_catalog.>) j.priority)
 					 OPERATOR(pg_catalog.+)
 					 (SELECT pg_catalog.count(*)
 					  FROM finetune.job a
 					  WHERE a.phase OPERATOR(pg_catalog.=) 'pending'
 						AND a.attempt OPERATOR(pg_catalog.=) 0
+						AND a.home OPERATOR(pg_catalog.=) j.home
 						AND a.priority OPERATOR(pg_catalog.=) j.priority
 						AND ROW(a.created_at, a.id)
 							OPERATOR(pg_catalog.<=) ROW(j.created_at, j.id))
-					 OPERATOR(pg_catalog.-)
-					 (SELECT pg_catalog.count(*)
-					  FROM (SELECT h.priority, h.created_at, h.id
-							FROM finetune.job h
-							WHERE h.phase IN ('pending', 'queued', 'running', 'uploading')
-								AND h.phase OPERATOR(pg_catalog.=) 'pending'
-								AND h.attempt OPERATOR(pg_catalog.=) 0
-								AND h.home OPERATOR(pg_catalog.<) j.home
-							UNION ALL
-							SELECT h.priority, h.created_at, h.id
-							FROM finetune.job h
-							WHERE h.phase IN ('pending', 'queued', 'running', 'uploading')
-								AND h.phase OPERATOR(pg_catalog.=) 'pending'
-								AND h.attempt OPERATOR(pg_catalog.=) 0
-								AND h.home OPERATOR(pg_catalog.>) j.home
-							UNION ALL
-							SELECT h.priority, h.created_at, h.id
-							FROM finetune.job h
-							WHERE h.phase IN ('pending', 'queued', 'running', 'uploading')
-								AND h.phase OPERATOR(pg_catalog.=) 'pending'
-								AND h.attempt OPERATOR(pg_catalog.=) 0
-								AND h.home IS NULL) a
-					  WHERE a.priority OPERATOR(pg_catalog.>) j.priority
-						OR (a.priority OPERATOR(pg_catalog.=) j.priority
-							AND ROW(a.created_at, a.id)
-								OPERATOR(pg_catalog.<=) ROW(j.created_at, j.id)))
 				END AS queue_position,
 		   j.attempt AS attempts,
 		   j.device,

@@ -26,8 +26,8 @@ print_usage(FILE *to)
 		  "       pg_finetune_engine estimate JOBDIR [--control-fd N]\n"
 		  "       pg_finetune_engine evaluate JOBDIR [--control-fd N]\n"
 		  "       pg_finetune_engine export JOBDIR [--control-fd N]\n"
-		  "       pg_finetune_engine inspect FILE\n"
-		  "       pg_finetune_engine tokenize FILE [--special] [--decode]\n",
+		  "       pg_finetune_engine inspect [--plan [--memory GIB] [--tokens N]] PATH\n"
+		  "       pg_finetune_engine tokenize PATH [--special] [--decode]\n",
 		  to);
 }
 

@@ -503,6 +503,39 @@ test_tokenizer(void **state)
 	close_source(&s);
 }
 
+/* From a file to a directory, and back again. */
+static void
+test_directory(void **state)
+{
+	char folder[512];
+
+	(void) state;
+	for (int tied = 0; tied < 2; tied++)
+	{
+		tiny_model tiny = tiny_default;
+		source s;
+
+		tiny.tied = tied;
+		tiny_model_write(base_path, &tiny);
+		s = open_source(base_path, NULL);
+		snprintf(folder, sizeof folder, "%s", fresh("out"));
+		must(ft_export_safetensors(s.merge, FT_F32, 40000, folder));
+		close_source(&s);
+		check_same_tensors(base_path, folder);
+		check_same_meaning(base_path, folder);
+
+		/* out of it, as of the file */
+		export_gguf(folder, NULL, FT_F32, "back");
+		check_same_tensors(base_path, in_directory("back", "model.gguf"));
+		check_same_meaning(base_path, in_directory("back", "model.gguf"));
+		s = open_source(folder, NULL);
+		must(ft_export_safetensors(s.merge, FT_F32, 1 << 30, fresh("again")));
+		close_source(&s);
+		check_same_tensors(base_path, in_directory("again", ""));
+		check_same_meaning(base_path, in_directory("again", ""));
+	}
+}
+
 /* --- numbers --- */
 
 static void
@@ -635,11 +668,11 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_same_model),   cmocka_unit_test(test_types),
-		cmocka_unit_test(test_merged),       cmocka_unit_test(test_adapter),
-		cmocka_unit_test(test_safetensors),  cmocka_unit_test(test_tokenizer),
-		cmocka_unit_test(test_rope_factors), cmocka_unit_test(test_q8_0),
-		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_same_model),  cmocka_unit_test(test_types),
+		cmocka_unit_test(test_merged),      cmocka_unit_test(test_adapter),
+		cmocka_unit_test(test_safetensors), cmocka_unit_test(test_tokenizer),
+		cmocka_unit_test(test_directory),   cmocka_unit_test(test_rope_factors),
+		cmocka_unit_test(test_q8_0),        cmocka_unit_test(test_refusals),
 	};
 
 	return cmocka_run_group_tests(tests, set_up, tear_down);
