@@ -48,21 +48,24 @@ write_json(const char *directory, const char *name, json_t *json)
 static const struct
 {
 	const char *architecture;
-	bool window; /* with a sliding window */
+	bool window; /* with a sliding window, where that makes another type */
 	const char *type;
 	const char *class;
 } types[] = {
 	{"llama", false, "llama", "LlamaForCausalLM"},
 	{"llama", true, "mistral", "MistralForCausalLM"},
+	{"qwen2", false, "qwen2", "Qwen2ForCausalLM"},
+	{"qwen3", false, "qwen3", "Qwen3ForCausalLM"},
 };
 
 static ft_status
 set_type(json_t *json, const ft_config *c)
 {
+	bool window = c->window > 0 && strcmp(c->architecture, "llama") == 0;
+
 	for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
 	{
-		if (strcmp(types[i].architecture, c->architecture) != 0 ||
-			types[i].window != (c->window > 0))
+		if (strcmp(types[i].architecture, c->architecture) != 0 || types[i].window != window)
 			continue;
 		json_object_set_new(json, "architectures", json_pack("[s]", types[i].class));
 		json_object_set_new(json, "model_type", json_string(types[i].type));
@@ -150,7 +153,12 @@ make_config(ft_merge *merge, ft_dtype to, json_t **result)
 	json_object_set_new(json, "eos_token_id", end_ids(&c));
 	json_object_set_new(json, "pad_token_id", id_or_null(c.pad));
 	if (c.window > 0)
+	{
+		/* the second and the third are Qwen's */
 		json_object_set_new(json, "sliding_window", json_integer(c.window));
+		json_object_set_new(json, "use_sliding_window", json_true());
+		json_object_set_new(json, "max_window_layers", json_integer(c.window_from));
+	}
 	status = set_type(json, &c);
 	if (status != FT_OK)
 		json_decref(json);

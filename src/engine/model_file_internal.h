@@ -52,6 +52,9 @@ ft_status ft_model_file_check_vocabulary(ft_model_file *file);
 ft_status ft_gguf_read_config(ft_model_file *file);
 ft_status ft_gguf_read_contents(ft_model_file *file);
 
+/* What GGUF calls an architecture: Mistral is a llama there. */
+const char *ft_gguf_architecture_of(const ft_config *config);
+
 /* The name that a tensor of ours has in a GGUF file, and by how many heads its rows are permuted
  * there (0: as they are).  FT_UNSUPPORTED when it has none. */
 ft_status
