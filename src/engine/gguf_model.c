@@ -7,6 +7,7 @@
 #include "model_file_internal.h"
 
 #include "buffer.h"
+#include "tokenizer_pre.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -374,6 +375,8 @@ read_scores(ft_model_file *file)
 	void *memory;
 
 	FT_TRY(find_per_token(file, "tokenizer.ggml.scores", &value));
+	if (value == NULL && strcmp(v->model, "llama") == 0)
+		return ft_fail(FT_CORRUPT, "key \"tokenizer.ggml.scores\" is missing");
 	if (value == NULL)
 		return FT_OK;
 	if (!ft_gguf_is_float(value))
@@ -399,6 +402,29 @@ read_string_array(const ft_gguf *g, const char *key, ft_string **strings, size_t
 	return FT_OK;
 }
 
+/* What the keys leave open is as the models of these kinds were trained. */
+static ft_status
+read_vocabulary_options(ft_model_file *file)
+{
+	const ft_gguf *g = file->gguf;
+	ft_vocabulary *v = &file->vocabulary;
+	bool sentencepiece = strcmp(v->model, "llama") == 0;
+	bool add_space_prefix = sentencepiece;
+	bool remove_spaces = false;
+
+	v->add_bos = sentencepiece || ft_pre_adds_bos(v->pre);
+	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.add_bos_token", &v->add_bos));
+	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.add_space_prefix", &add_space_prefix));
+	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.remove_extra_whitespaces", &remove_spaces));
+	if (sentencepiece && remove_spaces)
+		return ft_fail(FT_UNSUPPORTED, "key \"tokenizer.ggml.remove_extra_whitespaces\" is true, "
+									   "which is not supported");
+	v->space_prefix = sentencepiece && add_space_prefix ? FT_SPACE_ALWAYS : FT_SPACE_NONE;
+	v->byte_fallback = sentencepiece;
+	v->nfc = !sentencepiece && ft_pre_normalises(v->pre);
+	return FT_OK;
+}
+
 static ft_status
 read_vocabulary(ft_model_file *file)
 {
@@ -417,11 +443,7 @@ read_vocabulary(ft_model_file *file)
 	FT_TRY(token_id(file, "tokenizer.ggml.unknown_token_id", &v->unknown));
 	FT_TRY(token_id(file, "tokenizer.ggml.padding_token_id", &v->pad));
 
-	/* where the key is missing, as the models of these kinds were trained */
-	v->add_bos = strcmp(v->model, "llama") == 0 || strcmp(v->pre, "llama-bpe") == 0;
-	v->add_space_prefix = strcmp(v->model, "llama") == 0;
-	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.add_bos_token", &v->add_bos));
-	return ft_gguf_bool(g, "tokenizer.ggml.add_space_prefix", &v->add_space_prefix);
+	return read_vocabulary_options(file);
 }
 
 /* Ends of turns and of messages that the file names beside its end of text. */

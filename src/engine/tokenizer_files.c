@@ -1,274 +1,358 @@
 /*
- * tokenizer_files.c: the tokeniser of a Hugging Face directory: byte-level BPE
- * out of tokenizer.json.
+ * tokenizer_files.c: the tokeniser of a Hugging Face directory: which files, and what
+ * tokenizer_config.json says.
  */
 #include "tokenizer_files.h"
 
 #include "files.h"
-#include "json_text.h"
+#include "tokenizer_files_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MAX_FILE ((size_t) 1 << 28)
-#define MAX_TOKENS (1 << 24)
+/* The largest vocabularies take 20 MB. */
+#define MAX_FILE_BYTES (256 << 20)
 
-struct ft_tokenizer_files
+#define JSON_FILE "tokenizer.json"
+#define MODEL_FILE "tokenizer.model"
+#define CONFIG_FILE "tokenizer_config.json"
+/* Its numbers are not looked at, and may be of any size: "model_max_length" is 1e30 for no limit,
+ * written as an integer. */
+#define CONFIG_FLAGS JSON_DECODE_INT_AS_REAL
+
+/* --- tokens --- */
+
+ft_status
+ft_files_allocate(ft_vocabulary *v, size_t n)
 {
-	ft_vocabulary vocabulary;
-	json_t *json;   /* owns the tokens' text */
-	ft_text merges; /* the merges' text */
-};
+	void *memory;
 
-/* The text of a file; no text when it is not there. */
+	FT_TRY(ft_alloc(&memory, n, sizeof(ft_string)));
+	v->tokens = memory;
+	FT_TRY(ft_alloc(&memory, n, sizeof(int32_t)));
+	v->types = memory;
+	FT_TRY(ft_alloc(&memory, n, sizeof(uint8_t)));
+	v->added = memory;
+	v->n_tokens = n;
+	for (size_t i = 0; i < n; i++)
+	{
+		v->tokens[i] = (ft_string){"", 0};
+		v->types[i] = FT_TOKEN_UNUSED;
+	}
+	return FT_OK;
+}
+
+ft_status
+ft_files_set(ft_vocabulary *v, size_t id, ft_string text, ft_token_type type)
+{
+	const ft_string *old = &v->tokens[id];
+
+	if (v->types[id] != FT_TOKEN_UNUSED &&
+		(old->length != text.length || memcmp(old->data, text.data, text.length) != 0))
+		return ft_fail(FT_CORRUPT, "two tokens have the id %zu", id);
+	v->tokens[id] = text;
+	v->types[id] = (int32_t) type;
+	return FT_OK;
+}
+
+ft_status
+ft_files_set_added(ft_vocabulary *v, size_t id, const json_t *object)
+{
+	static const struct
+	{
+		const char *key;
+		uint8_t flag;
+	} flags[] = {{"lstrip", FT_ADDED_LSTRIP},
+				 {"rstrip", FT_ADDED_RSTRIP},
+				 {"single_word", FT_ADDED_SINGLE_WORD},
+				 {"normalized", FT_ADDED_NORMALIZED}};
+	const json_t *content = json_object_get(object, "content");
+	ft_string text = {json_string_value(content), json_string_length(content)};
+	bool special = json_is_true(json_object_get(object, "special"));
+
+	if (!json_is_string(content) || text.length == 0)
+		return ft_fail(FT_CORRUPT, "added token %zu has no content", id);
+	FT_TRY(ft_files_set(v, id, text, special ? FT_TOKEN_CONTROL : FT_TOKEN_USER_DEFINED));
+	v->added[id] = 0;
+	for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
+	{
+		const json_t *value = json_object_get(object, flags[i].key);
+
+		if (value != NULL && !json_is_boolean(value))
+			return ft_fail(FT_CORRUPT, "\"%s\" of added token %zu is no boolean", flags[i].key, id);
+		if (json_is_true(value))
+			v->added[id] |= flags[i].flag;
+	}
+	return FT_OK;
+}
+
+ft_status
+ft_files_highest(const json_t *id, size_t limit, size_t *n)
+{
+	json_int_t value = json_integer_value(id);
+
+	if (!json_is_integer(id) || value < 0)
+		return ft_fail(FT_CORRUPT, "a token has no id");
+	if ((unsigned long long) value >= limit)
+		return ft_fail(FT_CORRUPT, "token id %lld is out of range, expected less than %zu",
+					   (long long) value, limit);
+	if ((size_t) value >= *n)
+		*n = (size_t) value + 1;
+	return FT_OK;
+}
+
+int
+ft_files_find(const ft_vocabulary *v, const char *text, size_t n)
+{
+	int found = -1;
+
+	for (size_t i = 0; i < v->n_tokens; i++)
+	{
+		const ft_string *s = &v->tokens[i];
+
+		if (s->length != n || v->types[i] == FT_TOKEN_UNUSED || memcmp(s->data, text, n) != 0)
+			continue;
+		if (v->types[i] == FT_TOKEN_CONTROL || v->types[i] == FT_TOKEN_USER_DEFINED)
+			return (int) i;
+		if (found < 0)
+			found = (int) i;
+	}
+	return found;
+}
+
+/* --- tokenizer_config.json --- */
+
+/* A token by the name that the key gives it, as a string or as an object with content.  *to stays
+ * where there is none. */
 static ft_status
-read_text(int dirfd, const char *name, ft_text *text)
+named_token(const ft_tokenizer_files *files, const char *key, bool required, int *to)
 {
-	int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	const json_t *value = json_object_get(files->config, key);
+	const json_t *content = json_is_object(value) ? json_object_get(value, "content") : value;
+	int id;
+
+	if (value == NULL || json_is_null(value))
+		return FT_OK;
+	if (!json_is_string(content))
+		return ft_fail(FT_CORRUPT, "\"%s\" is no token", key);
+	id = ft_files_find(&files->vocabulary, json_string_value(content), json_string_length(content));
+	if (id < 0 && required)
+		return ft_fail(FT_CORRUPT, "\"%s\" is a token that the vocabulary lacks", key);
+	*to = id;
+	return FT_OK;
+}
+
+static ft_status
+config_bool(const json_t *config, const char *key, bool *to)
+{
+	const json_t *value = json_object_get(config, key);
+
+	if (value == NULL || json_is_null(value))
+		return FT_OK;
+	if (!json_is_boolean(value))
+		return ft_fail(FT_CORRUPT, "\"%s\" is no boolean", key);
+	*to = json_is_true(value);
+	return FT_OK;
+}
+
+static ft_status
+apply_config(ft_tokenizer_files *files)
+{
+	ft_vocabulary *v = &files->vocabulary;
+	bool add_eos = false;
+
+	if (files->config == NULL)
+		return FT_OK;
+	FT_TRY(named_token(files, "bos_token", true, &v->bos));
+	FT_TRY(named_token(files, "eos_token", true, &v->eos));
+	FT_TRY(named_token(files, "pad_token", false, &v->pad));
+	FT_TRY(config_bool(files->config, "add_bos_token", &v->add_bos));
+	FT_TRY(config_bool(files->config, "add_eos_token", &add_eos));
+	if (add_eos)
+		return ft_fail(FT_UNSUPPORTED, "\"add_eos_token\" is true, which is not supported");
+	return FT_OK;
+}
+
+/* --- files --- */
+
+/* *found false when there is no such file. */
+static ft_status
+read_file(int dirfd, const char *name, ft_text *text, bool *found)
+{
 	struct stat st;
 	void *memory;
-	ft_status status;
+	ft_status status = FT_OK;
+	int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
-	if (fd < 0 && errno == ENOENT)
-		return FT_OK;
+	*found = fd >= 0;
 	if (fd < 0)
-		return ft_fail_errno("could not open");
-	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || (uint64_t) st.st_size > MAX_FILE)
-		status = ft_fail(FT_UNSUPPORTED, "is no regular file of at most %zu bytes", MAX_FILE);
-	else
+		return errno == ENOENT ? FT_OK : ft_fail_errno("could not open the file");
+	if (fstat(fd, &st) != 0)
+		status = ft_fail_errno("could not look at the file");
+	else if (!S_ISREG(st.st_mode))
+		status = ft_fail(FT_INVALID, "is no regular file");
+	else if (st.st_size > MAX_FILE_BYTES)
+		status = ft_fail(FT_UNSUPPORTED, "has %lld bytes, expected at most %d",
+						 (long long) st.st_size, MAX_FILE_BYTES);
+	if (status == FT_OK)
 		status = ft_alloc(&memory, (size_t) st.st_size + 1, 1);
 	if (status == FT_OK)
 	{
 		*text = (ft_text){memory, (size_t) st.st_size, (size_t) st.st_size + 1};
-		status = ft_read_at(fd, memory, (size_t) st.st_size, 0, name);
+		status = ft_read_at(fd, text->data, text->length, 0, name);
 	}
 	close(fd);
 	return status;
 }
 
 static ft_status
-read_json(int dirfd, const char *name, bool words, json_t **json)
+parse_json(const char *bytes, size_t n, size_t flags, json_t **json)
+{
+	json_error_t error;
+
+	*json = json_loadb(bytes, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | flags, &error);
+	if (*json == NULL && json_error_code(&error) == json_error_out_of_memory)
+		return ft_fail(FT_NO_MEMORY, "out of memory: JSON wanted");
+	if (*json == NULL)
+		return ft_fail(FT_CORRUPT, "is no JSON: line %d, column %d: %s", error.line, error.column,
+					   json_error_code(&error) == json_error_duplicate_key ? "a key stands twice"
+																		   : "bad syntax");
+	if (!json_is_object(*json))
+		return ft_fail(FT_CORRUPT, "is no JSON object");
+	return FT_OK;
+}
+
+static ft_status
+read_config(int dirfd, ft_tokenizer_files *files)
 {
 	ft_text text = {0};
-	ft_status status = read_text(dirfd, name, &text);
+	bool found;
+	ft_status status = read_file(dirfd, CONFIG_FILE, &text, &found);
 
-	*json = NULL;
-	if (status == FT_OK && text.data != NULL)
-		status = words ? ft_json_parse_words(text.data, text.length, json)
-					   : ft_json_parse(text.data, text.length, json);
+	if (status == FT_OK && found)
+		status = parse_json(text.data, text.length, CONFIG_FLAGS, &files->config);
 	ft_text_free(&text);
 	return status;
 }
 
-/* --- tokens --- */
-
+/* tokenizer.json goes before tokenizer.model, as in transformers. */
 static ft_status
-set_token(ft_vocabulary *v, const char *text, size_t n, const json_t *id, int32_t type)
+read_tokens(int dirfd, ft_tokenizer_files *files)
 {
-	json_int_t at = json_integer_value(id);
+	bool found;
 
-	if (!json_is_integer(id) || at < 0 || (size_t) at >= v->n_tokens)
-		return ft_fail(FT_CORRUPT, "a token has no id below %zu", v->n_tokens);
-	v->tokens[at] = (ft_string){text, n};
-	v->types[at] = type;
-	return FT_OK;
-}
-
-static void
-widen(const json_t *id, size_t *n)
-{
-	if (json_is_integer(id) && json_integer_value(id) >= (json_int_t) *n &&
-		json_integer_value(id) < MAX_TOKENS)
-		*n = (size_t) json_integer_value(id) + 1;
-}
-
-static ft_status
-read_tokens(const json_t *vocab, const json_t *added, ft_vocabulary *v)
-{
-	const char *key;
-	size_t length;
-	json_t *value;
-	size_t i;
-
-	json_object_foreach ((json_t *) vocab, key, value)
-		widen(value, &v->n_tokens);
-	json_array_foreach ((json_t *) added, i, value)
-		widen(json_object_get(value, "id"), &v->n_tokens);
-	FT_TRY(ft_alloc((void **) &v->tokens, v->n_tokens, sizeof v->tokens[0]));
-	FT_TRY(ft_alloc((void **) &v->types, v->n_tokens, sizeof v->types[0]));
-	for (i = 0; i < v->n_tokens; i++)
+	files->source = JSON_FILE;
+	FT_TRY(read_file(dirfd, JSON_FILE, &files->file, &found));
+	if (found)
 	{
-		v->tokens[i] = (ft_string){"", 0};
-		v->types[i] = FT_TOKEN_UNUSED;
+		FT_TRY(parse_json(files->file.data, files->file.length, 0, &files->json));
+		ft_text_free(&files->file);
+		return ft_files_from_json(files);
 	}
-	json_object_keylen_foreach((json_t *) vocab, key, length, value)
-		FT_TRY(set_token(v, key, length, value, FT_TOKEN_NORMAL));
-	json_array_foreach ((json_t *) added, i, value)
-	{
-		const json_t *text = json_object_get(value, "content");
-		bool special = json_is_true(json_object_get(value, "special"));
+	files->source = MODEL_FILE;
+	FT_TRY(read_file(dirfd, MODEL_FILE, &files->file, &found));
+	if (!found)
+		return ft_hint(ft_fail(FT_NOT_FOUND, "no such file"),
+					   "A model's directory has a tokenizer.json or a tokenizer.model.");
+	if (faccessat(dirfd, "added_tokens.json", F_OK, 0) == 0 &&
+		json_object_get(files->config, "added_tokens_decoder") == NULL)
+		return ft_hint(ft_fail(FT_UNSUPPORTED, "tokens of added_tokens.json are not supported"),
+					   "Save the tokeniser again with a transformers that writes tokenizer.json.");
+	return ft_files_from_model(files);
+}
 
-		if (!json_is_string(text))
-			return ft_fail(FT_CORRUPT, "an added token has no content");
-		FT_TRY(set_token(v, json_string_value(text), json_string_length(text),
-						 json_object_get(value, "id"),
-						 special ? FT_TOKEN_CONTROL : FT_TOKEN_USER_DEFINED));
-	}
+static ft_status
+read_all(int dirfd, const char *dirname, ft_tokenizer_files *files)
+{
+	ft_status status = read_config(dirfd, files);
+
+	if (status != FT_OK)
+		return ft_context(status, "tokenizer file \"%s/" CONFIG_FILE "\": ", dirname);
+	status = read_tokens(dirfd, files);
+	if (status != FT_OK)
+		return ft_context(status, "tokenizer file \"%s/%s\": ", dirname, files->source);
+	status = apply_config(files);
+	if (status != FT_OK)
+		return ft_context(status, "tokenizer file \"%s/" CONFIG_FILE "\": ", dirname);
 	return FT_OK;
-}
-
-/* A merge is "left right", or a pair. */
-static ft_status
-append_merge(const json_t *merge, ft_text *text)
-{
-	const json_t *left = json_array_get(merge, 0);
-	const json_t *right = json_array_get(merge, 1);
-
-	if (json_is_string(merge))
-		return ft_text_append(text, json_string_value(merge), json_string_length(merge));
-	if (!json_is_string(left) || !json_is_string(right))
-		return ft_fail(FT_CORRUPT, "a merge is neither a string nor a pair");
-	FT_TRY(ft_text_append(text, json_string_value(left), json_string_length(left)));
-	FT_TRY(ft_text_append(text, " ", 1));
-	return ft_text_append(text, json_string_value(right), json_string_length(right));
-}
-
-static ft_status
-read_merges(const json_t *merges, ft_tokenizer_files *files)
-{
-	ft_vocabulary *v = &files->vocabulary;
-	size_t at = 0;
-
-	FT_TRY(ft_alloc((void **) &v->merges, json_array_size(merges), sizeof v->merges[0]));
-	for (size_t i = 0; i < json_array_size(merges); i++)
-	{
-		FT_TRY(append_merge(json_array_get(merges, i), &files->merges));
-		v->merges[v->n_merges++].length = files->merges.length - at;
-		at = files->merges.length;
-	}
-	for (size_t i = 0, start = 0; i < v->n_merges; start += v->merges[i++].length)
-		v->merges[i].data = files->merges.data + start;
-	return FT_OK;
-}
-
-/* --- kind --- */
-
-static bool
-has_type(const json_t *step, const char *type)
-{
-	const char *name = json_string_value(json_object_get(step, "type"));
-	const json_t *steps = json_object_get(step, "pretokenizers");
-
-	if (name != NULL && strcmp(name, type) == 0)
-		return true;
-	for (size_t i = 0; i < json_array_size(steps); i++)
-	{
-		name = json_string_value(json_object_get(json_array_get(steps, i), "type"));
-		if (name != NULL && strcmp(name, type) == 0)
-			return true;
-	}
-	return false;
-}
-
-static ft_status
-read_kind(const json_t *json, ft_vocabulary *v)
-{
-	const json_t *model = json_object_get(json, "model");
-	const json_t *pre = json_object_get(json, "pre_tokenizer");
-	const char *type = json_string_value(json_object_get(model, "type"));
-	char text[FT_PRINTABLE_SIZE];
-
-	if (type == NULL || strcmp(type, "BPE") != 0)
-		return ft_fail(FT_UNSUPPORTED, "model \"%s\" is not supported",
-					   ft_json_printable(type != NULL ? type : "", text));
-	if (!has_type(pre, "ByteLevel") || has_type(pre, "Split"))
-		return ft_fail(FT_UNSUPPORTED, "its pre-tokeniser is not supported");
-	strcpy(v->model, "gpt2");
-	strcpy(v->pre, has_type(pre, "Digits") ? "smollm" : "gpt-2");
-	return FT_OK;
-}
-
-/* --- special tokens --- */
-
-/* A token of tokenizer_config.json, a string or an object with its content. */
-static int
-find_special(const ft_vocabulary *v, const json_t *config, const char *key)
-{
-	const json_t *value = json_object_get(config, key);
-	const char *text;
-
-	if (json_is_object(value))
-		value = json_object_get(value, "content");
-	text = json_string_value(value);
-	for (size_t i = 0; text != NULL && i < v->n_tokens; i++)
-	{
-		if (v->tokens[i].length == strlen(text) &&
-			memcmp(v->tokens[i].data, text, strlen(text)) == 0)
-			return (int) i;
-	}
-	return -1;
-}
-
-static ft_status
-read_special(int dirfd, ft_vocabulary *v)
-{
-	json_t *config;
-
-	v->bos = v->eos = v->unknown = v->pad = -1;
-	FT_TRY(read_json(dirfd, "tokenizer_config.json", true, &config));
-	v->bos = find_special(v, config, "bos_token");
-	v->eos = find_special(v, config, "eos_token");
-	v->pad = find_special(v, config, "pad_token");
-	v->unknown = find_special(v, config, "unk_token");
-	v->add_bos = json_is_true(json_object_get(config, "add_bos_token"));
-	json_decref(config);
-	return FT_OK;
-}
-
-/* --- all of it --- */
-
-static ft_status
-read_tokenizer(int dirfd, ft_tokenizer_files *files)
-{
-	const json_t *model;
-
-	FT_TRY(read_json(dirfd, "tokenizer.json", false, &files->json));
-	if (files->json == NULL)
-		return ft_fail(FT_NOT_FOUND, "is missing");
-	model = json_object_get(files->json, "model");
-	FT_TRY(read_kind(files->json, &files->vocabulary));
-	FT_TRY(read_tokens(json_object_get(model, "vocab"),
-					   json_object_get(files->json, "added_tokens"), &files->vocabulary));
-	return read_merges(json_object_get(model, "merges"), files);
 }
 
 ft_status
-ft_tokenizer_files_read(int dirfd, const char *dirname, ft_tokenizer_files **result)
+ft_tokenizer_files_read(int dirfd, const char *dirname, ft_tokenizer_files **files)
 {
-	ft_tokenizer_files *files;
-	const char *name = "tokenizer.json";
+	void *memory;
 	ft_status status;
 
-	(void) dirname;
-	*result = NULL;
-	FT_TRY(ft_alloc((void **) &files, 1, sizeof *files));
-	status = read_tokenizer(dirfd, files);
-	if (status == FT_OK)
-	{
-		name = "tokenizer_config.json";
-		status = read_special(dirfd, &files->vocabulary);
-	}
+	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_tokenizer_files)));
+	status = read_all(dirfd, dirname, memory);
 	if (status != FT_OK)
 	{
-		ft_tokenizer_files_free(files);
-		return ft_context(status, "%s: ", name);
+		ft_tokenizer_files_free(memory);
+		return status;
 	}
-	*result = files;
+	*files = memory;
 	return FT_OK;
+}
+
+static ft_status
+parse_all(const char *name, const char *bytes, size_t n, const char *config,
+		  ft_tokenizer_files *files)
+{
+	if (config != NULL)
+		FT_TRY(parse_json(config, strlen(config), CONFIG_FLAGS, &files->config));
+	if (strcmp(name, JSON_FILE) == 0)
+	{
+		files->source = JSON_FILE;
+		FT_TRY(parse_json(bytes, n, 0, &files->json));
+		FT_TRY(ft_files_from_json(files));
+	}
+	else
+	{
+		files->source = MODEL_FILE;
+		FT_TRY(ft_text_append(&files->file, bytes, n));
+		FT_TRY(ft_files_from_model(files));
+	}
+	return apply_config(files);
+}
+
+ft_status
+ft_tokenizer_files_parse(const char *name, const char *bytes, size_t n, const char *config,
+						 ft_tokenizer_files **files)
+{
+	void *memory;
+	ft_status status;
+
+	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_tokenizer_files)));
+	status = parse_all(name, bytes, n, config, memory);
+	if (status != FT_OK)
+	{
+		ft_tokenizer_files_free(memory);
+		return status;
+	}
+	*files = memory;
+	return FT_OK;
+}
+
+void
+ft_tokenizer_files_free(ft_tokenizer_files *files)
+{
+	if (files == NULL)
+		return;
+	free(files->vocabulary.tokens);
+	free(files->vocabulary.types);
+	free(files->vocabulary.scores);
+	free(files->vocabulary.merges);
+	free(files->vocabulary.added);
+	ft_text_free(&files->file);
+	ft_text_free(&files->merges);
+	json_decref(files->json);
+	json_decref(files->config);
+	free(files);
 }
 
 const ft_vocabulary *
@@ -280,19 +364,5 @@ ft_tokenizer_files_vocabulary(const ft_tokenizer_files *files)
 const char *
 ft_tokenizer_files_source(const ft_tokenizer_files *files)
 {
-	(void) files;
-	return "tokenizer.json";
-}
-
-void
-ft_tokenizer_files_free(ft_tokenizer_files *files)
-{
-	if (files == NULL)
-		return;
-	free(files->vocabulary.tokens);
-	free(files->vocabulary.types);
-	free(files->vocabulary.merges);
-	ft_text_free(&files->merges);
-	json_decref(files->json);
-	free(files);
+	return files->source;
 }
