@@ -25,7 +25,7 @@ print_usage(FILE *to)
 		  "       pg_finetune_engine estimate JOBDIR [--control-fd N]\n"
 		  "       pg_finetune_engine evaluate JOBDIR [--control-fd N]\n"
 		  "       pg_finetune_engine inspect FILE\n"
-		  "       pg_finetune_engine tokenize FILE [--special] [--decode]\n",
+		  "       pg_finetune_engine tokenize FILE [--special] [--decode] [--lines]\n",
 		  to);
 }
 
