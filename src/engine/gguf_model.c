@@ -16,10 +16,45 @@
 
 /* --- configuration --- */
 
+/* What the architectures differ in, beyond their keys' values. */
+typedef struct family
+{
+	const char *name;
+	bool interleaved; /* rows of q and k are, for RoPE over neighbours */
+	bool window;      /* the sliding window that a file gives is every layer's */
+	bool qkv_bias;
+	bool qk_norm;
+} family;
+
+static const family families[] = {
+	{.name = "llama", .interleaved = true, .window = true},
+	{.name = "qwen2", .qkv_bias = true},
+	{.name = "qwen3", .qk_norm = true},
+};
+
+/* NULL when it is none of these. */
+static const family *
+find_family(const char *architecture, size_t n)
+{
+	for (size_t i = 0; i < sizeof families / sizeof families[0]; i++)
+	{
+		if (strlen(families[i].name) == n && memcmp(architecture, families[i].name, n) == 0)
+			return &families[i];
+	}
+	return NULL;
+}
+
+/* Once the architecture has been read. */
+static const family *
+family_of(const ft_config *c)
+{
+	return find_family(c->architecture, strlen(c->architecture));
+}
+
 bool
 ft_gguf_architecture_known(const char *architecture, size_t n)
 {
-	return n == 5 && memcmp(architecture, "llama", 5) == 0;
+	return find_family(architecture, n) != NULL;
 }
 
 static bool
@@ -92,11 +127,27 @@ static ft_status
 refuse_features(const ft_model_file *file)
 {
 	static const char *const keys[] = {
-		"expert_count",           "logit_scale",
-		"residual_scale",         "embedding_scale",
-		"attention.scale",        "attention.clamp_kqv",
-		"attn_logit_softcapping", "attention.max_alibi_bias",
+		"expert_count",
+		"logit_scale",
+		"residual_scale",
+		"embedding_scale",
+		"attention.scale",
+		"attention.clamp_kqv",
+		"attn_logit_softcapping",
+		"attention.max_alibi_bias",
 		"attention.causal",
+		"attention.output_scale",
+		"attention.temperature_scale",
+		"attention.temperature_length",
+		"attention.sliding_window_pattern",
+		"attention.shared_kv_layers",
+		"final_logit_softcapping",
+		"use_parallel_residual",
+		"swin_norm",
+		"nextn_predict_layers",
+		"n_deepstack_layers",
+		"rope.dimension_sections",
+		"rope.scaling.alpha",
 	};
 
 	for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
@@ -158,6 +209,23 @@ read_rope(ft_model_file *file)
 }
 
 static ft_status
+read_window(ft_model_file *file)
+{
+	ft_config *c = &file->config;
+
+	FT_TRY(config_int(file, "attention.sliding_window", false, &c->window));
+	/* what is as long as the context hides nothing */
+	if (c->window >= c->max_positions)
+		c->window = 0;
+	if (c->window > 0 && !family_of(c)->window)
+		return ft_hint(
+			ft_fail(FT_UNSUPPORTED, "has a sliding window of %d tokens in a context of %d",
+					c->window, c->max_positions),
+			"Which layers of architecture \"%s\" have it is not in the file.", c->architecture);
+	return FT_OK;
+}
+
+static ft_status
 read_sizes(ft_model_file *file)
 {
 	ft_config *c = &file->config;
@@ -169,7 +237,7 @@ read_sizes(ft_model_file *file)
 	FT_TRY(config_int(file, "embedding_length", true, &c->hidden));
 	FT_TRY(config_int(file, "feed_forward_length", true, &c->ffn));
 	FT_TRY(config_int(file, "context_length", true, &c->max_positions));
-	FT_TRY(config_int(file, "attention.sliding_window", false, &c->window));
+	FT_TRY(read_window(file));
 	FT_TRY(config_int(file, "attention.head_count", true, &c->heads));
 	c->kv_heads = c->heads;
 	FT_TRY(config_int(file, "attention.head_count_kv", false, &c->kv_heads));
@@ -187,6 +255,8 @@ read_sizes(ft_model_file *file)
 		return ft_fail(FT_CORRUPT, "tensor \"token_embd.weight\" is missing");
 	c->vocab = embedding->dims[1] <= INT_MAX ? (int) embedding->dims[1] : INT_MAX;
 	c->tied_embeddings = ft_gguf_find_tensor(file->gguf, "output.weight") == NULL;
+	c->qkv_bias = family_of(c)->qkv_bias;
+	c->qk_norm = family_of(c)->qk_norm;
 	return FT_OK;
 }
 
@@ -223,6 +293,20 @@ static const struct
 	{"ffn_gate.weight", "mlp.gate_proj.weight", AS_IT_IS},
 	{"ffn_up.weight", "mlp.up_proj.weight", AS_IT_IS},
 	{"ffn_down.weight", "mlp.down_proj.weight", AS_IT_IS},
+};
+
+/* Those of a family that has biases, or norms of q and k. */
+static const struct
+{
+	const char *gguf;
+	const char *ours;
+	bool bias; /* else a norm */
+} family_names[] = {
+	{"attn_q.bias", "self_attn.q_proj.bias", true},
+	{"attn_k.bias", "self_attn.k_proj.bias", true},
+	{"attn_v.bias", "self_attn.v_proj.bias", true},
+	{"attn_q_norm.weight", "self_attn.q_norm.weight", false},
+	{"attn_k_norm.weight", "self_attn.k_norm.weight", false},
 };
 
 static const struct
@@ -264,7 +348,16 @@ translate(const ft_config *c, const char *gguf, ft_model_tensor *t)
 			if (strcmp(gguf + end, layer_names[i].gguf) != 0)
 				continue;
 			snprintf(t->name, sizeof t->name, "model.layers.%d.%s", layer, layer_names[i].ours);
-			t->permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+			if (family_of(c)->interleaved)
+				t->permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+			return FT_OK;
+		}
+		for (size_t i = 0; i < sizeof family_names / sizeof family_names[0]; i++)
+		{
+			if (strcmp(gguf + end, family_names[i].gguf) != 0 ||
+				!(family_names[i].bias ? c->qkv_bias : c->qk_norm))
+				continue;
+			snprintf(t->name, sizeof t->name, "model.layers.%d.%s", layer, family_names[i].ours);
 			return FT_OK;
 		}
 	}

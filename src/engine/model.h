@@ -19,6 +19,9 @@ typedef struct ft_layer
 	ft_weight *down;       /* [C, F] */
 	float *attention_norm; /* [C] */
 	float *ffn_norm;       /* [C] */
+	float *qkv_bias;       /* [(H + 2G)·D], or NULL: the family has none */
+	float *q_norm;         /* [D], or NULL: the family has none */
+	float *k_norm;         /* [D], or NULL */
 } ft_layer;
 
 typedef struct ft_model

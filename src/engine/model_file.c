@@ -42,6 +42,7 @@ ft_model_config_check(const ft_config *c)
 	FT_TRY(check_range("vocabulary size", c->vocab, 1, 1 << 24));
 	FT_TRY(check_range("context length", c->max_positions, 1, 1 << 28));
 	FT_TRY(check_range("sliding window", c->window, 0, INT_MAX));
+	FT_TRY(check_range("first layer with a sliding window", c->window_from, 0, INT_MAX));
 	if (c->heads % c->kv_heads != 0)
 		return ft_fail(FT_CORRUPT, "%d attention heads cannot share %d key/value heads", c->heads,
 					   c->kv_heads);
@@ -138,8 +139,13 @@ check_layer(const ft_model_file *file, int layer)
 	{
 		const char *name;
 		int64_t rows;
-		int64_t cols;
+		int64_t cols; /* 0: this family has none */
 	} tensors[] = {
+		{"self_attn.q_proj.bias", 1, c->qkv_bias ? q : 0},
+		{"self_attn.k_proj.bias", 1, c->qkv_bias ? kv : 0},
+		{"self_attn.v_proj.bias", 1, c->qkv_bias ? kv : 0},
+		{"self_attn.q_norm.weight", 1, c->qk_norm ? c->head_dim : 0},
+		{"self_attn.k_norm.weight", 1, c->qk_norm ? c->head_dim : 0},
 		{"input_layernorm.weight", 1, c->hidden},
 		{"self_attn.q_proj.weight", q, c->hidden},
 		{"self_attn.k_proj.weight", kv, c->hidden},
@@ -156,7 +162,8 @@ check_layer(const ft_model_file *file, int layer)
 		char name[sizeof((ft_model_tensor *) 0)->name];
 
 		snprintf(name, sizeof name, "model.layers.%d.%s", layer, tensors[i].name);
-		FT_TRY(check_tensor(file, name, tensors[i].rows, tensors[i].cols));
+		if (tensors[i].cols > 0)
+			FT_TRY(check_tensor(file, name, tensors[i].rows, tensors[i].cols));
 	}
 	return FT_OK;
 }

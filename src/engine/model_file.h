@@ -59,6 +59,13 @@ typedef struct ft_config
 	int eos[FT_MAX_EOS]; /* generation stops at any of them */
 } ft_config;
 
+/* The window of a layer, 0 = none. */
+static inline int
+ft_config_window(const ft_config *config, int layer)
+{
+	return layer >= config->window_from ? config->window : 0;
+}
+
 typedef struct ft_model_tensor
 {
 	char name[128]; /* "model.layers.0.self_attn.q_proj.weight" */

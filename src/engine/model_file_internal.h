@@ -64,6 +64,6 @@ ft_status ft_hf_read_template(ft_model_file *file);
 /* Is this a value of general.architecture that can be trained and served? (gguf_model.c) */
 bool ft_gguf_architecture_known(const char *architecture, size_t n);
 /* The known ones, for a hint. */
-#define FT_ARCHITECTURES "llama"
+#define FT_ARCHITECTURES "llama, qwen2, qwen3"
 
 #endif

@@ -45,17 +45,21 @@ def gguf(values, infos, data, n_values=None, n_tensors=None, version=3):
     return head + b"\0" * (-len(head) % 32) + data
 
 
-def llama(first=(), tensors=(), **more):
+EXTRAS = {"qwen2": {"attn_q.bias": [4], "attn_k.bias": [2], "attn_v.bias": [2]},
+          "qwen3": {"attn_q_norm.weight": [2], "attn_k_norm.weight": [2]}}
+
+
+def llama(first=(), tensors=(), architecture="llama", **more):
     """A model of one layer, hidden 4, two heads of 2, three tokens; what is given replaces its own."""
     values = [
-        value("general.architecture", STRING, text("llama")),
-        value("llama.block_count", U32, u32(1)),
-        value("llama.context_length", U32, u32(8)),
-        value("llama.embedding_length", U32, u32(4)),
-        value("llama.feed_forward_length", U32, u32(4)),
-        value("llama.attention.head_count", U32, u32(2)),
-        value("llama.attention.head_count_kv", U32, u32(1)),
-        value("llama.attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
+        value("general.architecture", STRING, text(architecture)),
+        value(architecture + ".block_count", U32, u32(1)),
+        value(architecture + ".context_length", U32, u32(8)),
+        value(architecture + ".embedding_length", U32, u32(4)),
+        value(architecture + ".feed_forward_length", U32, u32(4)),
+        value(architecture + ".attention.head_count", U32, u32(2)),
+        value(architecture + ".attention.head_count_kv", U32, u32(1)),
+        value(architecture + ".attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
     ]
     replaced = [v[: 8 + struct.unpack("<Q", v[:8])[0]] for v in first]
     values = list(first) + [v for v in values if not any(v.startswith(r) for r in replaced)]
@@ -72,6 +76,8 @@ def llama(first=(), tensors=(), **more):
         ("ffn_down", [4, 4]),
     ]:
         shapes["blk.0.%s.weight" % name] = shape
+    for name, shape in EXTRAS.get(architecture, {}).items():
+        shapes["blk.0." + name] = shape
     infos, data = list(tensors), b""
     for name, shape in shapes.items():
         if any(t.startswith(text(name)) for t in tensors):
@@ -100,6 +106,11 @@ def gguf_seeds():
     yield "valid", llama()
     yield "vocabulary", llama(VOCABULARY)
     yield "version2", llama(VOCABULARY, version=2)
+    yield "qwen2", llama(architecture="qwen2")
+    yield "qwen3", llama(architecture="qwen3")
+    yield "window", llama([value("llama.attention.sliding_window", U32, u32(3))])
+    yield "bias_twice", llama(tensors=[info("blk.0.attn_q.bias", [4], 0, 0)] * 2, architecture="qwen2")
+    yield "bias_wide", llama(tensors=[info("blk.0.attn_k.bias", [1 << 40], 0, 0)], architecture="qwen2")
     yield "n_values", llama(n_values=huge)
     yield "n_tensors", llama(n_tensors=(1 << 64) // 176 + 1)
     yield "key_length", head + u64(0) + u64(1) + u64(2**64 - 1) + b"a" * 40
@@ -254,7 +265,7 @@ def config_seeds():
     ]:
         yield name, b"\x00" + json.dumps(config).encode()
     yield "twice", b'\x00{"model_type":"llama","model_type":"llama"}'
-    yield "deep", b"\x00" + b'{"rope_scaling":' * 3000
+    yield "deep", b"\x00" + b'{"rope_scaling":' * 2100
     yield "ends", b'\x01{"eos_token_id": [1, 2, 999]}'
     yield "ends_wrong", b'\x01{"eos_token_id": [1000, "x", null, -1]}'
     shard = "model-1.safetensors"

@@ -70,7 +70,7 @@ sub digests { return answer("SELECT base_digest, weights_digest FROM finetune.mo
 # --- Registered and asked
 
 my %size;
-for my $name (qw(plain old new half untied))
+for my $name (qw(plain old new half untied qwen2 qwen3))
 {
 	bring($name);
 	$size{$name} = 0;
