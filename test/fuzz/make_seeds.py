@@ -265,7 +265,7 @@ def config_seeds():
     ]:
         yield name, b"\x00" + json.dumps(config).encode()
     yield "twice", b'\x00{"model_type":"llama","model_type":"llama"}'
-    yield "deep", b"\x00" + b'{"rope_scaling":' * 3000
+    yield "deep", b"\x00" + b'{"rope_scaling":' * 2100
     yield "ends", b'\x01{"eos_token_id": [1, 2, 999]}'
     yield "ends_wrong", b'\x01{"eos_token_id": [1000, "x", null, -1]}'
     shard = "model-1.safetensors"
