@@ -122,6 +122,8 @@ describe_container(json_t *object, const ft_model_file *file)
 	FT_TRY(set_header_int(object, "layers", g, "block_count"));
 	FT_TRY(set_header_int(object, "hidden", g, "embedding_length"));
 	FT_TRY(set_header_int(object, "ffn", g, "feed_forward_length"));
+	FT_TRY(set_header_int(object, "experts", g, "expert_count"));
+	FT_TRY(set_header_int(object, "experts_per_token", g, "expert_used_count"));
 	FT_TRY(set_header_int(object, "heads", g, "attention.head_count"));
 	FT_TRY(set_header_int(object, "kv_heads", g, "attention.head_count_kv"));
 	FT_TRY(set_header_int(object, "head_dim", g, "attention.key_length"));
@@ -141,6 +143,8 @@ describe_config(json_t *object, const ft_config *c)
 	FT_TRY(set_int(object, "layers", c->layers));
 	FT_TRY(set_int(object, "hidden", c->hidden));
 	FT_TRY(set_int(object, "ffn", c->ffn));
+	FT_TRY(set_int(object, "experts", c->experts));
+	FT_TRY(set_int(object, "experts_per_token", c->experts_per_token));
 	FT_TRY(set_int(object, "heads", c->heads));
 	FT_TRY(set_int(object, "kv_heads", c->kv_heads));
 	FT_TRY(set_int(object, "head_dim", c->head_dim));

@@ -31,12 +31,14 @@ typedef struct ft_config
 {
 	char architecture[32]; /* "llama" */
 	int hidden;            /* C */
-	int ffn;               /* F */
+	int ffn;               /* F; of each expert, where there are some */
 	int layers;
 	int heads;    /* H */
 	int kv_heads; /* G */
 	int head_dim; /* D */
-	int vocab;    /* V: rows of the embedding */
+	int experts;  /* E: of a layer's feed-forward part; 0: it is one dense part */
+	int experts_per_token;
+	int vocab; /* V: rows of the embedding */
 	int max_positions;
 	int window; /* sliding window, 0 = none */
 	float rms_eps;

@@ -39,6 +39,19 @@ ft_status ft_model_file_read_header(ft_model_file *file);
 ft_status ft_gguf_read_config(ft_model_file *file);
 ft_status ft_gguf_read_contents(ft_model_file *file);
 
+/* Experts (gguf_experts.c).  Of the keys, into the configuration. */
+ft_status ft_gguf_read_experts(ft_model_file *file);
+/* Give the tensor "blk.<layer>.<gguf>" its Hugging Face name, if it is the router's or a single
+ * expert's. */
+bool ft_gguf_expert_tensor(const ft_config *c, const char *gguf, int layer, ft_model_tensor *t);
+/* Tensors that one of the file's holds: more than 1 where experts are stacked. */
+int ft_gguf_tensor_slices(const ft_config *c, const ft_gguf_tensor *tensor);
+/* Describe a stacked tensor's slices; *stacked is false for any other. */
+ft_status ft_gguf_expert_slices(const ft_config *c, const ft_gguf_tensor *from,
+								ft_model_tensor *slices, bool *stacked);
+/* The type of its values, FT_UNSUPPORTED when we have none for it (gguf_model.c). */
+ft_status ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype);
+
 /* Is this a value of general.architecture that can be trained and served? (gguf_model.c) */
 bool ft_gguf_architecture_known(const char *architecture, size_t n);
 /* The known ones, for a hint. */

@@ -13,6 +13,7 @@
 #ifndef FT_TRANSFORMER_H
 #define FT_TRANSFORMER_H
 
+#include "experts.h"
 #include "lora.h"
 
 /*
@@ -68,7 +69,7 @@ typedef struct ft_saved_layer
 	void *qkv;               /* [T, (H + 2G)·D], rotated */
 	void *attended;          /* [T, H·D] */
 	float *lse;              /* [T, H] */
-	void *gate_up;           /* [T, 2F] */
+	void *gate_up;           /* [T, 2F]; with experts [T · K, 2F], a row a place (experts.h) */
 	void *u[FT_GROUP_COUNT]; /* [T, n·R] LoRA's x·Aᵀ */
 } ft_saved_layer;
 
@@ -81,9 +82,10 @@ typedef struct ft_transformer
 	const ft_ops *ops;
 	ft_stream *stream;
 	ft_lora *lora;
-	int64_t capacity;   /* most tokens of a batch */
-	int64_t loss_chunk; /* rows whose logits exist at a time */
-	ft_tick tick;       /* may be NULL */
+	ft_experts *experts; /* NULL: dense */
+	int64_t capacity;    /* most tokens of a batch */
+	int64_t loss_chunk;  /* rows whose logits exist at a time */
+	ft_tick tick;        /* may be NULL */
 	void *tick_context;
 	ft_arena arena;
 
@@ -106,12 +108,12 @@ typedef struct ft_transformer
 
 	/* scratch */
 	void *normed;    /* [T, C] compute */
-	void *product;   /* [T, F] compute: SwiGLU's result */
+	void *product;   /* [T, F] compute: SwiGLU's result; with experts [T · K, F] */
 	float *branch;   /* [T, C] output of o or down; gradient of a normed input or of `attended` */
 	float *wide;     /* [T, widest] linear outputs before they are rounded to the compute type */
 	void *narrow;    /* [T, widest] compute: a gradient rounded for a product */
 	float *dhidden;  /* [T, C] gradient of the residual stream */
-	float *dproduct; /* [T, F] */
+	float *dproduct; /* as product */
 	void *dqkv;      /* [T, (H + 2G)·D] compute */
 	float *dqkv_sum; /* the same, before it is rounded; = dqkv in f32 */
 	/* whole documents, where a beginning is shared */
