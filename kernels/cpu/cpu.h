@@ -169,8 +169,8 @@ ft_status ft_cpu_linear_experts(ft_stream *s, ft_mat y, ft_mat x, ft_weight *con
 								const int32_t *starts);
 ft_status ft_cpu_combine_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *place,
 							  const float *weights, int k);
-ft_status ft_cpu_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat x,
-								 const int32_t *place, const float *weights);
+ft_status ft_cpu_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat weighted,
+								 ft_mat x, const int32_t *place, const float *weights);
 ft_status ft_cpu_cross_entropy(ft_stream *s, ft_mat logits, const int32_t *targets,
 							   const float *weights, float grad_scale, float *loss, float *correct);
 ft_status ft_cpu_sum_squares(ft_stream *s, double *result, const float *x, int64_t n);

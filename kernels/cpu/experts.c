@@ -12,6 +12,7 @@ typedef struct experts_job
 	ft_stream *s;
 	ft_mat y;
 	ft_mat x;
+	ft_mat weighted;
 	int32_t *experts;
 	const int32_t *chosen;
 	const int32_t *place;
@@ -277,31 +278,52 @@ static void
 weigh_grad_task(void *context, int worker, int64_t begin, int64_t end)
 {
 	experts_job *job = context;
+	const ft_kernels *kernels = job->s->device->kernels;
 	int64_t n = job->y.cols;
+	float *scratch = ft_worker_scratch(job->s, worker);
 
 	for (int64_t i = begin; i < end; i++)
 	{
 		int64_t p = job->place[i];
+		float weight = job->given[i];
 		float *dx = ft_at(job->y, p, 0);
-		const float *x = row_as_f32(job, job->x, p, ft_worker_scratch(job->s, worker));
+		const float *x = row_as_f32(job, job->x, p, scratch);
+		float *product = job->x.dtype == FT_F32 ? ft_at(job->weighted, p, 0) : scratch;
 
-		job->s->device->kernels->dots(job->weights + i, x, dx, n, 1, n);
+		kernels->dots(job->weights + i, x, dx, n, 1, n);
 		for (int64_t j = 0; j < n; j++)
-			dx[j] *= job->given[i];
+			dx[j] *= weight;
+		if (job->weighted.data == NULL)
+			continue;
+		for (int64_t j = 0; j < n; j++)
+			product[j] = weight * x[j];
+		if (product == scratch)
+			kernels->to_bf16(ft_at(job->weighted, p, 0), scratch, n);
 	}
 }
 
 ft_status
-ft_cpu_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat x, const int32_t *place,
-					   const float *weights)
+ft_cpu_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat weighted, ft_mat x,
+					   const int32_t *place, const float *weights)
 {
-	experts_job job = {
-		.s = s, .y = dx, .x = x, .place = place, .weights = dweights, .given = weights};
+	experts_job job = {.s = s,
+					   .y = dx,
+					   .x = x,
+					   .weighted = weighted,
+					   .place = place,
+					   .weights = dweights,
+					   .given = weights};
 
 	FT_TRY(ft_check_f32("weigh_rows_grad", dx));
 	FT_TRY(ft_check_float("weigh_rows_grad", x));
 	FT_TRY(ft_check_shape("weigh_rows_grad", "input", x, dx.rows, dx.cols));
 	FT_TRY(ft_check_shape("weigh_rows_grad", "gradient", dx, x.rows, x.cols));
+	if (weighted.data != NULL)
+	{
+		FT_TRY(ft_check_shape("weigh_rows_grad", "weighted input", weighted, x.rows, x.cols));
+		if (weighted.dtype != x.dtype)
+			return ft_bad_types("weigh_rows_grad", x.dtype, weighted.dtype);
+	}
 	FT_TRY(check_places("weigh_rows_grad", place, x.rows, x.rows));
 	FT_TRY(ft_worker_scratch_reserve(s, (size_t) x.cols * sizeof(float)));
 	ft_run(s, x.rows, 4 * x.cols, weigh_grad_task, &job);

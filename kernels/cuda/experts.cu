@@ -300,7 +300,7 @@ ft_cuda_combine_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *place, con
 /* A block a slot. */
 template <typename X>
 static __global__ void
-weigh_grad(float *dweights, view<float> dx, view<const X> x, const int32_t *place,
+weigh_grad(float *dweights, view<float> dx, view<X> weighted, view<const X> x, const int32_t *place,
 		   const float *weights)
 {
 	__shared__ float shared[THREADS / FT_WARP];
@@ -314,6 +314,8 @@ weigh_grad(float *dweights, view<float> dx, view<const X> x, const int32_t *plac
 	{
 		sum += value(row[c]) * drow[c];
 		drow[c] *= weight;
+		if (weighted.data != NULL)
+			set_value(weighted.row(place[i])[c], weight * value(row[c]));
 	}
 	sum = block_sum(sum, shared);
 	if (threadIdx.x == 0)
@@ -321,13 +323,18 @@ weigh_grad(float *dweights, view<float> dx, view<const X> x, const int32_t *plac
 }
 
 ft_status
-ft_cuda_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat x, const int32_t *place,
-						const float *weights)
+ft_cuda_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat weighted, ft_mat x,
+						const int32_t *place, const float *weights)
 {
 	FT_TRY(ft_cuda_enter(s));
 	FT_TRY(ft_cuda_type("weigh_rows_grad", "dx", dx, FT_F32));
 	FT_TRY(ft_cuda_shape("weigh_rows_grad", "x", x, dx.rows, dx.cols));
 	FT_TRY(ft_cuda_shape("weigh_rows_grad", "dx", dx, x.rows, x.cols));
+	if (weighted.data != NULL)
+	{
+		FT_TRY(ft_cuda_shape("weigh_rows_grad", "weighted", weighted, x.rows, x.cols));
+		FT_TRY(ft_cuda_type("weigh_rows_grad", "weighted", weighted, x.dtype));
+	}
 	if (x.rows == 0)
 		return FT_OK;
 	return with_type("weigh_rows_grad", x.dtype,
@@ -336,8 +343,8 @@ ft_cuda_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat x, cons
 						 typedef typename decltype(type)::type X;
 
 						 FT_LAUNCH((weigh_grad<X>), (unsigned) x.rows, THREADS, 0, s->stream,
-								   dweights, view_of<float>(dx), view_of<const X>(x), place,
-								   weights);
+								   dweights, view_of<float>(dx), view_of<X>(weighted),
+								   view_of<const X>(x), place, weights);
 						 return ft_cuda_launched("weigh_rows_grad");
 					 });
 }

@@ -200,13 +200,56 @@ ft_experts_forward(ft_transformer *t, int layer, ft_mat normed)
 								c->experts_per_token);
 }
 
+/* dW_e += dyᵀ · x over each expert's places; dw [E, columns of dy, columns of x]. */
+static ft_status
+each_gradient(ft_transformer *t, int layer, float *dw, ft_mat dy, ft_mat x)
+{
+	const int32_t *starts = host_starts(t, layer);
+
+	for (int e = 0; dw != NULL && e < t->model->config.experts; e++, dw += dy.cols * x.cols)
+	{
+		int64_t rows = starts[e + 1] - starts[e];
+
+		if (rows > 0)
+			FT_TRY(t->ops->matmul(t->stream, ft_mat_make(dw, FT_F32, dy.cols, x.cols),
+								  ft_mat_rows(dy, starts[e], rows), true,
+								  ft_mat_rows(x, starts[e], rows), false, 1, 1));
+	}
+	return FT_OK;
+}
+
+/* The gradients of the router and of gate and up, both of which read norm(middle): made again. */
+static ft_status
+weight_gradients(ft_transformer *t, int layer, const ft_experts_gradients *g, ft_mat dgate_up,
+				 ft_mat dlogits)
+{
+	const ft_config *c = &t->model->config;
+	ft_dtype compute = t->model->compute;
+	ft_mat middle = ft_mat_make(t->saved[layer].middle, FT_F32, dlogits.rows, c->hidden);
+	ft_mat normed = ft_mat_make(t->normed, compute, dlogits.rows, c->hidden);
+	ft_mat input = ft_mat_make(t->experts->input, compute, dgate_up.rows, c->hidden);
+	ft_mat none = {0};
+	ft_mat dy;
+
+	FT_TRY(t->ops->rmsnorm(t->stream, normed, none, NULL, middle, none,
+						   t->model->layers[layer].ffn_norm, c->rms_eps));
+	FT_TRY(t->ops->gather_rows(t->stream, input, normed, t->experts->routing[layer].row));
+	FT_TRY(each_gradient(t, layer, g->gate_up, dgate_up, input));
+	if (g->router == NULL)
+		return FT_OK;
+	FT_TRY(ft_transformer_round(t, dlogits, t->narrow, &dy));
+	return t->ops->matmul(t->stream, ft_mat_make(g->router, FT_F32, c->experts, c->hidden), dy,
+						  true, normed, false, 1, 1);
+}
+
 /*
  * The gradient of norm(middle), into `branch`.  With g = dy·down, a place's
  * gradient before its weight, that of the weight is product · g, and that of
  * the product w · g.
  */
 static ft_status
-input_gradient(ft_transformer *t, int layer, int64_t rows, ft_mat dnormed)
+input_gradient(ft_transformer *t, int layer, const ft_experts_gradients *g, int64_t rows,
+			   ft_mat dnormed)
 {
 	const ft_config *c = &t->model->config;
 	const ft_layer *l = &t->model->layers[layer];
@@ -221,20 +264,27 @@ input_gradient(ft_transformer *t, int layer, int64_t rows, ft_mat dnormed)
 	ft_mat doutput = ft_mat_make(x->input, compute, slots, c->hidden);
 	ft_mat dinput = ft_mat_make(x->output, FT_F32, slots, c->hidden);
 	ft_mat dlogits = ft_mat_make(x->logits, FT_F32, rows, c->experts);
+	ft_mat weighted = product; /* in place, when it has been read */
 	ft_mat dy;
+
+	if (g->down == NULL)
+		weighted.data = NULL;
 
 	FT_TRY(
 		ft_transformer_round(t, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden), t->narrow, &dy));
 	FT_TRY(t->ops->gather_rows(t->stream, doutput, dy, r->row));
 	FT_TRY(t->ops->swiglu(t->stream, product, gate_up));
 	FT_TRY(each_expert(t, layer, dproduct, doutput, l->experts_down, true));
-	FT_TRY(
-		t->ops->weigh_rows_grad(t->stream, x->dweights, dproduct, product, r->place, r->weights));
+	FT_TRY(t->ops->weigh_rows_grad(t->stream, x->dweights, dproduct, weighted, product, r->place,
+								   r->weights));
+	FT_TRY(each_gradient(t, layer, g->down, doutput, product));
 	FT_TRY(ft_transformer_round(t, dproduct, t->narrow, &dy));
 	FT_TRY(t->ops->swiglu_grad(t->stream, gate_up, dy, gate_up));
 	FT_TRY(each_expert(t, layer, dinput, gate_up, l->experts_gate_up, true));
 	FT_TRY(t->ops->combine_rows(t->stream, dnormed, dinput, r->place, NULL, k));
 	FT_TRY(t->ops->route_grad(t->stream, dlogits, x->dweights, r->weights, r->experts, k));
+	if (g->gate_up != NULL || g->router != NULL)
+		FT_TRY(weight_gradients(t, layer, g, gate_up, dlogits));
 	return t->ops->linear_grad_input(t->stream, dnormed, dlogits, l->router, 1);
 }
 
@@ -242,12 +292,15 @@ input_gradient(ft_transformer *t, int layer, int64_t rows, ft_mat dnormed)
 ft_status
 ft_experts_backward(ft_transformer *t, int layer, int64_t rows)
 {
+	static const ft_experts_gradients frozen;
+	const ft_experts_gradients *g =
+		t->experts_gradients != NULL ? &t->experts_gradients[layer] : &frozen;
 	const ft_config *c = &t->model->config;
 	const ft_saved_layer *s = &t->saved[layer];
 	ft_mat dnormed = ft_mat_make(t->branch, FT_F32, rows, c->hidden);
 
-	FT_TRY(input_gradient(t, layer, rows, dnormed));
-	return t->ops->rmsnorm_grad(t->stream, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden), NULL,
-								dnormed, ft_mat_make(s->middle, FT_F32, rows, c->hidden),
+	FT_TRY(input_gradient(t, layer, g, rows, dnormed));
+	return t->ops->rmsnorm_grad(t->stream, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden),
+								g->norm, dnormed, ft_mat_make(s->middle, FT_F32, rows, c->hidden),
 								t->model->layers[layer].ffn_norm, s->ffn_rstd);
 }

@@ -10,8 +10,9 @@
  *
  * A row's K choices are its slots.  Slots are sorted by expert into places, so
  * that each expert's product is one over neighbouring rows; no row is dropped,
- * however many an expert gets.  Experts and router are frozen; backward gives
- * the gradient of the input, through the experts and through their weights.
+ * however many an expert gets.  Backward gives the gradient of the input,
+ * through the experts and through their weights; experts and router are frozen
+ * unless somebody wants their gradients.
  */
 #ifndef FT_EXPERTS_H
 #define FT_EXPERTS_H
@@ -56,6 +57,16 @@ ft_experts_work_want(ft_experts_work *work, const ft_model *model, int64_t rows,
  * the compute type. */
 ft_status ft_experts_serve(const ft_experts_work *work, const ft_model *model, ft_stream *stream,
 						   int layer, ft_mat branch, ft_mat x, void *gate_up, void *product);
+
+/* Where a layer's router, experts and the norm before them have their gradients: device, f32, added
+ * to.  Any may be NULL: frozen. */
+typedef struct ft_experts_gradients
+{
+	float *router;  /* [E, C] */
+	float *gate_up; /* [E, 2F, C] */
+	float *down;    /* [E, C, F] */
+	float *norm;    /* [C] */
+} ft_experts_gradients;
 
 /* Training: plan the transformer's memory (transformer->experts, NULL for a dense model), and the
  * two passes, which stand in for those of the dense part (transformer.c, backward.c). */

@@ -275,9 +275,10 @@ typedef struct ft_ops
 							  const float *weights, int k);
 	/* Backward through a weight that a place's row was multiplied by, where the product that
 	 * follows has been undone: for each of n slots i and its place p, dweights[i] = Σ x[p] · dx[p],
-	 * then dx[p] *= weights[i].  x f32 or bf16, dx f32. */
-	ft_status (*weigh_rows_grad)(ft_stream *s, float *dweights, ft_mat dx, ft_mat x,
-								 const int32_t *place, const float *weights);
+	 * then dx[p] *= weights[i].  weighted[p] = weights[i] · x[p], of x's type (may be x; data NULL:
+	 * not wanted).  x f32 or bf16, dx f32. */
+	ft_status (*weigh_rows_grad)(ft_stream *s, float *dweights, ft_mat dx, ft_mat weighted,
+								 ft_mat x, const int32_t *place, const float *weights);
 
 	/* --- loss, optimizer, sampling --------------------------------------------------------------
 	 */

@@ -82,10 +82,11 @@ typedef struct ft_transformer
 	const ft_ops *ops;
 	ft_stream *stream;
 	ft_lora *lora;
-	ft_experts *experts; /* NULL: dense */
-	int64_t capacity;    /* most tokens of a batch */
-	int64_t loss_chunk;  /* rows whose logits exist at a time */
-	ft_tick tick;        /* may be NULL */
+	ft_experts *experts;                           /* NULL: dense */
+	const ft_experts_gradients *experts_gradients; /* [layers]; NULL: experts are frozen */
+	int64_t capacity;                              /* most tokens of a batch */
+	int64_t loss_chunk;                            /* rows whose logits exist at a time */
+	ft_tick tick;                                  /* may be NULL */
 	void *tick_context;
 	ft_arena arena;
 

@@ -179,6 +179,74 @@ test_equals_pytorch(void **state)
 	}
 }
 
+/* What stands at `at` (device) against the named gradient of the fixtures. */
+static void
+check_gradient(fixture *f, const char *which, int layer, const char *name, const float *at)
+{
+	char full[128];
+	int64_t n;
+	float *reference;
+	float *gradient;
+	double error;
+
+	snprintf(full, sizeof full, "gradient.model.layers.%d.%s", layer, name);
+	reference = expected(which, full, &n);
+	must(ft_alloc((void **) &gradient, (size_t) n, sizeof *gradient));
+	must(f->t->ops->copy_to_host(f->t->stream, gradient, at, (size_t) n * sizeof *gradient));
+	error = relative_error(gradient, reference, n);
+	if (!(error < TOLERANCE))
+		fail_msg("%s %s differs by %g", which, full, error);
+	free(gradient);
+	free(reference);
+}
+
+/* Router, experts and the norm before them, where somebody wants their gradients; the adapter's is
+ * the same then. */
+static void
+test_weight_gradients_equal_pytorch(void **state)
+{
+	fixture f;
+	ft_microbatch batch;
+	ft_loss_sums sums;
+	ft_arena arena = {0};
+	ft_experts_gradients gradients[2];
+	const ft_config *c;
+	float *frozen;
+	float *gradient;
+
+	(void) state;
+	open_fixture(&f, variants[0], false);
+	c = &f.run.model->config;
+	assert_int_equal(c->layers, 2);
+	pack_by_hand(&batch, f.documents, f.n, NEVER_SHARED);
+	frozen = gradient_of(&f, &batch, &sums);
+	for (int i = 0; i < c->layers; i++)
+	{
+		int64_t matrix = (int64_t) c->experts * c->ffn * c->hidden;
+
+		must(ft_arena_want(&arena, &gradients[i].router, c->experts * c->hidden, FT_F32));
+		must(ft_arena_want(&arena, &gradients[i].gate_up, 2 * matrix, FT_F32));
+		must(ft_arena_want(&arena, &gradients[i].down, matrix, FT_F32));
+		must(ft_arena_want(&arena, &gradients[i].norm, c->hidden, FT_F32));
+	}
+	must(ft_arena_allocate(&arena, f.run.ops, f.run.device));
+	f.t->experts_gradients = gradients;
+	gradient = gradient_of(&f, &batch, &sums);
+	assert_memory_equal(gradient, frozen, (size_t) f.adapter->n * sizeof(float));
+	for (int i = 0; i < c->layers; i++)
+	{
+		check_gradient(&f, variants[0], i, "mlp.gate.weight", gradients[i].router);
+		check_gradient(&f, variants[0], i, "mlp.experts.gate_up_proj", gradients[i].gate_up);
+		check_gradient(&f, variants[0], i, "mlp.experts.down_proj", gradients[i].down);
+		check_gradient(&f, variants[0], i, "post_attention_layernorm.weight", gradients[i].norm);
+	}
+	free(frozen);
+	free(gradient);
+	ft_microbatch_free(&batch);
+	ft_arena_free(&arena);
+	close_fixture(&f);
+}
+
 static void
 test_ten_steps_equal_pytorch(void **state)
 {
@@ -573,6 +641,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_equals_pytorch),
+		cmocka_unit_test(test_weight_gradients_equal_pytorch),
 		cmocka_unit_test(test_ten_steps_equal_pytorch),
 		cmocka_unit_test(test_bf16_is_close),
 		cmocka_unit_test(test_packing_changes_nothing),

@@ -301,14 +301,36 @@ test_tensors_refused(void **state)
 	refused(&b, FT_CORRUPT, "model.layers.1.block_sparse_moe.experts.0.w2.weight\" is missing");
 }
 
+/* A file that was cut anywhere is an error that names it. */
+static void
+test_truncated(void **state)
+{
+	gguf_build b = {0};
+	ft_text bytes = {0};
+
+	(void) state;
+	complete(&b);
+	gguf_build_finish(&b, &bytes);
+	for (size_t n = 0; n < bytes.length; n += 64)
+	{
+		ft_model_file *file;
+		char path[64];
+		int fd = gguf_build_open(bytes.data, n, path);
+
+		assert_int_equal(ft_model_file_open(path, &file), FT_CORRUPT);
+		assert_non_null(strstr(ft_error_message(), path));
+		close(fd);
+	}
+	ft_text_free(&bytes);
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_stacked),
-		cmocka_unit_test(test_one_tensor_each),
-		cmocka_unit_test(test_keys_refused),
-		cmocka_unit_test(test_tensors_refused),
+		cmocka_unit_test(test_stacked),      cmocka_unit_test(test_one_tensor_each),
+		cmocka_unit_test(test_keys_refused), cmocka_unit_test(test_tensors_refused),
+		cmocka_unit_test(test_truncated),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

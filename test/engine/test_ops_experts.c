@@ -503,6 +503,8 @@ check_weigh_grad(const slots *s, int64_t cols, ft_dtype in)
 	tensor x = tensor_random(n, cols, 2, in);
 	tensor dx = tensor_random(n, cols, 3, FT_F32);
 	tensor dweights = tensor_random(s->rows, s->k, 0, FT_F32);
+	tensor weighted = tensor_random(n, cols, 1, in);
+	ft_mat none = {0};
 
 	for (int64_t i = 0; i < n; i++)
 	{
@@ -513,12 +515,16 @@ check_weigh_grad(const slots *s, int64_t cols, ft_dtype in)
 		{
 			dweights.value[i] += x.value[p * cols + c] * dx.value[p * cols + c];
 			dx.value[p * cols + c] *= s->weights.value[i];
+			weighted.value[p * cols + c] = s->weights.value[i] * x.value[p * cols + c];
 		}
 	}
-	must(ops->weigh_rows_grad(stream, dweights.mat.data, dx.mat, x.mat, s->place,
-							  s->weights.mat.data));
+	must(ops->weigh_rows_grad(stream, dweights.mat.data, dx.mat, cols % 2 ? weighted.mat : none,
+							  x.mat, s->place, s->weights.mat.data));
 	check_tensor("gradient of the weights", &dweights, dweights.value);
 	check_tensor("weighted gradient", &dx, dx.value);
+	if (cols % 2)
+		check_tensor("weighted input", &weighted, weighted.value);
+	tensor_free(&weighted);
 	tensor_free(&x);
 	tensor_free(&dx);
 	tensor_free(&dweights);

@@ -6,8 +6,8 @@
 Needs torch, transformers, peft, gguf, safetensors, and the documents of tiny_llama. Writes two models of five
 experts, two for a token: "plain" (untied, experts stacked as llama.cpp does today) and "window" (tied, a
 sliding window shorter than the documents, a tensor for each expert as in older files): the base as GGUF, a
-PEFT adapter on the attention's projections with random A and B, and expected.safetensors. References are
-computed in f64, a document at a time.
+PEFT adapter on the attention's projections with random A and B, and expected.safetensors (of "plain" with the
+gradients of router, experts and the norm before them). References are computed in f64, a document at a time.
 
 The router's rows of experts TWIN are equal, so their probabilities tie exactly. torch.topk says nothing of
 ties, and its choice changes with device and size; here the lower expert wins, as in the engine. That some token
@@ -172,6 +172,10 @@ def make(folder, tied, window, stacked, seed, documents):
     model.double()
     parameters = {short_name(n): p for n, p in model.named_parameters() if p.requires_grad}
     ties.update(dict.fromkeys(ties, 0))
+    weights = {n.split("base_model.model.")[1]: p for n, p in model.named_parameters()
+               if stacked and (".mlp." in n or "post_attention" in n)}
+    for weight in weights.values():
+        weight.requires_grad_(True)
     loss, logits = forward(model, documents)
     print(folder, ties)
     assert all(ties.values())
@@ -179,6 +183,9 @@ def make(folder, tied, window, stacked, seed, documents):
     expected = {"logits": logits, "loss": loss.reshape(1)}
     for name, parameter in parameters.items():
         expected["gradient." + name] = parameter.grad.clone()
+    for name, weight in weights.items():
+        expected["gradient." + name] = weight.grad
+        weight.requires_grad_(False)
     ten_steps(model, parameters, documents, expected)
     save_file({n: v.detach().float().contiguous() for n, v in expected.items()},
               os.path.join(folder, "expected.safetensors"))
