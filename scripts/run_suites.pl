@@ -14,7 +14,7 @@ use File::Basename;
 use File::Path qw(make_path rmtree);
 use TAP::Harness;
 
-my $limit = 900;    # seconds until a test that hangs is ended
+my $limit = 1800;    # seconds until a test that hangs is ended
 
 my $mode = shift @ARGV // die "usage: $0 SCRATCH [PART]...\n";
 if ($mode eq '--cmocka')  { exit cmocka_to_tap(@ARGV); }
@@ -25,11 +25,18 @@ my $scratch   = $mode;
 my %wanted    = map { $_ => 1 } @ARGV;
 my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
 chomp(my $jobs = qx(nproc));
-$jobs = 4 if $jobs > 4;    # most of the tests' time is waiting; memory is for a few models
+$jobs = 4 if $jobs > 4;    # memory is for a few models
+$jobs = $ENV{TEST_JOBS} || $jobs;
 my $fault_runs = $ENV{FAULT_RUNS} || 1;
 delete @ENV{ grep { /^(PG(?!_CONFIG$)|LC_|LANG|FT_)/ } keys %ENV };
 $ENV{LC_ALL}  = $ENV{LANG} = 'C.UTF-8';    # PostgreSQL::Test keeps the latter only
 $ENV{PERL5LIB} = '';
+
+# Seconds: for a server to start or to stop, and for whatever else a test waits
+# for, or keeps a session open for.  For machines that are slow, and stand still
+# now and then: nothing that works comes near.
+$ENV{PGCTLTIMEOUT} = 300;
+$ENV{PG_TEST_TIMEOUT_DEFAULT} = 600;
 
 my @suites = (checks());
 push @suites, engine_suites() if $wanted{engine};

@@ -4,6 +4,9 @@
 #   scripts/run_tests.sh [style|engine|sql|tap|fuzz|soak]…     (all but soak when none is named)
 #   FAULT_RUNS=N scripts/run_tests.sh faults                   (N runs of the tests of faults)
 #
+# TEST_JOBS says how many files are run at a time (as many as there are
+# processors, up to 4): most of the server tests' time is waiting.
+#
 # Building is done here, in the checkout, by whoever calls.  Everything that is
 # run afterwards runs from a copy in a scratch folder as an ordinary user:
 # PostgreSQL refuses to run as root, a checkout may lie where nobody else can

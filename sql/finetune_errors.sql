@@ -156,7 +156,10 @@ SELECT try_create('TABLE t', options => '{"lora_target_modules": ["q_proj", "lm_
 SELECT try_create('TABLE t', options => '{"lora_target_modules": ["q_proj", "q_proj"]}');
 SELECT try_create('TABLE t', options => '{"validation_fraction": 1}');
 SELECT try_create('TABLE t', options => '{"seed": {"a": 1}}');
-SELECT try_create('TABLE t', options => '{"from_model": "m"}');
+SELECT try_create('TABLE t', options => '{"from_model": 1}');
+SELECT try_create('TABLE t', options => '{"prompt_template": "m"}');
+SELECT try_create('TABLE t', options => '{"early_stopping_patience": 0}');
+SELECT try_create('TABLE t', options => '{"early_stopping_patience": 2, "validation_fraction": 0}');
 SELECT try_create('TABLE t', options => '{"lora_r": 16.0, "lora_alpha": "auto", "max_epochs": "auto",
 	"learning_rate": null, "lora_target_modules": ["q_proj", "v_proj"], "method": "lora"}') ~ 'absent.gguf';
 SELECT try_create('TABLE t', options => NULL) ~ 'absent.gguf';

@@ -56,7 +56,7 @@ UPDATE finetune.job SET home = finetune.here();
 
 -- A queue of any length: places in it are counted in the one, jobs from elsewhere
 -- are found by the other.
-CREATE INDEX job_waiting ON finetune.job (priority DESC, created_at, id)
+CREATE INDEX job_waiting ON finetune.job (home, priority DESC, created_at, id)
 	WHERE phase = 'pending' AND attempt = 0;
 COMMENT ON INDEX finetune.job_waiting IS 'places in the queue';
 CREATE INDEX job_home ON finetune.job (home)
@@ -109,47 +109,23 @@ CREATE OR REPLACE VIEW finetune.job_detail AS
 				THEN j.estimated_finish END AS estimated_finish,
 		   CASE WHEN p.phase OPERATOR(pg_catalog.=) 'pending'
 					 AND j.attempt OPERATOR(pg_catalog.=) 0
-				-- All of a range of job_waiting, then of another, but those from
-				-- elsewhere: a queue of any length is counted in its index alone.
+					 AND j.home IS NOT NULL
+				-- Two ranges of job_waiting, which a plan without statistics finds, too
 				THEN (SELECT pg_catalog.count(*)
 					  FROM finetune.job a
 					  WHERE a.phase OPERATOR(pg_catalog.=) 'pending'
 						AND a.attempt OPERATOR(pg_catalog.=) 0
+						AND a.home OPERATOR(pg_catalog.=) j.home
 						AND a.priority OPERATOR(pg_catalog.>) j.priority)
 					 OPERATOR(pg_catalog.+)
 					 (SELECT pg_catalog.count(*)
 					  FROM finetune.job a
 					  WHERE a.phase OPERATOR(pg_catalog.=) 'pending'
 						AND a.attempt OPERATOR(pg_catalog.=) 0
+						AND a.home OPERATOR(pg_catalog.=) j.home
 						AND a.priority OPERATOR(pg_catalog.=) j.priority
 						AND ROW(a.created_at, a.id)
 							OPERATOR(pg_catalog.<=) ROW(j.created_at, j.id))
-					 OPERATOR(pg_catalog.-)
-					 (SELECT pg_catalog.count(*)
-					  FROM (SELECT h.priority, h.created_at, h.id
-							FROM finetune.job h
-							WHERE h.phase IN ('pending', 'queued', 'running', 'uploading')
-								AND h.phase OPERATOR(pg_catalog.=) 'pending'
-								AND h.attempt OPERATOR(pg_catalog.=) 0
-								AND h.home OPERATOR(pg_catalog.<) j.home
-							UNION ALL
-							SELECT h.priority, h.created_at, h.id
-							FROM finetune.job h
-							WHERE h.phase IN ('pending', 'queued', 'running', 'uploading')
-								AND h.phase OPERATOR(pg_catalog.=) 'pending'
-								AND h.attempt OPERATOR(pg_catalog.=) 0
-								AND h.home OPERATOR(pg_catalog.>) j.home
-							UNION ALL
-							SELECT h.priority, h.created_at, h.id
-							FROM finetune.job h
-							WHERE h.phase IN ('pending', 'queued', 'running', 'uploading')
-								AND h.phase OPERATOR(pg_catalog.=) 'pending'
-								AND h.attempt OPERATOR(pg_catalog.=) 0
-								AND h.home IS NULL) a
-					  WHERE a.priority OPERATOR(pg_catalog.>) j.priority
-						OR (a.priority OPERATOR(pg_catalog.=) j.priority
-							AND ROW(a.created_at, a.id)
-								OPERATOR(pg_catalog.<=) ROW(j.created_at, j.id)))
 				END AS queue_position,
 		   j.attempt AS attempts,
 		   j.device,
@@ -275,7 +251,7 @@ CREATE FUNCTION @extschema@.finetune_import(model pg_catalog.text, base_model pg
 	AS 'MODULE_PATHNAME', 'pgft_import';
 
 COMMENT ON FUNCTION @extschema@.finetune_export(pg_catalog.text, pg_catalog.text, pg_catalog.text)
-	IS 'write a tuned model into a new directory on the server, as a PEFT adapter';
+	IS 'write a tuned model into a new directory on the server: a PEFT or GGUF adapter, or merged with its base as safetensors or GGUF';
 COMMENT ON FUNCTION @extschema@.finetune_import(pg_catalog.text, pg_catalog.text, pg_catalog.text)
 	IS 'make a model out of a PEFT adapter in a directory on the server';
 COMMENT ON COLUMN finetune.models.storage IS 'where the weights are: file or database';

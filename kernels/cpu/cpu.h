@@ -143,10 +143,17 @@ ft_status ft_cpu_gather_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *in
 ft_status ft_cpu_scatter_add_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *index);
 ft_status ft_cpu_convert(ft_stream *s, ft_mat y, ft_mat x);
 ft_status ft_cpu_add(ft_stream *s, ft_mat y, ft_mat x, float alpha);
+ft_status ft_cpu_add_bias(ft_stream *s, ft_mat y, const float *bias);
+ft_status ft_cpu_sum_rows(ft_stream *s, float *sum, ft_mat x);
+ft_status ft_cpu_embed_grad(ft_stream *s, ft_mat dw, ft_mat dy, const int32_t *ids);
 ft_status ft_cpu_rmsnorm(ft_stream *s, ft_mat y, ft_mat h, float *rstd, ft_mat x, ft_mat branch,
 						 const float *weight, float eps);
 ft_status ft_cpu_rmsnorm_grad(ft_stream *s, ft_mat dx, float *dweight, ft_mat dy, ft_mat x,
 							  const float *weight, const float *rstd);
+ft_status
+ft_cpu_head_norm(ft_stream *s, ft_mat y, ft_mat x, int head_dim, const float *weight, float eps);
+ft_status ft_cpu_head_norm_grad(ft_stream *s, ft_mat d, float *dweight, ft_mat x, int head_dim,
+								const float *weight, float eps);
 ft_status ft_cpu_rope(ft_stream *s, ft_mat x, int head_dim, const int32_t *positions,
 					  const float *cos_table, const float *sin_table, bool inverse);
 ft_status ft_cpu_swiglu(ft_stream *s, ft_mat y, ft_mat gate_up);

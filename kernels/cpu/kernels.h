@@ -48,6 +48,13 @@ typedef struct ft_kernels
 	/* One row; dweight may be NULL. */
 	void (*rmsnorm_grad)(float *dx, float *dweight, const void *dy, bool dy_bf16, const float *x,
 						 const float *weight, float rstd, int64_t n);
+	/* y += x. */
+	void (*accumulate)(void *y, bool y_bf16, const void *x, bool x_bf16, int64_t n);
+	/* One head.  y may be x. */
+	void (*head_norm)(void *y, const void *x, bool bf16, const float *weight, float eps, int64_t n);
+	/* One head; dy is replaced by dx.  dweight may be NULL. */
+	void (*head_norm_grad)(void *d, float *dweight, const void *x, bool bf16, const float *weight,
+						   float eps, int64_t n);
 	void (*rope)(void *x, bool bf16, const float *cos, const float *sin, float sign, int64_t half);
 	void (*swiglu)(void *y, bool y_bf16, const void *gate, const void *up, bool bf16, int64_t n);
 	void (*swiglu_grad)(void *dgate, void *dup, bool d_bf16, const void *dy, bool dy_bf16,

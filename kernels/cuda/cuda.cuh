@@ -84,6 +84,7 @@ struct ft_packed
 	void *quants;
 	void *high;
 	void *scales;
+	void *blocks; /* of 256 columns */
 };
 
 struct ft_weight
@@ -290,10 +291,17 @@ ft_status ft_cuda_gather_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *i
 ft_status ft_cuda_scatter_add_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *index);
 ft_status ft_cuda_convert(ft_stream *s, ft_mat y, ft_mat x);
 ft_status ft_cuda_add(ft_stream *s, ft_mat y, ft_mat x, float alpha);
+ft_status ft_cuda_add_bias(ft_stream *s, ft_mat y, const float *bias);
+ft_status ft_cuda_sum_rows(ft_stream *s, float *sum, ft_mat x);
+ft_status ft_cuda_embed_grad(ft_stream *s, ft_mat dw, ft_mat dy, const int32_t *ids);
 ft_status ft_cuda_rmsnorm(ft_stream *s, ft_mat y, ft_mat h, float *rstd, ft_mat x, ft_mat branch,
 						  const float *weight, float eps);
 ft_status ft_cuda_rmsnorm_grad(ft_stream *s, ft_mat dx, float *dweight, ft_mat dy, ft_mat x,
 							   const float *weight, const float *rstd);
+ft_status
+ft_cuda_head_norm(ft_stream *s, ft_mat y, ft_mat x, int head_dim, const float *weight, float eps);
+ft_status ft_cuda_head_norm_grad(ft_stream *s, ft_mat d, float *dweight, ft_mat x, int head_dim,
+								 const float *weight, float eps);
 ft_status ft_cuda_rope(ft_stream *s, ft_mat x, int head_dim, const int32_t *positions,
 					   const float *cos_table, const float *sin_table, bool inverse);
 ft_status ft_cuda_swiglu(ft_stream *s, ft_mat y, ft_mat gate_up);

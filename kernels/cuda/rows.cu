@@ -79,6 +79,52 @@ ft_cuda_embed(ft_stream *s, ft_mat y, const ft_weight *w, const int32_t *ids)
 	return FT_OK;
 }
 
+/* --- the gradient of embed --- */
+
+/* A block columns of a row, if no earlier row has its id; it adds the later ones with that id, too,
+ * in their order. */
+static __global__ void
+embed_grad_row(view<float> dw, view<const float> dy, const int32_t *ids)
+{
+	__shared__ int shared[THREADS / FT_WARP];
+	int64_t first = blockIdx.x * (int64_t) CHUNK + threadIdx.x;
+	int64_t end = ft_min64((blockIdx.x + 1) * (int64_t) CHUNK, dy.cols);
+
+	for (int64_t i = blockIdx.y; i < dy.rows; i += gridDim.y)
+	{
+		int32_t id = ids[i];
+		int earlier = 0;
+
+		if (id < 0 || id >= dw.rows)
+			continue;
+		for (int64_t k = threadIdx.x; k < i; k += THREADS)
+			earlier |= ids[k] == id;
+		if (block_sum(earlier, shared) > 0)
+			continue;
+		for (int64_t k = i; k < dy.rows; k++)
+		{
+			if (ids[k] != id)
+				continue;
+			for (int64_t j = first; j < end; j += THREADS)
+				dw.row(id)[j] += dy.row(k)[j];
+		}
+	}
+}
+
+ft_status
+ft_cuda_embed_grad(ft_stream *s, ft_mat dw, ft_mat dy, const int32_t *ids)
+{
+	FT_TRY(ft_cuda_enter(s));
+	FT_TRY(ft_cuda_shape("embed_grad", "dy", dy, dy.rows, dw.cols));
+	if (dw.dtype != FT_F32 || dy.dtype != FT_F32)
+		return ft_cuda_unsupported("embed_grad", dw.dtype, dy.dtype);
+	if (is_empty(dy))
+		return FT_OK;
+	FT_LAUNCH(embed_grad_row, grid_of(dy), THREADS, 0, s->stream, view_of<float>(dw),
+			  view_of<const float>(dy), ids);
+	return ft_cuda_launched("embed_grad");
+}
+
 /* --- gather and scatter --- */
 
 template <typename T>

@@ -21,13 +21,19 @@ template <ft_dtype TYPE>
 __device__ static void
 pack_scales(const ft_packed &part, int64_t to, const uint8_t *row, int64_t unit)
 {
-	if constexpr (TYPE == FT_Q6_K)
+	if constexpr (is_block_of_256(TYPE))
 	{
-		const uint8_t *block = row + unit / 8 * 210;
-		const uint8_t *scale = block + 192 + unit % 8 * 2;
+		const uint8_t *block = row + unit / 8 * raw_block_256<TYPE>::bytes;
+		uint16_t scales = raw_scales_256<TYPE>(block, (int) (unit % 8));
 
-		((uint32_t *) part.scales)[to] =
-			raw_u16(block + 208) | (uint32_t) scale[0] << 16 | (uint32_t) scale[1] << 24;
+		if constexpr (TYPE == FT_Q6_K)
+			((uint32_t *) part.scales)[to] = raw_factors_256<TYPE>(block) | (uint32_t) scales << 16;
+		else
+		{
+			((uint16_t *) part.scales)[to] = scales;
+			if (unit % 8 == 0)
+				((uint32_t *) part.blocks)[to / 8] = raw_factors_256<TYPE>(block);
+		}
 	}
 	else
 	{
@@ -60,12 +66,14 @@ pack_blocks(ft_packed part, const uint8_t *raw, int64_t row_bytes)
 
 		if constexpr (TYPE == FT_Q8_0)
 			quants[j / 4] |= (uint32_t) (code & 255) << (j % 4 * 8);
+		else if constexpr (ft_packed_quant_bytes(TYPE) == 8)
+			quants[j / 16] |= (uint32_t) (code & 3) << (j % 16 * 2);
 		else
 			quants[j % 16 / 4] |= (uint32_t) (code & 15) << (j % 4 * 8 + j / 16 * 4);
 		if constexpr (TYPE == FT_Q6_K)
 			high[j / 16] |= (uint32_t) (code >> 4) << (j % 16 * 2);
-		else if constexpr (raw_block<TYPE>::has_high)
-			high[0] |= (uint32_t) (code >> 4) << j;
+		else if constexpr (ft_packed_high_bytes(TYPE) > 0)
+			high[0] |= (uint32_t) (code >> (ft_packed_quant_bytes(TYPE) == 8 ? 2 : 4)) << j;
 	}
 	for (int i = 0; i < ft_packed_quant_bytes(TYPE) / 4; i++)
 		((uint32_t *) part.quants)[to * (ft_packed_quant_bytes(TYPE) / 4) + i] = quants[i];
@@ -174,6 +182,8 @@ place_parts(ft_weight *w, const ft_mat *parts, uint8_t *base)
 		at += aligned(units * ft_packed_high_bytes(type));
 		part->scales = base + at;
 		at += aligned(units * ft_packed_scale_bytes(type));
+		part->blocks = base + at;
+		at += aligned(units / 8 * ft_packed_block_bytes(type));
 	}
 	return at;
 }

@@ -35,6 +35,20 @@ ft_status ft_adapter_create(const ft_model *model, int rank, float alpha, bool u
 ft_status ft_adapter_init(ft_adapter *adapter, const ft_config *config, uint64_t seed);
 void ft_adapter_free(ft_adapter *adapter);
 
+/* What an adapter_config.json says. */
+typedef struct ft_peft_config
+{
+	int rank;
+	float alpha;
+	bool use_rslora;
+	unsigned targets; /* bit per ft_target */
+} ft_peft_config;
+
+#define FT_PEFT_TENSORS "adapter_model.safetensors"
+
+/* Of a PEFT directory; FT_UNSUPPORTED names what an adapter may not ask for. */
+ft_status ft_peft_read_config(const char *directory, ft_peft_config *config);
+
 /* PEFT directory: adapter_config.json and adapter_model.safetensors (peft.c). */
 ft_status ft_peft_load(const ft_model *model, const char *directory, ft_adapter **adapter);
 ft_status ft_peft_save(const ft_adapter *adapter, const ft_config *config, const char *base_name,

@@ -230,6 +230,12 @@ completion_reply(void *argument)
 
 	if (r->status == FT_OK)
 		r->status = ft_generation_text(&r->generation, &text);
+	if (r->status == FT_OK && c->chat && text.data[0] == ' ' &&
+		ft_chat_template_answers_space(r->model.base->chat_template))
+	{
+		text.length--;
+		memmove(text.data, text.data + 1, text.length + 1);
+	}
 	if (r->status == FT_OK)
 		reply_json(c->exchange, HTTP_OK,
 				   ft_api_completion(c->chat, c->model, c->created, &text,

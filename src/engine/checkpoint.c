@@ -104,8 +104,31 @@ add_digest(json_t *files, const char *directory, const char *name)
 	return FT_OK;
 }
 
-static const char *const digested[] = {"adapter/adapter_model.safetensors",
-									   "optimizer.safetensors"};
+/* The last one only where there is a best adapter beside. */
+static const char *const digested[] = {"adapter/adapter_model.safetensors", "optimizer.safetensors",
+									   "best/adapter_model.safetensors"};
+
+/* Is the best adapter kept beside the newest one? */
+static bool
+best_beside(const ft_run_state *s)
+{
+	return s->best.step > 0 && s->best.step != s->step;
+}
+
+static size_t
+count_digested(const ft_run_state *s)
+{
+	return sizeof digested / sizeof digested[0] - (best_beside(s) ? 0 : 1);
+}
+
+static json_t *
+best_json(const ft_best *best)
+{
+	return json_pack("{s:I, s:o, s:o, s:o, s:I}", "step", (json_int_t) best->step, "training_loss",
+					 real_or_null(best->training_loss), "validation_loss",
+					 real_or_null(best->validation_loss), "validation_token_accuracy",
+					 real_or_null(best->validation_accuracy), "waited", (json_int_t) best->waited);
+}
 
 static ft_status
 save_state(const char *directory, const char *identity, const ft_run_state *s)
@@ -124,7 +147,9 @@ save_state(const char *directory, const char *identity, const ft_run_state *s)
 	json_object_set_new(json, "validation_loss", real_or_null(s->validation_loss));
 	json_object_set_new(json, "validation_token_accuracy", real_or_null(s->validation_accuracy));
 	json_object_set_new(json, "elapsed", real_or_null(s->elapsed));
-	for (size_t i = 0; status == FT_OK && i < sizeof digested / sizeof digested[0]; i++)
+	if (s->best.step > 0)
+		json_object_set_new(json, "best", best_json(&s->best));
+	for (size_t i = 0; status == FT_OK && i < count_digested(s); i++)
 		status = add_digest(files, directory, digested[i]);
 	/* 17 digits: what is read back is the same number */
 	if (status == FT_OK && (text = json_dumps(json, JSON_INDENT(2))) == NULL)
@@ -140,8 +165,8 @@ save_state(const char *directory, const char *identity, const ft_run_state *s)
 
 static ft_status
 save_into(const char *directory, const char *identity, const ft_run_state *state,
-		  const ft_adapter *adapter, const ft_config *config, const char *base_name,
-		  const ft_moments *moments)
+		  const ft_adapter *adapter, const ft_adapter *best, const ft_config *config,
+		  const char *base_name, const ft_moments *moments)
 {
 	char path[FT_PATH_SIZE];
 	const ft_safetensor_out tensors[2] = {{"exp_avg", -1, moments->n, moments->m},
@@ -151,6 +176,11 @@ save_into(const char *directory, const char *identity, const ft_run_state *state
 		return ft_fail_errno("could not create directory \"%s\"", directory);
 	FT_TRY(ft_path_join(path, directory, "adapter"));
 	FT_TRY(ft_peft_save(adapter, config, base_name, path));
+	if (best_beside(state))
+	{
+		FT_TRY(ft_path_join(path, directory, "best"));
+		FT_TRY(ft_peft_save(best, config, base_name, path));
+	}
 	FT_TRY(ft_path_join(path, directory, "optimizer.safetensors"));
 	FT_TRY(ft_safetensors_write(path, tensors, 2));
 	return save_state(directory, identity, state);
@@ -181,8 +211,8 @@ remove_old(const char *directory, const int64_t *steps, size_t n, size_t kept)
 
 ft_status
 ft_checkpoint_save(const char *directory, const char *identity, const ft_run_state *state,
-				   const ft_adapter *adapter, const ft_config *config, const char *base_name,
-				   const ft_moments *moments)
+				   const ft_adapter *adapter, const ft_adapter *best, const ft_config *config,
+				   const char *base_name, const ft_moments *moments)
 {
 	char path[FT_PATH_SIZE];
 	char temporary[FT_PATH_SIZE];
@@ -193,7 +223,7 @@ ft_checkpoint_save(const char *directory, const char *identity, const ft_run_sta
 	FT_TRY(checkpoint_path(directory, state->step, "", path));
 	FT_TRY(checkpoint_path(directory, state->step, ".tmp", temporary));
 	FT_TRY(ft_remove_tree(temporary));
-	status = save_into(temporary, identity, state, adapter, config, base_name, moments);
+	status = save_into(temporary, identity, state, adapter, best, config, base_name, moments);
 	/* one of this step that is there already did not pass as whole, or the run would not be here */
 	if (status == FT_OK)
 		status = ft_remove_tree(path);
@@ -238,6 +268,19 @@ real_or_nan(const json_t *object, const char *key)
 	return json_is_number(value) ? json_number_value(value) : NAN;
 }
 
+static void
+read_best(const json_t *json, ft_best *best)
+{
+	*best = (ft_best){0};
+	if (json == NULL)
+		return;
+	best->step = json_integer_value(json_object_get(json, "step"));
+	best->training_loss = real_or_nan(json, "training_loss");
+	best->validation_loss = real_or_nan(json, "validation_loss");
+	best->validation_accuracy = real_or_nan(json, "validation_token_accuracy");
+	best->waited = json_integer_value(json_object_get(json, "waited"));
+}
+
 static ft_status
 read_state(const json_t *json, const char *directory, const char *identity, ft_run_state *s)
 {
@@ -257,7 +300,8 @@ read_state(const json_t *json, const char *directory, const char *identity, ft_r
 	s->validation_loss = real_or_nan(json, "validation_loss");
 	s->validation_accuracy = real_or_nan(json, "validation_token_accuracy");
 	s->elapsed = json_number_value(json_object_get(json, "elapsed"));
-	for (size_t i = 0; i < sizeof digested / sizeof digested[0]; i++)
+	read_best(json_object_get(json, "best"), &s->best);
+	for (size_t i = 0; i < count_digested(s); i++)
 		FT_TRY(check_digest(json_object_get(json, "files"), directory, digested[i]));
 	return FT_OK;
 }
@@ -306,16 +350,15 @@ load_moments(const char *directory, ft_moments *moments)
 	return status;
 }
 
+/* An adapter of as many values as there are moments. */
 static ft_status
-load_from(const char *directory, const char *identity, const ft_model *model, ft_run_state *state,
-		  ft_adapter **adapter, ft_moments *moments)
+load_adapter(const char *directory, const char *name, const ft_model *model,
+			 const ft_moments *moments, ft_adapter **adapter)
 {
 	char path[FT_PATH_SIZE];
 	ft_status status;
 
-	FT_TRY(load_state(directory, identity, state));
-	FT_TRY(load_moments(directory, moments));
-	FT_TRY(ft_path_join(path, directory, "adapter"));
+	FT_TRY(ft_path_join(path, directory, name));
 	FT_TRY(ft_peft_load(model, path, adapter));
 	if ((*adapter)->n == moments->n)
 		return FT_OK;
@@ -326,15 +369,37 @@ load_from(const char *directory, const char *identity, const ft_model *model, ft
 	return status;
 }
 
+static ft_status
+load_from(const char *directory, const char *identity, const ft_model *model, ft_run_state *state,
+		  ft_adapter **adapter, ft_adapter **best, ft_moments *moments)
+{
+	ft_status status;
+
+	FT_TRY(load_state(directory, identity, state));
+	FT_TRY(load_moments(directory, moments));
+	FT_TRY(load_adapter(directory, "adapter", model, moments, adapter));
+	if (state->best.step == 0)
+		return FT_OK;
+	status = load_adapter(directory, best_beside(state) ? "best" : "adapter", model, moments, best);
+	if (status != FT_OK)
+	{
+		ft_adapter_free(*adapter);
+		*adapter = NULL;
+	}
+	return status;
+}
+
 ft_status
 ft_checkpoint_load(const char *directory, const char *identity, const ft_model *model,
-				   ft_run_state *state, ft_adapter **adapter, ft_moments *moments)
+				   ft_run_state *state, ft_adapter **adapter, ft_adapter **best,
+				   ft_moments *moments)
 {
 	int64_t *steps;
 	size_t n;
 	ft_status status = list_steps(directory, &steps, &n);
 
 	*adapter = NULL;
+	*best = NULL;
 	for (size_t i = 0; status == FT_OK && i < n && *adapter == NULL; i++)
 	{
 		char path[FT_PATH_SIZE];
@@ -342,7 +407,7 @@ ft_checkpoint_load(const char *directory, const char *identity, const ft_model *
 		status = checkpoint_path(directory, steps[i], "", path);
 		if (status != FT_OK)
 			break;
-		status = load_from(path, identity, model, state, adapter, moments);
+		status = load_from(path, identity, model, state, adapter, best, moments);
 		if (status == FT_CORRUPT || status == FT_NOT_FOUND)
 		{
 			ft_log("warning", "checkpoint at step %lld is passed over: %s", (long long) steps[i],
@@ -357,7 +422,8 @@ ft_checkpoint_load(const char *directory, const char *identity, const ft_model *
 	if (status != FT_OK)
 	{
 		ft_adapter_free(*adapter);
-		*adapter = NULL;
+		ft_adapter_free(*best);
+		*adapter = *best = NULL;
 	}
 	if (status == FT_OK && *adapter == NULL)
 		*state = (ft_run_state){

@@ -1,9 +1,10 @@
 /*
  * checkpoint.h: all that a resume needs, in a directory of its own.
  *
- *     checkpoint-<step>/adapter/             the adapter, a PEFT directory
+ *     checkpoint-<step>/adapter/               the adapter, a PEFT directory
+ *     checkpoint-<step>/best/                  the best one so far, where it is kept and another
  *     checkpoint-<step>/optimizer.safetensors  AdamW's moments
- *     checkpoint-<step>/state.json           counters, sums, digests of the files
+ *     checkpoint-<step>/state.json             counters, sums, digests of the files
  *
  * The place in the data, the schedule and every random number follow from the
  * step and the job (packing.h, random.h), so they need no state of their own.
@@ -15,6 +16,16 @@
 
 #include "adapter.h"
 #include "digest.h"
+
+/* The evaluation with the lowest validation loss, where a run is to end early. */
+typedef struct ft_best
+{
+	int64_t step; /* 0: none yet */
+	double training_loss;
+	double validation_loss;
+	double validation_accuracy;
+	int64_t waited; /* evaluations since then */
+} ft_best;
 
 /* Where a run stands after `step` optimizer steps. */
 typedef struct ft_run_state
@@ -28,6 +39,7 @@ typedef struct ft_run_state
 	double validation_loss; /* of the last evaluation; NaN: none yet */
 	double validation_accuracy;
 	double elapsed; /* seconds of training, all attempts */
+	ft_best best;
 } ft_run_state;
 
 /* AdamW's moments on the host, laid out as the adapter's values. */
@@ -38,17 +50,20 @@ typedef struct ft_moments
 	int64_t n;
 } ft_moments;
 
-/* Save; `identity` says whose run this is (a digest of base, data and options).  FT_NO_SPACE and
- * the like leave earlier checkpoints as they were and no temporary files. */
-ft_status ft_checkpoint_save(const char *directory, const char *identity, const ft_run_state *state,
-							 const ft_adapter *adapter, const ft_config *config,
-							 const char *base_name, const ft_moments *moments);
+/* Save; `identity` says whose run this is (a digest of base, data and options), `best` is the
+ * adapter of state->best (NULL: none is kept).  FT_NO_SPACE and the like leave earlier checkpoints
+ * as they were and no temporary files. */
+ft_status
+ft_checkpoint_save(const char *directory, const char *identity, const ft_run_state *state,
+				   const ft_adapter *adapter, const ft_adapter *best, const ft_config *config,
+				   const char *base_name, const ft_moments *moments);
 
 /* The newest checkpoint that is whole; one that is not is passed over with a log line.  Without
- * any, state->step is 0 and *adapter NULL.  The moments' arrays of n values are the caller's.
- * FT_MISMATCH when it is another run's. */
+ * any, state->step is 0 and *adapter NULL; *best is NULL where no best one was kept.  The moments'
+ * arrays of n values are the caller's. FT_MISMATCH when it is another run's. */
 ft_status ft_checkpoint_load(const char *directory, const char *identity, const ft_model *model,
-							 ft_run_state *state, ft_adapter **adapter, ft_moments *moments);
+							 ft_run_state *state, ft_adapter **adapter, ft_adapter **best,
+							 ft_moments *moments);
 
 /* Remove what a killed run left half-written (names that end in ".tmp"). */
 ft_status ft_checkpoint_clean(const char *directory);

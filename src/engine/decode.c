@@ -2,7 +2,8 @@
  * decode.c: the forward pass of a serving batch.
  *
  *     h = embed(tokens)
- *     per layer:  x = norm(h);  q, k, v = x·QKVᵀ (+ LoRA);  rotate q and k;  store k, v
+ *     per layer:  x = norm(h);  q, k, v = x·QKVᵀ (+ LoRA, + bias);  (norm the heads of q and k;)
+ *                 rotate q and k;  store k, v
  *                 h += attention(q, cache)·Oᵀ (+ LoRA)
  *                 x = norm(h);  h += (silu(gate) · up)·downᵀ (+ LoRA),  gate | up = x·GUᵀ (+ LoRA)
  *                               or the weighted sum of its experts (experts.h)
@@ -297,6 +298,23 @@ add_lora(ft_decoder *d, ft_mat y, ft_mat x, int layer, int n, const ft_target *t
 	return d->ops->lora(d->stream, y, x, d->segments, used);
 }
 
+/* What only some families have between the projections and RoPE. */
+static ft_status
+add_bias_and_norms(ft_decoder *d, int index, ft_mat qkv)
+{
+	const ft_config *c = &d->model->config;
+	const ft_layer *layer = &d->model->layers[index];
+	ft_mat q = ft_mat_cols(qkv, 0, (int64_t) c->heads * c->head_dim);
+	ft_mat k = ft_mat_cols(qkv, q.cols, (int64_t) c->kv_heads * c->head_dim);
+
+	if (c->qkv_bias)
+		FT_TRY(d->ops->add_bias(d->stream, qkv, layer->qkv_bias));
+	if (!c->qk_norm)
+		return FT_OK;
+	FT_TRY(d->ops->head_norm(d->stream, q, q, c->head_dim, layer->q_norm, c->rms_eps));
+	return d->ops->head_norm(d->stream, k, k, c->head_dim, layer->k_norm, c->rms_eps);
+}
+
 /* branch = attention(x)·Oᵀ */
 static ft_status
 attention_branch(ft_decoder *d, const ft_kv_cache *cache, const ft_paged_batch *batch, int index,
@@ -317,12 +335,14 @@ attention_branch(ft_decoder *d, const ft_kv_cache *cache, const ft_paged_batch *
 
 	FT_TRY(ops->linear(d->stream, qkv, x, layer->qkv, 0, true));
 	FT_TRY(add_lora(d, qkv, x, index, 3, qkv_targets, columns));
+	FT_TRY(add_bias_and_norms(d, index, qkv));
 	FT_TRY(ops->rope(d->stream, ft_mat_cols(qkv, 0, q + kv), c->head_dim,
 					 d->device_ints + ints_of(d).positions, m->rope_cos, m->rope_sin, false));
 	FT_TRY(ops->kv_store(d->stream, &cache->layers[index], batch, ft_mat_cols(qkv, q, kv),
 						 ft_mat_cols(qkv, q + kv, kv)));
 	FT_TRY(ops->attention_paged(d->stream, heads, ft_mat_cols(qkv, 0, q), &cache->layers[index],
-								batch, c->heads, c->window, 1.0f / sqrtf((float) c->head_dim)));
+								batch, c->heads, ft_config_window(c, index),
+								1.0f / sqrtf((float) c->head_dim)));
 	FT_TRY(ops->linear(d->stream, branch, heads, layer->out, 0, true));
 	return add_lora(d, branch, heads, index, 1, &out_target, &zero);
 }

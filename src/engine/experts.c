@@ -220,7 +220,7 @@ each_gradient(ft_transformer *t, int layer, float *dw, ft_mat dy, ft_mat x)
 
 /* The gradients of the router and of gate and up, both of which read norm(middle): made again. */
 static ft_status
-weight_gradients(ft_transformer *t, int layer, const ft_experts_gradients *g, ft_mat dgate_up,
+weight_gradients(ft_transformer *t, int layer, const ft_layer_gradients *g, ft_mat dgate_up,
 				 ft_mat dlogits)
 {
 	const ft_config *c = &t->model->config;
@@ -234,7 +234,7 @@ weight_gradients(ft_transformer *t, int layer, const ft_experts_gradients *g, ft
 	FT_TRY(t->ops->rmsnorm(t->stream, normed, none, NULL, middle, none,
 						   t->model->layers[layer].ffn_norm, c->rms_eps));
 	FT_TRY(t->ops->gather_rows(t->stream, input, normed, t->experts->routing[layer].row));
-	FT_TRY(each_gradient(t, layer, g->gate_up, dgate_up, input));
+	FT_TRY(each_gradient(t, layer, g->experts_gate_up, dgate_up, input));
 	if (g->router == NULL)
 		return FT_OK;
 	FT_TRY(ft_transformer_round(t, dlogits, t->narrow, &dy));
@@ -248,7 +248,7 @@ weight_gradients(ft_transformer *t, int layer, const ft_experts_gradients *g, ft
  * the product w · g.
  */
 static ft_status
-input_gradient(ft_transformer *t, int layer, const ft_experts_gradients *g, int64_t rows,
+input_gradient(ft_transformer *t, int layer, const ft_layer_gradients *g, int64_t rows,
 			   ft_mat dnormed)
 {
 	const ft_config *c = &t->model->config;
@@ -267,7 +267,7 @@ input_gradient(ft_transformer *t, int layer, const ft_experts_gradients *g, int6
 	ft_mat weighted = product; /* in place, when it has been read */
 	ft_mat dy;
 
-	if (g->down == NULL)
+	if (g->experts_down == NULL)
 		weighted.data = NULL;
 
 	FT_TRY(
@@ -277,30 +277,28 @@ input_gradient(ft_transformer *t, int layer, const ft_experts_gradients *g, int6
 	FT_TRY(each_expert(t, layer, dproduct, doutput, l->experts_down, true));
 	FT_TRY(t->ops->weigh_rows_grad(t->stream, x->dweights, dproduct, weighted, product, r->place,
 								   r->weights));
-	FT_TRY(each_gradient(t, layer, g->down, doutput, product));
+	FT_TRY(each_gradient(t, layer, g->experts_down, doutput, product));
 	FT_TRY(ft_transformer_round(t, dproduct, t->narrow, &dy));
 	FT_TRY(t->ops->swiglu_grad(t->stream, gate_up, dy, gate_up));
 	FT_TRY(each_expert(t, layer, dinput, gate_up, l->experts_gate_up, true));
 	FT_TRY(t->ops->combine_rows(t->stream, dnormed, dinput, r->place, NULL, k));
 	FT_TRY(t->ops->route_grad(t->stream, dlogits, x->dweights, r->weights, r->experts, k));
-	if (g->gate_up != NULL || g->router != NULL)
+	if (g->experts_gate_up != NULL || g->router != NULL)
 		FT_TRY(weight_gradients(t, layer, g, gate_up, dlogits));
 	return t->ops->linear_grad_input(t->stream, dnormed, dlogits, l->router, 1);
 }
 
 /* dhidden: from the layer's output to `middle`. */
 ft_status
-ft_experts_backward(ft_transformer *t, int layer, int64_t rows)
+ft_experts_backward(ft_transformer *t, int layer, const ft_layer_gradients *g, int64_t rows)
 {
-	static const ft_experts_gradients frozen;
-	const ft_experts_gradients *g =
-		t->experts_gradients != NULL ? &t->experts_gradients[layer] : &frozen;
 	const ft_config *c = &t->model->config;
 	const ft_saved_layer *s = &t->saved[layer];
 	ft_mat dnormed = ft_mat_make(t->branch, FT_F32, rows, c->hidden);
 
 	FT_TRY(input_gradient(t, layer, g, rows, dnormed));
 	return t->ops->rmsnorm_grad(t->stream, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden),
-								g->norm, dnormed, ft_mat_make(s->middle, FT_F32, rows, c->hidden),
+								g->ffn_norm, dnormed,
+								ft_mat_make(s->middle, FT_F32, rows, c->hidden),
 								t->model->layers[layer].ffn_norm, s->ffn_rstd);
 }

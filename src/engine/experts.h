@@ -18,7 +18,7 @@
 #define FT_EXPERTS_H
 
 #include "arena.h"
-#include "model.h"
+#include "weight_gradients.h"
 
 struct ft_transformer;
 typedef struct ft_experts ft_experts; /* training's memory, private */
@@ -58,21 +58,12 @@ ft_experts_work_want(ft_experts_work *work, const ft_model *model, int64_t rows,
 ft_status ft_experts_serve(const ft_experts_work *work, const ft_model *model, ft_stream *stream,
 						   int layer, ft_mat branch, ft_mat x, void *gate_up, void *product);
 
-/* Where a layer's router, experts and the norm before them have their gradients: device, f32, added
- * to.  Any may be NULL: frozen. */
-typedef struct ft_experts_gradients
-{
-	float *router;  /* [E, C] */
-	float *gate_up; /* [E, 2F, C] */
-	float *down;    /* [E, C, F] */
-	float *norm;    /* [C] */
-} ft_experts_gradients;
-
 /* Training: plan the transformer's memory (transformer->experts, NULL for a dense model), and the
  * two passes, which stand in for those of the dense part (transformer.c, backward.c). */
 ft_status ft_experts_plan(struct ft_transformer *transformer);
 void ft_experts_free(ft_experts *experts);
 ft_status ft_experts_forward(struct ft_transformer *transformer, int layer, ft_mat normed);
-ft_status ft_experts_backward(struct ft_transformer *transformer, int layer, int64_t rows);
+ft_status ft_experts_backward(struct ft_transformer *transformer, int layer,
+							  const ft_layer_gradients *gradients, int64_t rows);
 
 #endif

@@ -77,6 +77,8 @@ ft_gguf_read_experts(ft_model_file *file)
 
 	FT_TRY(read_int(file, "expert_count", &experts));
 	FT_TRY(read_int(file, "expert_used_count", &used));
+	if (experts > 0 && strcmp(c->architecture, "llama") != 0)
+		return unsupported_key(c, "expert_count");
 	c->experts = (int) experts;
 	c->experts_per_token = (int) used;
 	return experts > 0 ? refuse_variants(file) : FT_OK;

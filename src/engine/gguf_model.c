@@ -7,6 +7,7 @@
 #include "model_file_internal.h"
 
 #include "buffer.h"
+#include "tokenizer_pre.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -15,10 +16,45 @@
 
 /* --- configuration --- */
 
+/* What the architectures differ in, beyond their keys' values. */
+typedef struct family
+{
+	const char *name;
+	bool interleaved; /* rows of q and k are, for RoPE over neighbours */
+	bool window;      /* the sliding window that a file gives is every layer's */
+	bool qkv_bias;
+	bool qk_norm;
+} family;
+
+static const family families[] = {
+	{.name = "llama", .interleaved = true, .window = true},
+	{.name = "qwen2", .qkv_bias = true},
+	{.name = "qwen3", .qk_norm = true},
+};
+
+/* NULL when it is none of these. */
+static const family *
+find_family(const char *architecture, size_t n)
+{
+	for (size_t i = 0; i < sizeof families / sizeof families[0]; i++)
+	{
+		if (strlen(families[i].name) == n && memcmp(architecture, families[i].name, n) == 0)
+			return &families[i];
+	}
+	return NULL;
+}
+
+/* Once the architecture has been read. */
+static const family *
+family_of(const ft_config *c)
+{
+	return find_family(c->architecture, strlen(c->architecture));
+}
+
 bool
 ft_gguf_architecture_known(const char *architecture, size_t n)
 {
-	return n == 5 && memcmp(architecture, "llama", 5) == 0;
+	return find_family(architecture, n) != NULL;
 }
 
 static bool
@@ -103,6 +139,18 @@ refuse_features(const ft_model_file *file)
 		"expert_group_count",
 		"leading_dense_block_count",
 		"interleave_moe_layer_step",
+		"attention.output_scale",
+		"attention.temperature_scale",
+		"attention.temperature_length",
+		"attention.sliding_window_pattern",
+		"attention.shared_kv_layers",
+		"final_logit_softcapping",
+		"use_parallel_residual",
+		"swin_norm",
+		"nextn_predict_layers",
+		"n_deepstack_layers",
+		"rope.dimension_sections",
+		"rope.scaling.alpha",
 	};
 
 	for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
@@ -164,6 +212,23 @@ read_rope(ft_model_file *file)
 }
 
 static ft_status
+read_window(ft_model_file *file)
+{
+	ft_config *c = &file->config;
+
+	FT_TRY(config_int(file, "attention.sliding_window", false, &c->window));
+	/* what is as long as the context hides nothing */
+	if (c->window >= c->max_positions)
+		c->window = 0;
+	if (c->window > 0 && !family_of(c)->window)
+		return ft_hint(
+			ft_fail(FT_UNSUPPORTED, "has a sliding window of %d tokens in a context of %d",
+					c->window, c->max_positions),
+			"Which layers of architecture \"%s\" have it is not in the file.", c->architecture);
+	return FT_OK;
+}
+
+static ft_status
 read_sizes(ft_model_file *file)
 {
 	ft_config *c = &file->config;
@@ -175,7 +240,7 @@ read_sizes(ft_model_file *file)
 	FT_TRY(config_int(file, "embedding_length", true, &c->hidden));
 	FT_TRY(config_int(file, "feed_forward_length", true, &c->ffn));
 	FT_TRY(config_int(file, "context_length", true, &c->max_positions));
-	FT_TRY(config_int(file, "attention.sliding_window", false, &c->window));
+	FT_TRY(read_window(file));
 	FT_TRY(config_int(file, "attention.head_count", true, &c->heads));
 	c->kv_heads = c->heads;
 	FT_TRY(config_int(file, "attention.head_count_kv", false, &c->kv_heads));
@@ -193,6 +258,8 @@ read_sizes(ft_model_file *file)
 		return ft_fail(FT_CORRUPT, "tensor \"token_embd.weight\" is missing");
 	c->vocab = embedding->dims[1] <= INT_MAX ? (int) embedding->dims[1] : INT_MAX;
 	c->tied_embeddings = ft_gguf_find_tensor(file->gguf, "output.weight") == NULL;
+	c->qkv_bias = family_of(c)->qkv_bias;
+	c->qk_norm = family_of(c)->qk_norm;
 	return FT_OK;
 }
 
@@ -230,6 +297,20 @@ static const struct
 	{"ffn_gate.weight", "mlp.gate_proj.weight", AS_IT_IS},
 	{"ffn_up.weight", "mlp.up_proj.weight", AS_IT_IS},
 	{"ffn_down.weight", "mlp.down_proj.weight", AS_IT_IS},
+};
+
+/* Those of a family that has biases, or norms of q and k. */
+static const struct
+{
+	const char *gguf;
+	const char *ours;
+	bool bias; /* else a norm */
+} family_names[] = {
+	{"attn_q.bias", "self_attn.q_proj.bias", true},
+	{"attn_k.bias", "self_attn.k_proj.bias", true},
+	{"attn_v.bias", "self_attn.v_proj.bias", true},
+	{"attn_q_norm.weight", "self_attn.q_norm.weight", false},
+	{"attn_k_norm.weight", "self_attn.k_norm.weight", false},
 };
 
 static const struct
@@ -273,7 +354,16 @@ translate(const ft_config *c, const char *gguf, ft_model_tensor *t)
 			if (strcmp(gguf + end, layer_names[i].gguf) != 0)
 				continue;
 			snprintf(t->name, sizeof t->name, "model.layers.%d.%s", layer, layer_names[i].ours);
-			t->permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+			if (family_of(c)->interleaved)
+				t->permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+			return FT_OK;
+		}
+		for (size_t i = 0; i < sizeof family_names / sizeof family_names[0]; i++)
+		{
+			if (strcmp(gguf + end, family_names[i].gguf) != 0 ||
+				!(family_names[i].bias ? c->qkv_bias : c->qk_norm))
+				continue;
+			snprintf(t->name, sizeof t->name, "model.layers.%d.%s", layer, family_names[i].ours);
 			return FT_OK;
 		}
 	}
@@ -289,6 +379,39 @@ ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype)
 		return ft_fail(FT_UNSUPPORTED, "tensor \"%s\" is of type %s (%u), which is not supported",
 					   from->name, ft_gguf_tensor_type_name(from->type), from->type);
 	return FT_OK;
+}
+
+ft_status
+ft_gguf_name_of(const ft_config *c, const char *ours, char name[128], int *permuted_heads)
+{
+	int layer;
+	int end = 0;
+
+	*permuted_heads = 0;
+	for (size_t i = 0; i < sizeof model_names / sizeof model_names[0]; i++)
+	{
+		if (strcmp(ours, model_names[i].ours) == 0)
+		{
+			snprintf(name, 128, "%s", model_names[i].gguf);
+			return FT_OK;
+		}
+	}
+	if (sscanf(ours, "model.layers.%7d.%n", &layer, &end) == 1 && end > 0)
+	{
+		for (size_t i = 0; i < sizeof layer_names / sizeof layer_names[0]; i++)
+		{
+			permutation p = layer_names[i].permuted;
+
+			if (strcmp(ours + end, layer_names[i].ours) != 0)
+				continue;
+			snprintf(name, 128, "blk.%d.%s", layer, layer_names[i].gguf);
+			*permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+			return FT_OK;
+		}
+	}
+	return ft_fail(FT_UNSUPPORTED,
+				   "tensor \"%s\" has no name in a GGUF file of architecture \"%s\"", ours,
+				   c->architecture);
 }
 
 static ft_status
@@ -400,6 +523,8 @@ read_scores(ft_model_file *file)
 	void *memory;
 
 	FT_TRY(find_per_token(file, "tokenizer.ggml.scores", &value));
+	if (value == NULL && strcmp(v->model, "llama") == 0)
+		return ft_fail(FT_CORRUPT, "key \"tokenizer.ggml.scores\" is missing");
 	if (value == NULL)
 		return FT_OK;
 	if (!ft_gguf_is_float(value))
@@ -425,6 +550,29 @@ read_string_array(const ft_gguf *g, const char *key, ft_string **strings, size_t
 	return FT_OK;
 }
 
+/* What the keys leave open is as the models of these kinds were trained. */
+static ft_status
+read_vocabulary_options(ft_model_file *file)
+{
+	const ft_gguf *g = file->gguf;
+	ft_vocabulary *v = &file->vocabulary;
+	bool sentencepiece = strcmp(v->model, "llama") == 0;
+	bool add_space_prefix = sentencepiece;
+	bool remove_spaces = false;
+
+	v->add_bos = sentencepiece || ft_pre_adds_bos(v->pre);
+	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.add_bos_token", &v->add_bos));
+	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.add_space_prefix", &add_space_prefix));
+	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.remove_extra_whitespaces", &remove_spaces));
+	if (sentencepiece && remove_spaces)
+		return ft_fail(FT_UNSUPPORTED, "key \"tokenizer.ggml.remove_extra_whitespaces\" is true, "
+									   "which is not supported");
+	v->space_prefix = sentencepiece && add_space_prefix ? FT_SPACE_ALWAYS : FT_SPACE_NONE;
+	v->byte_fallback = sentencepiece;
+	v->nfc = !sentencepiece && ft_pre_normalises(v->pre);
+	return FT_OK;
+}
+
 static ft_status
 read_vocabulary(ft_model_file *file)
 {
@@ -443,11 +591,7 @@ read_vocabulary(ft_model_file *file)
 	FT_TRY(token_id(file, "tokenizer.ggml.unknown_token_id", &v->unknown));
 	FT_TRY(token_id(file, "tokenizer.ggml.padding_token_id", &v->pad));
 
-	/* where the key is missing, as the models of these kinds were trained */
-	v->add_bos = strcmp(v->model, "llama") == 0 || strcmp(v->pre, "llama-bpe") == 0;
-	v->add_space_prefix = strcmp(v->model, "llama") == 0;
-	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.add_bos_token", &v->add_bos));
-	return ft_gguf_bool(g, "tokenizer.ggml.add_space_prefix", &v->add_space_prefix);
+	return read_vocabulary_options(file);
 }
 
 /* Ends of turns and of messages that the file names beside its end of text. */

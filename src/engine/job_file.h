@@ -38,10 +38,21 @@ typedef struct ft_options
 	int max_seq_length;
 	bool packing; /* false: a batch for each document */
 	bool train_on_inputs;
-	int n_evals; /* 0: every 10 % of progress, at least 10 steps apart */
+	int n_evals;       /* 0: every 10 % of progress, at least 10 steps apart */
+	int n_checkpoints; /* evenly over the run, beside those that are written anyway; 0: none */
+	int early_stopping_patience; /* evaluations (early_stopping.h); 0: none */
 	double validation_fraction;
 	uint64_t seed;
+	unsigned given; /* what an adapter to continue from must have: FT_GIVEN_* */
 } ft_options;
+
+enum
+{
+	FT_GIVEN_RANK = 1,
+	FT_GIVEN_ALPHA = 2,
+	FT_GIVEN_TARGETS = 4,
+	FT_GIVEN_RSLORA = 8
+};
 
 typedef struct ft_job
 {
@@ -50,7 +61,9 @@ typedef struct ft_job
 	char *base_template; /* NULL: the file's own */
 	int context_length;  /* 0: the file's own */
 	char *base_digest;   /* NULL: not checked */
-	char *adapter;       /* a PEFT directory, which evaluate puts over the base; NULL: none */
+	char *adapter;       /* a PEFT directory, to be put over the base or gone on with; NULL: none */
+	char *export_path;   /* directory that export makes; NULL: none */
+	char *export_format; /* with export_path, never NULL */
 	char *device;        /* "auto", "cpu", "cuda" … */
 	int threads;         /* 0: the device's default */
 	ft_numerics numerics;
@@ -76,6 +89,11 @@ typedef struct ft_data_size
 /* Fill in every option that is unset. */
 void ft_options_resolve(ft_options *options, const ft_config *config, int context_length,
 						const ft_data_size *data);
+
+/* An adapter's shape is the options' from now on; FT_INVALID where one of them was given and is
+ * another. */
+struct ft_adapter;
+ft_status ft_options_adopt(ft_options *options, const struct ft_adapter *adapter);
 
 /* All options by name, as event and plan file have them. */
 json_t *ft_options_json(const ft_options *options);

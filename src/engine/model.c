@@ -176,9 +176,9 @@ device_floats(ft_model *model, int64_t n, float **values)
 	return FT_OK;
 }
 
-/* A vector of a plain stored type, as f32 on the device. */
+/* A vector of a plain stored type, as f32 into device memory. */
 static ft_status
-load_vector(loader *l, const char *name, int64_t n, float **vector)
+load_vector_to(loader *l, const char *name, int64_t n, float *vector)
 {
 	const ft_ops *ops = l->model->ops;
 	const ft_model_tensor *t;
@@ -187,18 +187,17 @@ load_vector(loader *l, const char *name, int64_t n, float **vector)
 	ft_status status;
 
 	FT_TRY(find_tensor(l, name, 1, n, &t));
-	FT_TRY(device_floats(l->model, n, vector));
 	FT_TRY(ft_alloc(&host, t->bytes, 1));
 	status = ft_model_file_read(l->file, t, host);
 	if (status == FT_OK && t->dtype == FT_F32)
-		status = ops->copy_to_device(l->stream, *vector, host, t->bytes);
+		status = ops->copy_to_device(l->stream, vector, host, t->bytes);
 	else if (status == FT_OK)
 	{
 		status = ops->mem_alloc(l->model->device, FT_MEM_DEVICE, t->bytes, &stored);
 		if (status == FT_OK)
 			status = ops->copy_to_device(l->stream, stored, host, t->bytes);
 		if (status == FT_OK)
-			status = ops->convert(l->stream, ft_mat_make(*vector, FT_F32, 1, n),
+			status = ops->convert(l->stream, ft_mat_make(vector, FT_F32, 1, n),
 								  ft_mat_make(stored, t->dtype, 1, n));
 	}
 	if (status == FT_OK)
@@ -244,6 +243,40 @@ load_experts(loader *l, int index)
 }
 
 static ft_status
+load_vector(loader *l, const char *name, int64_t n, float **vector)
+{
+	FT_TRY(device_floats(l->model, n, vector));
+	return load_vector_to(l, name, n, *vector);
+}
+
+/* What only some families have between the projections and RoPE. */
+static ft_status
+load_attention_extras(loader *l, int index)
+{
+	const ft_config *c = &l->model->config;
+	ft_layer *layer = &l->model->layers[index];
+	const int64_t out[] = {(int64_t) c->heads * c->head_dim, (int64_t) c->kv_heads * c->head_dim,
+						   (int64_t) c->kv_heads * c->head_dim};
+	char name[128];
+	int64_t at = 0;
+
+	if (c->qkv_bias)
+		FT_TRY(device_floats(l->model, out[0] + out[1] + out[2], &layer->qkv_bias));
+	for (int t = FT_Q_PROJ; c->qkv_bias && t <= FT_V_PROJ; t++)
+	{
+		snprintf(name, sizeof name, "model.layers.%d.%s.bias", index, targets[t].module);
+		FT_TRY(load_vector_to(l, name, out[t], layer->qkv_bias + at));
+		at += out[t];
+	}
+	if (!c->qk_norm)
+		return FT_OK;
+	snprintf(name, sizeof name, "model.layers.%d.self_attn.q_norm.weight", index);
+	FT_TRY(load_vector(l, name, c->head_dim, &layer->q_norm));
+	snprintf(name, sizeof name, "model.layers.%d.self_attn.k_norm.weight", index);
+	return load_vector(l, name, c->head_dim, &layer->k_norm);
+}
+
+static ft_status
 load_layer(loader *l, int index)
 {
 	const ft_config *c = &l->model->config;
@@ -263,6 +296,7 @@ load_layer(loader *l, int index)
 	FT_TRY(load_vector(l, norm, c->hidden, &layer->attention_norm));
 	snprintf(norm, sizeof norm, "model.layers.%d.post_attention_layernorm.weight", index);
 	FT_TRY(load_vector(l, norm, c->hidden, &layer->ffn_norm));
+	FT_TRY(load_attention_extras(l, index));
 	FT_TRY(load_weight(l, 3, &name[FT_Q_PROJ], (int64_t[]){q, kv, kv}, c->hidden, l->use,
 					   &layer->qkv));
 	FT_TRY(load_weight(l, 1, &name[FT_O_PROJ], (int64_t[]){c->hidden}, q, l->use, &layer->out));
@@ -429,8 +463,7 @@ load_all(loader *l)
 		FT_TRY(load_weight(l, 1, &embedding, &rows, c->hidden, FT_USE_EMBED, &model->embedding));
 		FT_TRY(load_weight(l, 1, &head, &rows, c->hidden, l->use, &model->head));
 	}
-	/* a tensor that nothing reads (a bias, a norm of q) would silently change what the model says
-	 */
+	/* a tensor that nothing reads would silently change what the model says */
 	for (int i = 0; i < ft_model_file_tensors(l->file); i++)
 		if (!l->used[i])
 			return ft_fail(FT_UNSUPPORTED, "%s: tensor \"%s\" is not supported",
@@ -481,6 +514,8 @@ ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, u
 	m->device = device;
 	m->compute = info.compute_dtype;
 	m->rope_positions = max_positions;
+	if (m->config.window >= max_positions)
+		m->config.window = 0; /* it hides nothing */
 	l.model = m;
 	status = ft_alloc((void **) &m->layers, (size_t) config->layers, sizeof *m->layers);
 	if (status == FT_OK)
@@ -541,6 +576,9 @@ ft_model_free(ft_model *model)
 		free_weight(model->ops, layer->router);
 		free_weights(model->ops, layer->experts_gate_up, model->config.experts);
 		free_weights(model->ops, layer->experts_down, model->config.experts);
+		free_memory(model, layer->qkv_bias);
+		free_memory(model, layer->q_norm);
+		free_memory(model, layer->k_norm);
 	}
 	if (model->head != model->embedding)
 		free_weight(model->ops, model->head);

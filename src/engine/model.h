@@ -23,6 +23,9 @@ typedef struct ft_layer
 	ft_weight *router;           /* [E, C] */
 	ft_weight **experts_gate_up; /* [E], each [2F, C] */
 	ft_weight **experts_down;    /* [E], each [C, F] */
+	float *qkv_bias;             /* [(H + 2G)·D], or NULL: the family has none */
+	float *q_norm;               /* [D], or NULL: the family has none */
+	float *k_norm;               /* [D], or NULL */
 } ft_layer;
 
 typedef struct ft_model

@@ -20,9 +20,12 @@ struct ft_model_file
 	char *path;
 	ft_model_part *parts;
 	int n_parts;
-	ft_gguf *gguf; /* owns the strings of the vocabulary */
+	ft_gguf *gguf; /* owns the strings of the vocabulary; NULL for a directory */
+	int directory; /* its descriptor; -1 for a GGUF file */
+	struct ft_tokenizer_files *tokenizer_files; /* of a directory: owns the whole vocabulary */
 	ft_config config;
-	ft_vocabulary vocabulary; /* its arrays are owned here */
+	bool config_known;        /* it has been read, and its sizes are within bounds */
+	ft_vocabulary vocabulary; /* its arrays are owned here, but for a directory */
 	char *chat_template;
 	ft_model_tensor *tensors;
 	int n_tensors;
@@ -33,6 +36,18 @@ struct ft_model_file
  * container's header, then what it means.  Messages of the second do not name the file. */
 ft_status ft_model_file_open_container(const char *path, ft_model_file **file);
 ft_status ft_model_file_read_header(ft_model_file *file);
+
+/* Are the sizes of a configuration within bounds that make every product of them fit 64 bits?
+ * FT_CORRUPT says which is not. */
+ft_status ft_model_config_check(const ft_config *config);
+/* Of these, how many experts there are, and how many a token has; FT_UNSUPPORTED when too many. */
+ft_status ft_model_experts_check(const ft_config *config);
+
+/* Parts of the second step, for a directory that is not whole: its configuration, checked; and the
+ * checks of what has been read since. */
+ft_status ft_model_file_read_config(ft_model_file *file);
+ft_status ft_model_file_check_tensors(ft_model_file *file);
+ft_status ft_model_file_check_vocabulary(ft_model_file *file);
 
 /* From the GGUF header (gguf_model.c): first config, then, once it has been checked, tensors,
  * vocabulary and template. */
@@ -51,10 +66,23 @@ ft_status ft_gguf_expert_slices(const ft_config *c, const ft_gguf_tensor *from,
 								ft_model_tensor *slices, bool *stacked);
 /* The type of its values, FT_UNSUPPORTED when we have none for it (gguf_model.c). */
 ft_status ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype);
+/* The name that a tensor of ours has in a GGUF file, and by how many heads its rows are permuted
+ * there (0: as they are).  FT_UNSUPPORTED when it has none. */
+ft_status
+ft_gguf_name_of(const ft_config *config, const char *ours, char name[128], int *permuted_heads);
+
+/* The same from the files of a directory (hf_model.c); contents also one by one.  Weights that are
+ * not there are FT_NOT_FOUND, as is a tokenizer. */
+ft_status ft_hf_read_config(ft_model_file *file);
+ft_status ft_hf_read_contents(ft_model_file *file);
+bool ft_hf_has_weights(const ft_model_file *file);
+ft_status ft_hf_read_weights(ft_model_file *file);
+ft_status ft_hf_read_vocabulary(ft_model_file *file);
+ft_status ft_hf_read_template(ft_model_file *file);
 
 /* Is this a value of general.architecture that can be trained and served? (gguf_model.c) */
 bool ft_gguf_architecture_known(const char *architecture, size_t n);
 /* The known ones, for a hint. */
-#define FT_ARCHITECTURES "llama"
+#define FT_ARCHITECTURES "llama, qwen2, qwen3"
 
 #endif

@@ -46,8 +46,13 @@ ft_ops_check(const ft_ops *ops)
 	CHECK(scatter_add_rows);
 	CHECK(convert);
 	CHECK(add);
+	CHECK(add_bias);
+	CHECK(sum_rows);
+	CHECK(embed_grad);
 	CHECK(rmsnorm);
 	CHECK(rmsnorm_grad);
+	CHECK(head_norm);
+	CHECK(head_norm_grad);
 	CHECK(rope);
 	CHECK(swiglu);
 	CHECK(swiglu_grad);

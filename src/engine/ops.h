@@ -26,7 +26,8 @@
  * - An unsupported combination of types gives FT_UNSUPPORTED with both names.
  *
  * Letters in shapes: T rows (tokens), C model width, H query heads, G key/value
- * heads, D head size, F feed-forward width, V vocabulary, R LoRA rank.
+ * heads, D head size, F feed-forward width, V vocabulary, R LoRA rank, E
+ * experts, K of them for a row.
  */
 #ifndef FT_OPS_H
 #define FT_OPS_H
@@ -35,8 +36,8 @@
 #include "tensor.h"
 
 #define FT_OPS_VERSION 2
-#define FT_KV_BLOCK 16 /* tokens in a block of the paged KV cache */
-#define FT_MAX_EXPERTS 256
+#define FT_KV_BLOCK 16    /* tokens in a block of the paged KV cache */
+#define FT_MAX_EXPERTS 64 /* so that no product of a model's sizes overflows 64 bits */
 
 typedef struct ft_device ft_device; /* private to the backend */
 typedef struct ft_stream ft_stream;
@@ -211,6 +212,13 @@ typedef struct ft_ops
 	ft_status (*convert)(ft_stream *s, ft_mat y, ft_mat x);
 	/* y += alpha · x (f32). */
 	ft_status (*add)(ft_stream *s, ft_mat y, ft_mat x, float alpha);
+	/* y[i] += bias[C] for every row; y f32 or bf16.  Row-fixed. */
+	ft_status (*add_bias)(ft_stream *s, ft_mat y, const float *bias);
+	/* sum[C] += Σ over rows of x (f32 or bf16): the gradient of a bias. */
+	ft_status (*sum_rows)(ft_stream *s, float *sum, ft_mat x);
+	/* dw[ids[i]] += dy[i], the gradient of embed(): ids may be equal, one out of range is left out.
+	 * dw, dy f32. */
+	ft_status (*embed_grad)(ft_stream *s, ft_mat dw, ft_mat dy, const int32_t *ids);
 
 	/* --- the transformer's own --- */
 
@@ -223,6 +231,15 @@ typedef struct ft_ops
 	 * bf16. dweight[C] (f32, added to) may be NULL. */
 	ft_status (*rmsnorm_grad)(ft_stream *s, ft_mat dx, float *dweight, ft_mat dy, ft_mat x,
 							  const float *weight, const float *rstd);
+	/* RMSNorm of each head on its own: for the D = head_dim columns of each head of x [T, n·D],
+	 * y = x / rms(x) · weight[D].  y may be x (in place); f32 or bf16 both, of one type.
+	 * Row-fixed. */
+	ft_status (*head_norm)(ft_stream *s, ft_mat y, ft_mat x, int head_dim, const float *weight,
+						   float eps);
+	/* dx from dy through that norm, in place of dy (both are `d`); x is what was normalised, of d's
+	 * type.  dweight[D] (f32, added to) may be NULL. */
+	ft_status (*head_norm_grad)(ft_stream *s, ft_mat d, float *dweight, ft_mat x, int head_dim,
+								const float *weight, float eps);
 	/* Rotate, in place, each head's halves (x1, x2) of x[T, n·D] by the angle of positions[t]:
 	 * (x1 cos − x2 sin, x2 cos + x1 sin), tables [max_position, D/2] f32.  inverse: by the negative
 	 * angle, which is the gradient.  x f32 or bf16. */

@@ -2,6 +2,7 @@
  * options.c: the options of a training run: reading, checking, and values for
  * those that nobody set.
  */
+#include "adapter.h"
 #include "job_file.h"
 
 #include <math.h>
@@ -13,11 +14,10 @@
 /* --- reading --- */
 
 /* Options that this engine knows but cannot do; any value but null, false or "auto" is refused. */
-static const char *const unsupported[] = {"from_model", "prompt_template",
-										  "early_stopping_patience", "dpo_beta"};
+static const char *const unsupported[] = {"prompt_template", "dpo_beta"};
 
 /* Options that are the caller's own business. */
-static const char *const callers[] = {"priority", "storage", "n_checkpoints"};
+static const char *const callers[] = {"priority", "storage"};
 
 static const char *const scheduler_names[] = {
 	[FT_COSINE] = "cosine", [FT_LINEAR] = "linear", [FT_CONSTANT] = "constant"};
@@ -221,6 +221,10 @@ read_option(const char *key, const json_t *value, ft_options *o)
 		return read_flag(key, value, &o->train_on_inputs);
 	if (IS("n_evals"))
 		return read_int(key, value, 0, 10000, &o->n_evals);
+	if (IS("n_checkpoints"))
+		return read_int(key, value, 1, 10000, &o->n_checkpoints);
+	if (IS("early_stopping_patience"))
+		return read_int(key, value, 1, 10000, &o->early_stopping_patience);
 	if (IS("validation_fraction"))
 		return read_real(key, value, 0, 0.9, &o->validation_fraction);
 	if (IS("seed"))
@@ -233,6 +237,26 @@ read_option(const char *key, const json_t *value, ft_options *o)
 	if (!is_unset(value) && !json_is_false(value))
 		return ft_fail(FT_UNSUPPORTED, "option \"%s\" is not supported", key);
 	return FT_OK;
+}
+
+/* Remember which of the adapter's own options were given. */
+static void
+note_given(const char *key, const json_t *value, ft_options *o)
+{
+	static const struct
+	{
+		const char *key;
+		unsigned bit;
+	} own[] = {{"lora_r", FT_GIVEN_RANK},
+			   {"lora_alpha", FT_GIVEN_ALPHA},
+			   {"lora_target_modules", FT_GIVEN_TARGETS},
+			   {"use_rslora", FT_GIVEN_RSLORA}};
+
+	for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
+	{
+		if (!is_unset(value) && strcmp(key, own[i].key) == 0)
+			o->given |= own[i].bit;
+	}
 }
 
 ft_status
@@ -257,6 +281,7 @@ ft_options_read(const json_t *object, ft_options *options)
 	json_object_foreach ((json_t *) object, key, value)
 	{
 		FT_TRY(read_option(key, value, options));
+		note_given(key, value, options);
 	}
 	return FT_OK;
 }
@@ -330,6 +355,38 @@ ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
 		o->max_epochs = auto_epochs(o, data);
 }
 
+ft_status
+ft_options_adopt(ft_options *o, const ft_adapter *a)
+{
+	static const char hint[] = "Leave the option out, or begin a new adapter.";
+
+	if ((o->given & FT_GIVEN_RANK) && o->lora_r != a->rank)
+		return ft_hint(ft_fail(FT_INVALID,
+							   "option \"lora_r\" is %d, but the adapter to continue "
+							   "from has %d",
+							   o->lora_r, a->rank),
+					   hint);
+	if ((o->given & FT_GIVEN_ALPHA) && (float) o->lora_alpha != a->alpha)
+		return ft_hint(ft_fail(FT_INVALID,
+							   "option \"lora_alpha\" is %g, but the adapter to "
+							   "continue from has %g",
+							   o->lora_alpha, (double) a->alpha),
+					   hint);
+	if ((o->given & FT_GIVEN_RSLORA) && o->use_rslora != a->use_rslora)
+		return ft_hint(ft_fail(FT_INVALID, "option \"use_rslora\" is not that of the adapter to "
+										   "continue from"),
+					   hint);
+	if ((o->given & FT_GIVEN_TARGETS) && o->lora_target_modules != a->targets)
+		return ft_hint(ft_fail(FT_INVALID, "option \"lora_target_modules\" is not that of the "
+										   "adapter to continue from"),
+					   hint);
+	o->lora_r = a->rank;
+	o->lora_alpha = (double) a->alpha;
+	o->use_rslora = a->use_rslora;
+	o->lora_target_modules = a->targets;
+	return FT_OK;
+}
+
 /* --- as JSON --- */
 
 static json_t *
@@ -372,6 +429,11 @@ ft_options_json(const ft_options *o)
 	json_object_set_new(json, "packing", json_boolean(o->packing));
 	json_object_set_new(json, "train_on_inputs", json_boolean(o->train_on_inputs));
 	json_object_set_new(json, "n_evals", json_integer(o->n_evals));
+	if (o->n_checkpoints > 0)
+		json_object_set_new(json, "n_checkpoints", json_integer(o->n_checkpoints));
+	if (o->early_stopping_patience > 0)
+		json_object_set_new(json, "early_stopping_patience",
+							json_integer(o->early_stopping_patience));
 	json_object_set_new(json, "validation_fraction", json_real(o->validation_fraction));
 	json_object_set_new(json, "seed", json_integer((json_int_t) o->seed));
 	return json;

@@ -18,17 +18,9 @@
 
 #define MAX_CONFIG (1 << 20)
 #define CONFIG_NAME "adapter_config.json"
-#define TENSORS_NAME "adapter_model.safetensors"
+#define TENSORS_NAME FT_PEFT_TENSORS
 
 /* --- configuration --- */
-
-typedef struct peft_config
-{
-	int rank;
-	float alpha;
-	bool use_rslora;
-	unsigned targets;
-} peft_config;
 
 /* Keys that are read here, or change nothing of what an adapter computes.  Any other must be
  * absent, or have a value that says nothing: so a key that is yet to be invented is refused too. */
@@ -146,7 +138,7 @@ read_targets(const json_t *modules, unsigned *targets)
 }
 
 static ft_status
-read_config(const json_t *json, peft_config *config)
+read_config(const json_t *json, ft_peft_config *config)
 {
 	const json_t *rank = json_object_get(json, "r");
 	const json_t *alpha = json_object_get(json, "lora_alpha");
@@ -165,8 +157,8 @@ read_config(const json_t *json, peft_config *config)
 	return read_targets(json_object_get(json, "target_modules"), &config->targets);
 }
 
-static ft_status
-load_config(const char *directory, peft_config *config)
+ft_status
+ft_peft_read_config(const char *directory, ft_peft_config *config)
 {
 	char path[FT_PATH_SIZE];
 	ft_text text = {0};
@@ -307,12 +299,12 @@ load_tensors(const char *directory, const ft_config *config, ft_adapter *adapter
 ft_status
 ft_peft_load(const ft_model *model, const char *directory, ft_adapter **result)
 {
-	peft_config config = {0};
+	ft_peft_config config = {0};
 	ft_adapter *adapter;
 	ft_status status;
 
 	*result = NULL;
-	FT_TRY(load_config(directory, &config));
+	FT_TRY(ft_peft_read_config(directory, &config));
 	FT_TRY(ft_adapter_create(model, config.rank, config.alpha, config.use_rslora, config.targets,
 							 &adapter));
 	status = load_tensors(directory, &model->config, adapter);

@@ -20,7 +20,8 @@
 struct ft_safetensors
 {
 	int fd;
-	char *path;
+	bool borrowed;  /* fd is the caller's */
+	char *path;     /* for messages */
 	json_t *header; /* owns the metadata's strings */
 	size_t count;
 	ft_safetensor *tensors;
@@ -287,6 +288,28 @@ ft_safetensors_open(const char *path, ft_safetensors **result)
 	return FT_OK;
 }
 
+ft_status
+ft_safetensors_open_fd(int fd, ft_safetensors **result)
+{
+	ft_safetensors *file;
+	ft_status status;
+
+	*result = NULL;
+	FT_TRY(ft_alloc((void **) &file, 1, sizeof *file));
+	file->fd = fd;
+	file->borrowed = true;
+	file->path = strdup("safetensors file");
+	status =
+		file->path != NULL ? read_header(file) : ft_fail(FT_NO_MEMORY, "out of memory: a file");
+	if (status != FT_OK)
+	{
+		ft_safetensors_close(file);
+		return status;
+	}
+	*result = file;
+	return FT_OK;
+}
+
 void
 ft_safetensors_close(ft_safetensors *file)
 {
@@ -296,7 +319,7 @@ ft_safetensors_close(ft_safetensors *file)
 		free(file->tensors[i].name);
 	free(file->tensors);
 	json_decref(file->header);
-	if (file->fd >= 0)
+	if (file->fd >= 0 && !file->borrowed)
 		close(file->fd);
 	free(file->path);
 	free(file);

@@ -33,6 +33,8 @@ typedef struct ft_safetensors ft_safetensors;
 /* Open a file and check its whole header: FT_NOT_FOUND, FT_IO, FT_CORRUPT (what contradicts what),
  * FT_UNSUPPORTED (a dtype of no whole number of bytes).  Messages name the path. */
 ft_status ft_safetensors_open(const char *path, ft_safetensors **file);
+/* The same of an open file, which stays the caller's and open; messages do not name it. */
+ft_status ft_safetensors_open_fd(int fd, ft_safetensors **file);
 void ft_safetensors_close(ft_safetensors *file);
 
 /* The tensors in the order of their bytes. */

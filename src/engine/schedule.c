@@ -34,6 +34,13 @@ ft_learning_rate(const ft_options *options, int64_t step, int64_t total)
 	return options->learning_rate * (low + (1.0 - low) * factor);
 }
 
+/* The i-th of n stands at i/n of the way; due where that share is passed. */
+static bool
+nth_due(int n, int64_t step, int64_t total)
+{
+	return step * n / total != (step - 1) * n / total;
+}
+
 bool
 ft_evaluation_due(const ft_options *options, int64_t step, int64_t total)
 {
@@ -42,11 +49,15 @@ ft_evaluation_due(const ft_options *options, int64_t step, int64_t total)
 	if (step == 0 || step == total)
 		return true;
 	if (options->n_evals > 0)
-	{
-		/* the i-th stands at i/n of the way; due where that share is passed */
-		return step * options->n_evals / total != (step - 1) * options->n_evals / total;
-	}
+		return nth_due(options->n_evals, step, total);
 	if (distance < MIN_EVALUATION_DISTANCE)
 		distance = MIN_EVALUATION_DISTANCE;
 	return step % distance == 0 && total - step >= MIN_EVALUATION_DISTANCE;
+}
+
+bool
+ft_checkpoint_due(const ft_options *options, int64_t step, int64_t total)
+{
+	return ft_evaluation_due(options, step, total) ||
+		   (options->n_checkpoints > 0 && nth_due(options->n_checkpoints, step, total));
 }

@@ -13,4 +13,7 @@ double ft_learning_rate(const ft_options *options, int64_t step, int64_t total);
 /* Whether the model is evaluated after step `step` (0: the untouched base). */
 bool ft_evaluation_due(const ft_options *options, int64_t step, int64_t total);
 
+/* Whether a checkpoint is written after step `step`, whatever the clock says. */
+bool ft_checkpoint_due(const ft_options *options, int64_t step, int64_t total);
+
 #endif

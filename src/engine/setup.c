@@ -225,14 +225,49 @@ ft_setup_resolve_options(ft_setup *s)
 	ft_options_resolve(&s->job->options, &s->model->config, s->job->context_length, &size);
 }
 
+/* The job's own copy of the adapter that it continues from, so that it no longer needs that; made
+ * by the first attempt. */
+static ft_status
+copy_initial_adapter(const ft_setup *s, const char *path)
+{
+	ft_adapter *adapter;
+	ft_status status;
+
+	if (ft_file_exists(path))
+		return FT_OK;
+	FT_TRY(ft_peft_load(s->model, s->job->adapter, &adapter));
+	status = ft_peft_save(adapter, &s->model->config, s->job->base_name, path);
+	ft_adapter_free(adapter);
+	return status;
+}
+
+static ft_status
+continue_adapter(ft_setup *s, const char *path, ft_adapter **adapter)
+{
+	ft_status status;
+
+	FT_TRY(ft_peft_load(s->model, path, adapter));
+	status = ft_options_adopt(&s->job->options, *adapter);
+	if (status != FT_OK)
+	{
+		ft_adapter_free(*adapter);
+		*adapter = NULL;
+	}
+	return status;
+}
+
 ft_status
 ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
 {
 	const ft_options *o = &s->job->options;
+	char path[FT_PATH_SIZE];
 	ft_status status;
 
+	FT_TRY(ft_path_join(path, s->directory, "initial_adapter"));
 	if (s->job->adapter != NULL)
-		return ft_fail(FT_UNSUPPORTED, "\"adapter\" is for evaluations only");
+		FT_TRY(copy_initial_adapter(s, path));
+	if (ft_file_exists(path))
+		return continue_adapter(s, path, adapter);
 	FT_TRY(ft_adapter_create(s->model, o->lora_r, (float) o->lora_alpha, o->use_rslora,
 							 o->lora_target_modules, adapter));
 	status = ft_adapter_init(*adapter, &s->model->config, o->seed);

@@ -63,7 +63,8 @@ ft_status ft_setup_open_device(ft_setup *setup);
 /* Give the options that nobody set their values. */
 void ft_setup_resolve_options(ft_setup *setup);
 
-/* The adapter that training begins with; the caller frees it. */
+/* The adapter that training begins with: a new one, or the one to continue from, whose shape
+ * becomes that of the options.  The caller frees it. */
 ft_status ft_setup_new_adapter(ft_setup *setup, ft_adapter **adapter);
 
 ft_status ft_setup_send_started(ft_setup *setup, int64_t resumed_from);

@@ -22,7 +22,11 @@ typedef enum ft_dtype
 	FT_Q5_0, /* 32 values: f16 d, u32 high bits, 16 B; x = (q - 16)·d */
 	FT_Q5_1, /* 32 values: f16 d, f16 m, u32 high bits, 16 B; x = q·d + m */
 	FT_Q8_0, /* 32 values: f16 d, 32 × i8; x = q·d */
-	FT_Q6_K, /* 256 values, 210 B */
+	FT_Q2_K, /* 256 values, 84 B; x = d·scale·q - m·min, 2 bits, 16 scales and mins of 4 bits */
+	FT_Q3_K, /* 256 values, 110 B; x = d·scale·(q - 4), 3 bits, 16 scales of 6 bits */
+	FT_Q4_K, /* 256 values, 144 B; x = d·scale·q - m·min, 4 bits, 8 scales and mins of 6 bits */
+	FT_Q5_K, /* 256 values, 176 B; as q4_k, 5 bits */
+	FT_Q6_K, /* 256 values, 210 B; x = d·scale·(q - 32), 6 bits, 16 scales of 8 bits */
 	FT_I32,
 	FT_DTYPE_COUNT
 } ft_dtype;
@@ -105,5 +109,8 @@ ft_f32_to_bf16(float f)
 		return (uint16_t) ((x.u >> 16) | 0x40);
 	return (uint16_t) ((x.u + 0x7fff + ((x.u >> 16) & 1)) >> 16);
 }
+
+float ft_f16_to_f32(uint16_t h);
+uint16_t ft_f32_to_f16(float f); /* to nearest, ties to even */
 
 #endif

@@ -1,7 +1,7 @@
 /*
  * tokenizer_bpe.c: merging by rank.
  *
- * Symbols form a doubly linked list; a heap holds the merges that were possible
+ * In a long piece symbols form a doubly linked list; a heap holds the merges that were possible
  * when they were seen, and one that its neighbours have overtaken is dropped
  * when it comes up.  So a piece of a million bytes costs no more a byte than a
  * short one, but for the logarithm.
@@ -173,27 +173,16 @@ consider(const ft_bpe *bpe, ft_bpe_work *work, int32_t left)
 }
 
 static ft_status
-list_symbols(const ft_bpe *bpe, ft_bpe_work *work, const char *piece, size_t n, int32_t *count)
+list_symbols(ft_bpe_work *work, const int32_t *tokens, size_t n)
 {
 	void *memory = work->symbols;
-	int32_t c = 0;
 
 	if (n > INT32_MAX - 1)
-		return ft_fail(FT_INVALID, "a word of %zu bytes is too long to tokenise", n);
+		return ft_fail(FT_INVALID, "a word of %zu characters is too long to tokenise", n);
 	FT_TRY(ft_grow(&memory, &work->symbols_capacity, n, sizeof(ft_bpe_symbol)));
 	work->symbols = memory;
-	for (size_t i = 0; i < n; i++)
-	{
-		int32_t token = bpe->bytes[(unsigned char) piece[i]];
-
-		if (token < 0)
-			continue;
-		work->symbols[c] = (ft_bpe_symbol){token, c - 1, c + 1};
-		c++;
-	}
-	if (c > 0)
-		work->symbols[c - 1].next = -1;
-	*count = c;
+	for (int32_t i = 0; i < (int32_t) n; i++)
+		work->symbols[i] = (ft_bpe_symbol){tokens[i], i - 1, i + 1 < (int32_t) n ? i + 1 : -1};
 	return FT_OK;
 }
 
@@ -225,18 +214,65 @@ merge_symbols(const ft_bpe *bpe, ft_bpe_work *work)
 	return FT_OK;
 }
 
-ft_status
-ft_bpe_encode(const ft_bpe *bpe, ft_bpe_work *work, const char *piece, size_t n, ft_ids *ids)
-{
-	int32_t count;
+/* So few that looking at all pairs again after each merge is faster than a heap. */
+#define FEW 32
 
-	FT_TRY(list_symbols(bpe, work, piece, n, &count));
+static void
+merge_few(const ft_bpe *bpe, int32_t *tokens, size_t *n)
+{
+	const ft_merge *merges[FEW];
+	size_t count = *n;
+
+	for (size_t i = 0; i + 1 < count; i++)
+		merges[i] = find_merge(bpe, tokens[i], tokens[i + 1]);
+	for (;;)
+	{
+		const ft_merge *best = NULL;
+		size_t at = 0;
+
+		for (size_t i = 0; i + 1 < count; i++)
+		{
+			if (merges[i] != NULL && (best == NULL || merges[i]->rank < best->rank))
+			{
+				best = merges[i];
+				at = i;
+			}
+		}
+		if (best == NULL)
+			break;
+		tokens[at] = best->merged;
+		count--;
+		for (size_t i = at + 1; i < count; i++)
+		{
+			tokens[i] = tokens[i + 1];
+			merges[i - 1] = merges[i];
+		}
+		if (at + 1 < count)
+			merges[at] = find_merge(bpe, tokens[at], tokens[at + 1]);
+		if (at > 0)
+			merges[at - 1] = find_merge(bpe, tokens[at - 1], tokens[at]);
+	}
+	*n = count;
+}
+
+ft_status
+ft_bpe_merge(const ft_bpe *bpe, ft_bpe_work *work, int32_t *tokens, size_t *n)
+{
+	size_t count = 0;
+
+	if (*n <= FEW)
+	{
+		merge_few(bpe, tokens, n);
+		return FT_OK;
+	}
+	FT_TRY(list_symbols(work, tokens, *n));
 	work->heap_size = 0;
-	for (int32_t i = 0; i + 1 < count; i++)
-		FT_TRY(consider(bpe, work, i));
+	for (size_t i = 0; i + 1 < *n; i++)
+		FT_TRY(consider(bpe, work, (int32_t) i));
 	FT_TRY(merge_symbols(bpe, work));
-	for (int32_t i = count > 0 ? 0 : -1; i >= 0; i = work->symbols[i].next)
-		FT_TRY(ft_ids_push(ids, work->symbols[i].token));
+	for (int32_t i = 0; i >= 0; i = work->symbols[i].next)
+		tokens[count++] = work->symbols[i].token;
+	*n = count;
 	return FT_OK;
 }
 

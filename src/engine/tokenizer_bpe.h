@@ -20,15 +20,14 @@ typedef struct ft_merge
 
 typedef struct ft_bpe
 {
-	int32_t bytes[256]; /* token of a single byte; -1: the vocabulary has none */
 	size_t n_tokens;
-	uint32_t
-		*first; /* [n_tokens + 1] merges of a left token: merges[first[left], first[left + 1]) */
+	/* [n_tokens + 1] merges of a left token: merges[first[left], first[left + 1]) */
+	uint32_t *first;
 	ft_merge *merges; /* by left, right */
 	size_t n_merges;
 } ft_bpe;
 
-/* Working memory that encoding reuses from piece to piece; zero-initialise, one a thread. */
+/* Working memory that merging reuses from piece to piece; zero-initialise, one a thread. */
 typedef struct ft_bpe_work
 {
 	struct ft_bpe_symbol *symbols;
@@ -43,10 +42,8 @@ typedef struct ft_bpe_work
 ft_status ft_bpe_init(ft_bpe *bpe, size_t n_tokens, ft_merge *merges, size_t n_merges);
 void ft_bpe_free(ft_bpe *bpe);
 
-/* Append the tokens of a piece of n bytes.  A byte without a token is left out, as the reference
- * does: its neighbours are then neighbours.  O(n log n). */
-ft_status
-ft_bpe_encode(const ft_bpe *bpe, ft_bpe_work *work, const char *piece, size_t n, ft_ids *ids);
+/* Merge the tokens that a piece begins with, in place: *n is how many are left.  O(n log n). */
+ft_status ft_bpe_merge(const ft_bpe *bpe, ft_bpe_work *work, int32_t *tokens, size_t *n);
 void ft_bpe_work_free(ft_bpe_work *work);
 
 #endif

@@ -5,6 +5,7 @@
  * that an attempt on a machine with less free memory goes on as the first one
  * did.  Clocks decide only when a checkpoint is written, which changes nothing.
  */
+#include "early_stopping.h"
 #include "files.h"
 #include "metric_log.h"
 #include "programs.h"
@@ -142,12 +143,18 @@ resume(run *r)
 	ft_trainer *t = r->trainer;
 	ft_run_state state;
 	ft_adapter *saved;
+	ft_adapter *best;
 	ft_status status;
 
 	FT_TRY(ft_checkpoint_load(r->setup.directory, r->identity, r->setup.model, &state, &saved,
-							  &t->moments));
+							  &best, &t->moments));
 	if (saved == NULL)
 		return FT_OK;
+	if (best != NULL)
+	{
+		ft_adapter_free(t->best);
+		t->best = best;
+	}
 	status = r->setup.ops->copy(t->transformer->stream, t->adapter->values, saved->values,
 								(size_t) saved->n * sizeof(float));
 	if (status == FT_OK)
@@ -247,18 +254,32 @@ send_evaluation(run *r)
 }
 
 static ft_status
+send_stopped_early(run *r)
+{
+	const ft_trainer *t = r->trainer;
+
+	return ft_events_send(r->setup.events, "stopped_early",
+						  json_pack("{s:I, s:I, s:I, s:f}", "step", (json_int_t) t->state.step,
+									"total_steps", (json_int_t) t->total_steps, "best_step",
+									(json_int_t) t->state.best.step, "validation_loss",
+									t->state.best.validation_loss));
+}
+
+static ft_status
 send_completed(run *r)
 {
 	const ft_trainer *t = r->trainer;
 
 	return ft_events_send(
 		r->setup.events, "completed",
-		json_pack("{s:s, s:o, s:o, s:o, s:I, s:I, s:f}", "adapter", "adapter", "training_loss",
+		json_pack("{s:s, s:o, s:o, s:o, s:I, s:I, s:I, s:f}", "adapter", "adapter", "training_loss",
 				  ft_real_or_null(t->state.training_loss), "validation_loss",
 				  ft_real_or_null(t->state.validation_loss), "validation_token_accuracy",
 				  ft_real_or_null(t->state.validation_accuracy), "steps",
-				  (json_int_t) t->state.step, "trained_tokens", (json_int_t) t->state.trained,
-				  "tokens_per_second", tokens_per_second(r)));
+				  (json_int_t) t->state.step, "best_step",
+				  (json_int_t) (t->state.best.step > 0 ? t->state.best.step : t->state.step),
+				  "trained_tokens", (json_int_t) t->state.trained, "tokens_per_second",
+				  tokens_per_second(r)));
 }
 
 /* --- training --- */
@@ -277,6 +298,7 @@ evaluate(run *r)
 {
 	r->evaluating = true;
 	FT_TRY(ft_trainer_evaluate(r->trainer));
+	FT_TRY(ft_early_stopping_note(r->trainer));
 	r->evaluating = false;
 	if (r->setup.dataset->n_validation == 0)
 		return FT_OK;
@@ -293,7 +315,7 @@ save(run *r)
 	ft_events_long_call(r->setup.events, FT_LONG_CALL_SECONDS);
 	FT_TRY(ft_metric_log_sync(r->metrics));
 	FT_TRY(ft_trainer_read_moments(t));
-	FT_TRY(ft_checkpoint_save(r->setup.directory, r->identity, &t->state, t->adapter,
+	FT_TRY(ft_checkpoint_save(r->setup.directory, r->identity, &t->state, t->adapter, t->best,
 							  &r->setup.model->config, r->setup.job->base_name, &t->moments));
 	r->saved_at = ft_monotonic_seconds();
 	r->saved_step = t->state.step;
@@ -309,7 +331,6 @@ one_step(run *r)
 	ft_trainer *t = r->trainer;
 	double before = ft_monotonic_seconds();
 	ft_step_report report;
-	bool due;
 
 	FT_TRY(ft_setup_tick(&r->setup));
 	FT_TRY(ft_trainer_step(t, &report));
@@ -317,10 +338,10 @@ one_step(run *r)
 	r->step_tokens += report.tokens;
 	count_elapsed(r);
 	FT_TRY(send_step(r, &report));
-	due = ft_evaluation_due(t->options, t->state.step, t->total_steps);
-	if (due)
+	if (ft_evaluation_due(t->options, t->state.step, t->total_steps))
 		FT_TRY(evaluate(r));
-	if (due || ft_monotonic_seconds() - r->saved_at >= CHECKPOINT_SECONDS)
+	if (ft_checkpoint_due(t->options, t->state.step, t->total_steps) ||
+		ft_monotonic_seconds() - r->saved_at >= CHECKPOINT_SECONDS)
 		FT_TRY(save(r));
 	return FT_OK;
 }
@@ -334,8 +355,11 @@ train(run *r)
 	r->saved_at = r->round_at = ft_monotonic_seconds();
 	if (t->state.step == 0)
 		FT_TRY(evaluate(r));
-	while (t->state.step < t->total_steps)
+	while (t->state.step < t->total_steps && !ft_early_stopping_due(t))
 		FT_TRY(one_step(r));
+	if (t->state.step < t->total_steps)
+		FT_TRY(send_stopped_early(r));
+	FT_TRY(ft_early_stopping_take_best(t));
 	ft_events_long_call(r->setup.events, FT_LONG_CALL_SECONDS);
 	FT_TRY(ft_path_join(path, r->setup.directory, "adapter"));
 	FT_TRY(ft_peft_save(t->adapter, &r->setup.model->config, r->setup.job->base_name, path));

@@ -80,12 +80,13 @@ ft_status
 ft_trainer_choose_capacity(const ft_model *model, const ft_adapter *adapter,
 						   const ft_dataset *dataset, const ft_options *options, int64_t *capacity)
 {
-	int64_t moments = adapter->n * 2 * (int64_t) sizeof(float);
+	int copies = options->early_stopping_patience > 0 ? 3 : 2; /* the moments, the best adapter */
+	int64_t beside = adapter->n * copies * (int64_t) sizeof(float);
 	int64_t limit;
 
 	FT_TRY(useful_capacity(model, &limit));
 	*capacity = wanted_capacity(dataset, options, limit);
-	return fit_memory(model, adapter, dataset, moments, capacity);
+	return fit_memory(model, adapter, dataset, beside, capacity);
 }
 
 ft_status
@@ -114,6 +115,9 @@ create_parts(ft_trainer *t)
 	t->moments.n = t->adapter->n;
 	FT_TRY(ft_alloc((void **) &t->moments.m, (size_t) t->moments.n, sizeof(float)));
 	FT_TRY(ft_alloc((void **) &t->moments.v, (size_t) t->moments.n, sizeof(float)));
+	if (t->options->early_stopping_patience > 0)
+		FT_TRY(ft_adapter_create(model, t->adapter->rank, t->adapter->alpha, t->adapter->use_rslora,
+								 t->adapter->targets, &t->best));
 	return ft_transformer_create(model, t->adapter, t->capacity, &t->transformer);
 }
 
@@ -125,6 +129,9 @@ ft_trainer_create(const ft_model *model, const ft_dataset *dataset, const ft_opt
 	ft_status status;
 
 	*result = NULL;
+	if (options->early_stopping_patience > 0 && dataset->n_validation == 0)
+		return ft_fail(FT_INVALID, "option \"early_stopping_patience\" needs validation rows, "
+								   "there are none");
 	FT_TRY(ft_alloc((void **) &t, 1, sizeof *t));
 	t->model = model;
 	t->dataset = dataset;
@@ -157,6 +164,7 @@ ft_trainer_free(ft_trainer *t)
 	ft_microbatch_free(&t->batch);
 	free(t->moments.m);
 	free(t->moments.v);
+	ft_adapter_free(t->best);
 	ft_adapter_free(t->adapter);
 	free(t);
 }

@@ -17,6 +17,7 @@ typedef struct ft_trainer
 	const ft_dataset *dataset;
 	const ft_options *options; /* resolved */
 	ft_adapter *adapter;
+	ft_adapter *best; /* with early stopping: the values at state.best; else NULL */
 	ft_transformer *transformer;
 	ft_arena arena; /* the moments */
 	ft_optimizer optimizer;

@@ -15,6 +15,7 @@
 
 #include "experts.h"
 #include "lora.h"
+#include "weight_gradients.h"
 
 /*
  * A packed batch on the host.
@@ -66,7 +67,7 @@ typedef struct ft_saved_layer
 	float *middle;           /* [T, C] after attention */
 	float *attention_rstd;   /* [T] */
 	float *ffn_rstd;         /* [T] */
-	void *qkv;               /* [T, (H + 2G)·D], rotated */
+	void *qkv;               /* [T, (H + 2G)·D], rotated; as projected where heads are normed */
 	void *attended;          /* [T, H·D] */
 	float *lse;              /* [T, H] */
 	void *gate_up;           /* [T, 2F]; with experts [T · K, 2F], a row a place (experts.h) */
@@ -81,12 +82,13 @@ typedef struct ft_transformer
 	const ft_model *model;
 	const ft_ops *ops;
 	ft_stream *stream;
-	ft_lora *lora;
-	ft_experts *experts;                           /* NULL: dense */
-	const ft_experts_gradients *experts_gradients; /* [layers]; NULL: experts are frozen */
-	int64_t capacity;                              /* most tokens of a batch */
-	int64_t loss_chunk;                            /* rows whose logits exist at a time */
-	ft_tick tick;                                  /* may be NULL */
+	ft_lora *lora;       /* NULL: no adapter */
+	ft_experts *experts; /* NULL: dense */
+	/* Set by who wants gradients of the base's weights; NULL: they are not made. */
+	ft_weight_gradients *weight_gradients;
+	int64_t capacity;   /* most tokens of a batch */
+	int64_t loss_chunk; /* rows whose logits exist at a time */
+	ft_tick tick;       /* may be NULL */
 	void *tick_context;
 	ft_arena arena;
 
@@ -108,6 +110,7 @@ typedef struct ft_transformer
 	float *final; /* [T, C] residual stream after the last layer */
 
 	/* scratch */
+	void *rotated;   /* [T, (H + 2G)·D] compute: qkv with normed heads rotated; else unused */
 	void *normed;    /* [T, C] compute */
 	void *product;   /* [T, F] compute: SwiGLU's result; with experts [T · K, F] */
 	float *branch;   /* [T, C] output of o or down; gradient of a normed input or of `attended` */
@@ -132,10 +135,10 @@ typedef struct ft_transformer
 	float *chunk_rstd;    /* [chunk] */
 } ft_transformer;
 
-/* Device bytes that a transformer for batches of that many tokens takes. */
+/* Device bytes that a transformer for batches of that many tokens takes; adapter NULL: none. */
 ft_status ft_transformer_bytes(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
 							   int64_t *bytes);
-/* Model and adapter must outlive it. */
+/* Model and adapter (NULL: none) must outlive it. */
 ft_status ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
 								ft_transformer **transformer);
 void ft_transformer_free(ft_transformer *transformer);
@@ -146,7 +149,8 @@ ft_status ft_transformer_adapter_changed(ft_transformer *transformer);
 /* Forward, and the loss rows' sums added to *sums. */
 ft_status ft_transformer_evaluate(ft_transformer *transformer, const ft_microbatch *batch,
 								  ft_loss_sums *sums);
-/* The same, and the adapter's gradient of grad_scale · Σ weight · loss added to lora->gradient. */
+/* The same, and the adapter's gradient of grad_scale · Σ weight · loss added to lora->gradient,
+ * that of the base's weights, where it is wanted, to weight_gradients. */
 ft_status ft_transformer_train(ft_transformer *transformer, const ft_microbatch *batch,
 							   double grad_scale, ft_loss_sums *sums);
 
@@ -158,12 +162,24 @@ ft_status ft_transformer_forward(ft_transformer *transformer, const ft_microbatc
 /* loss.c: with grad_scale ≠ 0 also dhidden. */
 ft_status ft_transformer_loss(ft_transformer *transformer, const ft_microbatch *batch,
 							  double grad_scale, ft_loss_sums *sums);
-/* backward.c: from dhidden to lora->gradient; overwrites what was saved. */
+/* backward.c: from dhidden to lora->gradient and weight_gradients; overwrites what was saved. */
 ft_status ft_transformer_backward(ft_transformer *transformer, const ft_microbatch *batch);
 
 /* `m` (f32) in the compute type: itself, or rounded into `narrow`. */
 ft_status
 ft_transformer_round(ft_transformer *transformer, ft_mat m, void *narrow, ft_mat *rounded);
+/* A group's saved u for that many rows; lora must not be NULL. */
+static inline ft_mat
+ft_transformer_u(const ft_transformer *t, int layer, ft_lora_group group, int64_t rows)
+{
+	return ft_mat_make(t->saved[layer].u[group], t->model->compute, rows,
+					   ft_lora_columns(t->lora, group));
+}
+
+/* What attention reads, from the layer's saved qkv: the same matrix, or `rotated` filled from it
+ * where the heads of q and k are normed first. */
+ft_status
+ft_transformer_rotated(ft_transformer *transformer, int layer, ft_mat qkv, ft_mat *rotated);
 /* The rotated halves of a qkv matrix: q and k stand side by side. */
 static inline ft_mat
 ft_transformer_qk(const ft_config *c, ft_mat qkv)

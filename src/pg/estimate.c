@@ -9,6 +9,7 @@
 #include "arguments.h"
 #include "base.h"
 #include "fmgr.h"
+#include "from_model.h"
 #include "json.h"
 #include "options.h"
 #include "pg_finetune.h"
@@ -16,16 +17,7 @@
 #include "session_engine.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-
-static Jsonb *
-get_options(FunctionCallInfo fcinfo, int argno)
-{
-	Jsonb *given = PG_ARGISNULL(argno)
-					   ? DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")))
-					   : PG_GETARG_JSONB_P(argno);
-
-	return pgft_options_resolve(given);
-}
+#include "weights.h"
 
 /* As DESCRIBE shows them: those of the queue, and what the engine chose for the others. */
 static void
@@ -80,6 +72,7 @@ pgft_finetune_estimate(PG_FUNCTION_ARGS)
 							.validation_name = "validation query"};
 	PgftColumns columns;
 	PgftModel *base;
+	PgftModel *from;
 	Jsonb *options;
 	char *base_name;
 
@@ -92,13 +85,19 @@ pgft_finetune_estimate(PG_FUNCTION_ARGS)
 
 	pgft_base_check_wrapper();
 	task.file.base = base = pgft_base_lookup(base_name);
-	options = get_options(fcinfo, 3);
+	options = pgft_options_argument(fcinfo, 3);
+	from = pgft_from_model(base, &options);
 	task.file.options = pgft_options_for_engine(options);
 	pgft_query_check(task.query, task.query_name, &columns);
 	if (task.validation_query)
 		pgft_query_check(task.validation_query, task.validation_name, &columns);
 	pgft_base_check_file(base);
 	pgft_model_resolve(base);
+	if (from != NULL)
+	{
+		task.file.base_digest = from->base_digest;
+		task.file.adapter = pgft_weights_to_cache(&from->id, from->weights_digest);
+	}
 	pgft_session_engine_run(&task);
 	return write_estimate(&task, options);
 }

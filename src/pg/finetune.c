@@ -16,6 +16,7 @@
 #include "catalog/pg_foreign_server.h"
 #include "fmgr.h"
 #include "foreign/foreign.h"
+#include "from_model.h"
 #include "funcapi.h"
 #include "job.h"
 #include "json.h"
@@ -177,16 +178,6 @@ check_name(const char *name)
 				(errcode(ERRCODE_DUPLICATE_OBJECT), errmsg("model \"%s\" already exists", name)));
 }
 
-static Jsonb *
-get_options(FunctionCallInfo fcinfo, int argno)
-{
-	Jsonb *given = PG_ARGISNULL(argno)
-					   ? DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")))
-					   : PG_GETARG_JSONB_P(argno);
-
-	return pgft_options_resolve(given);
-}
-
 PG_FUNCTION_INFO_V1(pgft_finetune_create);
 Datum
 pgft_finetune_create(PG_FUNCTION_ARGS)
@@ -210,8 +201,9 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	/* What is quickly said first, what asks the engine last */
 	pgft_base_check_wrapper();
 	request.base = base = pgft_base_lookup(base_name);
-	request.options = get_options(fcinfo, 5);
+	request.options = pgft_options_argument(fcinfo, 5);
 	check_name(request.model_name);
+	(void) pgft_from_model(base, &request.options);
 	pgft_query_check(request.training_query, "training query", &columns);
 	if (request.validation_query)
 		pgft_query_check(request.validation_query, "validation query", &columns);

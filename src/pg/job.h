@@ -138,9 +138,10 @@ extern void pgft_job_settle_foreign(void);
 /*
  * Claim the next job of this database, by priority and age, that nobody works
  * on, and count the attempt.  The claim lasts as long as this process.  The
- * job is allocated in `context`.  NULL when there is none.
+ * job is allocated in `context`.  NULL when there is none, or when there is one
+ * and `may_claim`, which is asked then, says no: *refused tells.
  */
-extern PgftJob *pgft_job_claim(MemoryContext context);
+extern PgftJob *pgft_job_claim(MemoryContext context, bool (*may_claim)(void), bool *refused);
 
 /* Read a job that somebody else has claimed (the reader does so); NULL when it is gone. */
 extern PgftJob *pgft_job_read(const pg_uuid_t *id, MemoryContext context);

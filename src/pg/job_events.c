@@ -286,6 +286,18 @@ on_evaluation(PgftJobEvents *events, Jsonb *event)
 }
 
 static void
+on_stopped_early(PgftJobEvents *events, Jsonb *event)
+{
+	pgft_job_add_event(&events->job->id, "info", "stopped_early",
+					   psprintf("stopped at step " INT64_FORMAT " of " INT64_FORMAT
+								", as the validation loss falls no more: step " INT64_FORMAT
+								" is kept",
+								get_int64(event, "step"), get_int64(event, "total_steps"),
+								get_int64(event, "best_step")),
+					   event);
+}
+
+static void
 on_completed(PgftJobEvents *events, Jsonb *event)
 {
 	Parameters parameters = {0};
@@ -327,9 +339,15 @@ static const struct
 	const char *name;
 	EventHandler handler;
 } handlers[] = {
-	{"started", on_started},     {"dataset", on_dataset},       {"plan", on_plan},
-	{"step", on_step},           {"evaluation", on_evaluation}, {"checkpoint", on_checkpoint},
-	{"completed", on_completed}, {"failed", on_failed},
+	{"started", on_started},
+	{"dataset", on_dataset},
+	{"plan", on_plan},
+	{"step", on_step},
+	{"evaluation", on_evaluation},
+	{"checkpoint", on_checkpoint},
+	{"stopped_early", on_stopped_early},
+	{"completed", on_completed},
+	{"failed", on_failed},
 };
 
 void

@@ -32,6 +32,19 @@ describe_base(const PgftJobFile *file)
 	return buf.data;
 }
 
+static char *
+describe_export(const PgftJobFile *file)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	pgft_json_add_string(&buf, "path", file->export_path);
+	pgft_json_add_string(&buf, "format", file->export_format);
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
 void
 pgft_job_file_write(const PgftJobFile *file, const char *directory)
 {
@@ -46,6 +59,8 @@ pgft_job_file_write(const PgftJobFile *file, const char *directory)
 	pgft_json_add_raw(&buf, "base", describe_base(file));
 	if (file->adapter)
 		pgft_json_add_string(&buf, "adapter", pgft_absolute_path(file->adapter));
+	if (file->export_path)
+		pgft_json_add_raw(&buf, "export", describe_export(file));
 	pgft_json_add_string(&buf, "device", pgft_device);
 	pgft_json_add_int64(&buf, "threads", pgft_threads);
 	pgft_json_add_string(&buf, "numerics", pgft_numerics_name());

@@ -154,14 +154,22 @@ find_job(pg_uuid_t *id)
 }
 
 PgftJob *
-pgft_job_claim(MemoryContext context)
+pgft_job_claim(MemoryContext context, bool (*may_claim)(void), bool *refused)
 {
 	PgftCatalog catalog;
 	PgftJob *job = NULL;
 	pg_uuid_t id;
 
+	*refused = false;
 	pgft_job_begin(&catalog);
-	if (find_job(&id))
+	if (!find_job(&id))
+		;
+	else if (!may_claim())
+	{
+		unlock_job(&id);
+		*refused = true;
+	}
+	else
 	{
 		Oid types[] = {UUIDOID};
 		Datum values[] = {UUIDPGetDatum(&id)};

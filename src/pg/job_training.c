@@ -5,12 +5,14 @@
 #include "postgres.h"
 
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "child.h"
 #include "engine_client.h"
+#include "from_model.h"
 #include "job_events.h"
 #include "job_file.h"
 #include "job_worker.h"
@@ -79,6 +81,24 @@ last_metric(PgftJobWorker *worker)
 	return step;
 }
 
+/* The adapter that the job continues from, if there is one and the job has no copy of it yet. */
+static void
+find_adapter(PgftJobWorker *worker, PgftJobFile *file)
+{
+	PgftModel *from = pgft_from_model_of(worker->job->options);
+	char *copy = psprintf("%s/initial_adapter", worker->directory);
+	struct stat st;
+
+	if (pgft_options_string(worker->job->options, "from_weights") == NULL || stat(copy, &st) == 0)
+		return;
+	if (from == NULL)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("the model to continue from does not exist any more")));
+	if (file->base_digest == NULL)
+		file->base_digest = from->base_digest;
+	file->adapter = pgft_weights_to_cache(&from->id, from->weights_digest);
+}
+
 static void
 write_job_file(PgftJobWorker *worker)
 {
@@ -91,6 +111,7 @@ write_job_file(PgftJobWorker *worker)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(context);
 	file.base = find_base(worker);
+	find_adapter(worker, &file);
 	pgft_job_file_write(&file, worker->directory);
 	PopActiveSnapshot();
 	CommitTransactionCommand();

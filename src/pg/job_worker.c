@@ -27,6 +27,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "settings.h"
 #include "shmem.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -96,6 +97,18 @@ reload_settings(void)
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 	}
+}
+
+/*
+ * May this worker take a job?  There may be fewer places than when it was
+ * started.  Asked when a job has been found, so that one that is created after
+ * pg_finetune.max_running_jobs was changed meets the new number.
+ */
+static bool
+has_place(void)
+{
+	reload_settings();
+	return pgft_slots_taken() <= pgft_max_running_jobs;
 }
 
 static bool
@@ -451,6 +464,7 @@ void
 pgft_job_worker_main(Datum arg)
 {
 	PgftJobWorker worker = {0};
+	bool refused;
 
 	worker.database = pgft_slot_attach(arg);
 	pqsignal(SIGTERM, handle_sigterm);
@@ -467,10 +481,11 @@ pgft_job_worker_main(Datum arg)
 	}
 	pgft_job_settle_foreign();
 	pgft_job_clean_all();
-	worker.job = pgft_job_claim(TopMemoryContext);
+	worker.job = pgft_job_claim(TopMemoryContext, has_place, &refused);
 	if (worker.job == NULL)
 	{
-		pgft_slot_set_result(PGFT_LOOK_NO_JOB);
+		/* what was found is still there to be taken, once there is a place */
+		pgft_slot_set_result(refused ? PGFT_LOOK_RAN : PGFT_LOOK_NO_JOB);
 		proc_exit(0);
 	}
 

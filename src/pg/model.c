@@ -9,6 +9,7 @@
 
 #include <sys/stat.h>
 
+#include "base_directory.h"
 #include "catalog.h"
 #include "catalog/objectaddress.h"
 #include "catalog/pg_collation.h"
@@ -413,6 +414,11 @@ pgft_model_resolve_file(PgftModel *base)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("base model \"%s\" has no file", base->name)));
 	base->path = pgft_model_path(base->file, false);
+	if (pgft_is_directory(base->path))
+	{
+		base->engine_id = engine_id(base, pgft_base_parts_identity(base->path, base->file));
+		return;
+	}
 	if (stat(base->path, &st) < 0)
 		ereport(ERROR, (errcode_for_file_access(),
 						errmsg("could not find model file \"%s\": %m", base->file)));
@@ -479,7 +485,7 @@ pgft_base_size(PG_FUNCTION_ARGS)
 	Oid serverid = PG_GETARG_OID(0);
 	ForeignServer *server = GetForeignServerExtended(serverid, FSV_MISSING_OK);
 	PgftModel model = {0};
-	struct stat st;
+	int64 bytes;
 	char *path;
 
 	if (server == NULL || server->fdwid != pgft_wrapper_oid(true) ||
@@ -489,7 +495,8 @@ pgft_base_size(PG_FUNCTION_ARGS)
 	if (model.file == NULL)
 		PG_RETURN_NULL();
 	path = pgft_model_path(model.file, true);
-	if (path == NULL || stat(path, &st) < 0)
+	bytes = path == NULL ? -1 : pgft_base_bytes(path);
+	if (bytes < 0)
 		PG_RETURN_NULL();
-	PG_RETURN_INT64(st.st_size);
+	PG_RETURN_INT64(bytes);
 }

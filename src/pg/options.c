@@ -13,6 +13,7 @@
 
 #include <math.h>
 
+#include "json.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "options.h"
@@ -34,6 +35,7 @@ typedef enum OptionType
 #define OPTION_BELOW_MAX 0x04  /* nor the upper one */
 #define OPTION_QUEUE_ONLY 0x08 /* not the engine's business */
 #define OPTION_LATER 0x10      /* documented, but only its default can be had so far */
+#define OPTION_ADAPTER 0x20    /* no default where another model's adapter is continued */
 
 typedef struct OptionSpec
 {
@@ -63,11 +65,11 @@ static const OptionSpec option_specs[] = {
 	{"max_epochs", OPTION_INTEGER, OPTION_AUTO, 1, 50},
 	{"max_steps", OPTION_INTEGER, OPTION_AUTO, 1, INT_LIMIT},
 	{"method", OPTION_CHOICE, 0, 0, 0, methods, 1, "\"lora\""},
-	{"lora_r", OPTION_INTEGER, 0, 1, 512, NULL, 0, "16"},
-	{"lora_alpha", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN, 0, 65536},
+	{"lora_r", OPTION_INTEGER, OPTION_ADAPTER, 1, 512, NULL, 0, "16"},
+	{"lora_alpha", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN | OPTION_ADAPTER, 0, 65536},
 	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX | OPTION_LATER, 0, 1, NULL, 0, "0"},
-	{"lora_target_modules", OPTION_MODULES, 0, 0, 0, NULL, 0, "\"all-linear\""},
-	{"use_rslora", OPTION_BOOLEAN, 0, 0, 0, NULL, 0, "false"},
+	{"lora_target_modules", OPTION_MODULES, OPTION_ADAPTER, 0, 0, NULL, 0, "\"all-linear\""},
+	{"use_rslora", OPTION_BOOLEAN, OPTION_ADAPTER, 0, 0, NULL, 0, "false"},
 	{"learning_rate", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN, 0, 1},
 	{"lr_scheduler", OPTION_CHOICE, 0, 0, 0, schedulers, 3, "\"cosine\""},
 	{"min_lr_ratio", OPTION_NUMBER, OPTION_AUTO, 0, 1},
@@ -84,9 +86,10 @@ static const OptionSpec option_specs[] = {
 	{"seed", OPTION_INTEGER, 0, 0, SEED_LIMIT, NULL, 0, "42"},
 	{"priority", OPTION_INTEGER, OPTION_QUEUE_ONLY, -1000, 1000, NULL, 0, "0"},
 	{"storage", OPTION_CHOICE, OPTION_QUEUE_ONLY, 0, 0, storages, 1, "\"database\""},
-	{"n_checkpoints", OPTION_INTEGER, OPTION_LATER, 1, INT_LIMIT},
-	{"early_stopping_patience", OPTION_INTEGER, OPTION_LATER, 1, INT_LIMIT},
-	{"from_model", OPTION_STRING, OPTION_LATER},
+	{"n_checkpoints", OPTION_INTEGER, 0, 1, 10000},
+	{"early_stopping_patience", OPTION_INTEGER, 0, 1, 10000},
+	{"from_model", OPTION_STRING, OPTION_QUEUE_ONLY},
+	{"from_weights", OPTION_STRING, OPTION_QUEUE_ONLY},
 	{"prompt_template", OPTION_STRING, OPTION_LATER},
 	{"dpo_beta", OPTION_NUMBER, OPTION_LATER | OPTION_ABOVE_MIN, 0, 100},
 };
@@ -373,10 +376,11 @@ check_keys(Jsonb *given)
 	}
 }
 
-Jsonb *
-pgft_options_resolve(Jsonb *given)
+static Jsonb *
+resolve(Jsonb *given)
 {
 	JsonbParseState *state = NULL;
+	bool continued;
 
 	check_keys(given);
 	for (int i = 0; i < lengthof(option_specs); i++)
@@ -389,6 +393,7 @@ pgft_options_resolve(Jsonb *given)
 			check_value(&option_specs[i], value);
 	}
 
+	continued = pgft_options_string(given, "from_model") != NULL;
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < lengthof(option_specs); i++)
 	{
@@ -402,6 +407,8 @@ pgft_options_resolve(Jsonb *given)
 				value->val.numeric = int64_to_numeric((int64) get_number(value));
 			push_option(&state, spec->name, value);
 		}
+		else if (continued && (spec->flags & OPTION_ADAPTER))
+			;
 		else if (strcmp(spec->name, "lora_alpha") == 0)
 		{
 			JsonbValue alpha = default_alpha(given);
@@ -416,6 +423,33 @@ pgft_options_resolve(Jsonb *given)
 		}
 	}
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+/* Without validation rows nobody knows when to stop. */
+static void
+check_early_stopping(Jsonb *options, bool validation_query)
+{
+	JsonbValue *fraction = get_option(options, "validation_fraction");
+
+	if (get_option(options, "early_stopping_patience") == NULL || validation_query ||
+		get_number(fraction) > 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("option \"early_stopping_patience\" needs validation rows, there are none"),
+			 errhint("Give a validation query, or a \"validation_fraction\" above 0.")));
+}
+
+Jsonb *
+pgft_options_argument(FunctionCallInfo fcinfo, int argno)
+{
+	Jsonb *given = PG_ARGISNULL(argno)
+					   ? DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")))
+					   : PG_GETARG_JSONB_P(argno);
+	Jsonb *options = resolve(given);
+
+	check_early_stopping(options, !PG_ARGISNULL(argno - 1));
+	return options;
 }
 
 Jsonb *
@@ -433,6 +467,12 @@ pgft_options_for_engine(Jsonb *resolved)
 			push_option(&state, spec->name, value);
 	}
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+char *
+pgft_options_string(Jsonb *options, const char *name)
+{
+	return pgft_json_string(&options->root, name);
 }
 
 int

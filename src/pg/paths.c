@@ -171,6 +171,15 @@ pgft_inside_data_directory(const char *path)
 	return data != NULL && parent != NULL && (strcmp(parent, data) == 0 || is_below(parent, data));
 }
 
+bool
+pgft_inside_model_directory(const char *path)
+{
+	char *directory = real_path(pgft_model_directory);
+	char *file = real_path(path);
+
+	return directory != NULL && file != NULL && is_below(file, directory);
+}
+
 /*
  * Messages name the file as its server's option does; where the directory is
  * on disk is nothing that every user may know.

@@ -58,6 +58,9 @@ extern const char *pgft_check_model_file(const char *file);
  */
 extern char *pgft_model_path(const char *file, bool missing_ok);
 
+/* Does a path, its links followed, lead into pg_finetune.model_directory? */
+extern bool pgft_inside_model_directory(const char *path);
+
 /*
  * Does a path that need not exist yet lead into the data directory?  Links on
  * the way to it are followed.

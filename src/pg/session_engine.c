@@ -58,6 +58,8 @@ end_run(SessionRun *run)
 {
 	pgft_child_end_current();
 	pgft_remove_tree(run->directory);
+	if (run->task->temporary)
+		pgft_remove_tree(run->task->temporary);
 	innermost = run->outer;
 }
 
@@ -77,6 +79,8 @@ write_rows(SessionRun *run)
 	bool read_only = XactReadOnly;
 	PgftColumns columns;
 
+	if (task->query == NULL)
+		return;
 	/* after an error the end of the (sub)transaction sets it back */
 	XactReadOnly = true;
 	if (SPI_connect() != SPI_OK_CONNECT)
@@ -122,7 +126,10 @@ in_callers_words(SessionRun *run, const char *text)
 
 	text = pgft_replace_text(text, base->path, base->file);
 	text = pgft_replace_text(text, directory, "");
-	text = pgft_replace_text(text, PGFT_TRAINING_FILE, psprintf("the %s", task->query_name));
+	if (task->temporary)
+		text = pgft_replace_text(text, task->temporary, task->temporary_name);
+	if (task->query)
+		text = pgft_replace_text(text, PGFT_TRAINING_FILE, psprintf("the %s", task->query_name));
 	if (task->validation_query)
 		text = pgft_replace_text(text, PGFT_VALIDATION_FILE,
 								 psprintf("the %s", task->validation_name));
@@ -235,6 +242,8 @@ pgft_session_engine_run(PgftSessionTask *task)
 		pgft_make_directory(run.directory);
 		write_rows(&run);
 		run_engine(&run);
+		if (task->finish)
+			task->finish(task);
 	}
 	PG_FINALLY();
 	{

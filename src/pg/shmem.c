@@ -473,6 +473,20 @@ pgft_slot_cancelled(void)
 	return cancelled;
 }
 
+int
+pgft_slots_taken(void)
+{
+	int count = 0;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < PGFT_MAX_JOBS; i++)
+		if (shared->slots[i].state == PGFT_SLOT_STARTING ||
+			shared->slots[i].state == PGFT_SLOT_ACTIVE)
+			count++;
+	LWLockRelease(shared->lock);
+	return count;
+}
+
 bool
 pgft_slot_must_leave(void)
 {

@@ -133,6 +133,9 @@ extern void pgft_slot_set_phase(PgftPhase phase);
 extern void pgft_slot_set_progress(int64 step, int64 total_steps, double training_loss,
 								   double tokens_per_second, double eta_seconds);
 
+/* How many workers there are, this one and those that look for a job with them. */
+extern int pgft_slots_taken(void);
+
 /* Has the job been cancelled, or the worker been asked to leave? The worker's latch is set. */
 extern bool pgft_slot_cancelled(void);
 extern bool pgft_slot_must_leave(void);

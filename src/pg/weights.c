@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base_directory.h"
 #include "catalog.h"
 #include "common/cryptohash.h"
 #include "common/sha2.h"
@@ -191,7 +192,7 @@ walk_file(const char *path, const char *shown, const char *name, pg_cryptohash_c
 }
 
 static char *
-walk_directory(const char *directory, List *names, PartFunction store, void *arg)
+walk_directory(const char *directory, const char *shown, List *names, PartFunction store, void *arg)
 {
 	pg_cryptohash_ctx *digest = digest_start();
 	ListCell *cell;
@@ -201,7 +202,7 @@ walk_directory(const char *directory, List *names, PartFunction store, void *arg
 		char *name = lfirst(cell);
 		char *path = psprintf("%s/%s", directory, name);
 
-		walk_file(path, path, name, digest, store, arg);
+		walk_file(path, psprintf("%s/%s", shown, name), name, digest, store, arg);
 	}
 	return digest_finish(digest);
 }
@@ -213,6 +214,14 @@ pgft_weights_file_digest(const char *path, const char *shown)
 
 	walk_file(path, shown, NULL, digest, NULL, NULL);
 	return digest_finish(digest);
+}
+
+char *
+pgft_weights_base_digest(const char *path, const char *shown)
+{
+	if (pgft_is_directory(path))
+		return walk_directory(path, shown, pgft_base_parts(path, shown), NULL, NULL);
+	return pgft_weights_file_digest(path, shown);
 }
 
 /* ---- Into the table ---- */
@@ -267,7 +276,8 @@ pgft_weights_store(const pg_uuid_t *model, const char *directory)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("directory \"%s\" holds no weights", directory)));
 	begin_storing(&storing);
-	digest = MemoryContextStrdup(context, walk_directory(directory, names, store_part, &storing));
+	digest = MemoryContextStrdup(context,
+								 walk_directory(directory, directory, names, store_part, &storing));
 	pgft_catalog_leave(&catalog);
 	return digest;
 }
@@ -286,7 +296,6 @@ char *
 pgft_weights_store_base(const pg_uuid_t *model, const char *path, const char *shown)
 {
 	MemoryContext context = CurrentMemoryContext;
-	pg_cryptohash_ctx *digest = digest_start();
 	Storing storing = {.model = model};
 	PgftCatalog catalog;
 	char *hex;
@@ -294,8 +303,16 @@ pgft_weights_store_base(const pg_uuid_t *model, const char *path, const char *sh
 	pgft_catalog_enter(&catalog, false);
 	delete_parts(model);
 	begin_storing(&storing);
-	walk_file(path, shown, NULL, digest, store_part, &storing);
-	hex = MemoryContextStrdup(context, digest_finish(digest));
+	if (pgft_is_directory(path))
+		hex = walk_directory(path, shown, pgft_base_parts(path, shown), store_part, &storing);
+	else
+	{
+		pg_cryptohash_ctx *digest = digest_start();
+
+		walk_file(path, shown, NULL, digest, store_part, &storing);
+		hex = digest_finish(digest);
+	}
+	hex = MemoryContextStrdup(context, hex);
 	pgft_catalog_leave(&catalog);
 	return hex;
 }
@@ -316,7 +333,7 @@ pgft_weights_remove(const pg_uuid_t *model)
 typedef struct Writing
 {
 	const char *directory;
-	const char *only_file; /* NULL: parts may be of any file */
+	bool base; /* only of files that a base may have */
 	pg_cryptohash_ctx *digest;
 	char *file; /* the file that is open, NULL if none */
 	int fd;
@@ -346,7 +363,7 @@ begin_file(Writing *writing, int part, const char *name)
 {
 	finish_file(writing);
 	if (name[0] == '\0' || name[0] == '.' || strchr(name, '/') != NULL ||
-		(writing->only_file != NULL && strcmp(name, writing->only_file) != 0))
+		(writing->base && strcmp(name, PGFT_BASE_FILE) != 0 && !pgft_is_base_part(name)))
 		bad_part(part, "has a bad file name");
 	writing->file = psprintf("%s/%s", writing->directory, name);
 	writing->fd = OpenTransientFile(writing->file, O_WRONLY | O_CREAT | O_EXCL | PG_BINARY);
@@ -442,11 +459,11 @@ write_rows(Writing *writing, MemoryContext context)
 }
 
 char *
-pgft_weights_write(const pg_uuid_t *model, const char *directory, const char *only_file)
+pgft_weights_write(const pg_uuid_t *model, const char *directory, bool base)
 {
 	Oid types[] = {UUIDOID};
 	Datum values[] = {UUIDPGetDatum(model)};
-	Writing writing = {.directory = directory, .only_file = only_file};
+	Writing writing = {.directory = directory, .base = base};
 	MemoryContext context = CurrentMemoryContext;
 	PgftCatalog catalog;
 	ErrorData *error;
@@ -482,7 +499,8 @@ pgft_weights_are_in(const char *directory, const char *digest)
 {
 	List *names = list_files(directory, true);
 
-	return names != NIL && strcmp(walk_directory(directory, names, NULL, NULL), digest) == 0;
+	return names != NIL &&
+		   strcmp(walk_directory(directory, directory, names, NULL, NULL), digest) == 0;
 }
 
 void
@@ -496,7 +514,7 @@ pgft_weights_differ(void)
 void
 pgft_weights_write_adapter(const pg_uuid_t *model, const char *digest, const char *directory)
 {
-	pgft_weights_write(model, directory, NULL);
+	pgft_weights_write(model, directory, false);
 	if (!pgft_weights_are_in(directory, digest))
 		pgft_weights_differ();
 	pgft_sync_directory(directory);

@@ -8,6 +8,7 @@ use JSON::PP qw(decode_json encode_json);
 use FaultShim;
 use Fcntl;
 use JobTest;
+use POSIX qw(ceil);
 use Test::More;
 
 my $engine = $JobTest::engine;
@@ -55,6 +56,11 @@ is(scalar named('evaluation', @events), 5, 'and the model four times');
 is($completed->{steps}, scalar @steps, 'completed: steps');
 is($completed->{adapter}, 'adapter', 'completed: the adapter');
 my $expected = slurp("$unbroken/adapter/adapter_model.safetensors");
+is_deeply([ map { $_->{step} } named('checkpoint', @events) ], [ map { $_->{step} } grep { $_->{step} > 0 } named('evaluation', @events) ],
+	'a checkpoint after every evaluation');
+my (undef, @saved) = run(new_job(job => { options => { max_epochs => 3, batch_size => 200, n_evals => 1, n_checkpoints => 5 } }));
+my $total = @steps;
+is_deeply([ map { $_->{step} } named('checkpoint', @saved) ], [ map { ceil($total * $_ / 5) } 1 .. 5 ], 'n_checkpoints: five, evenly');
 ok(defined $expected, 'the adapter is there');
 my $config = decode_json(slurp("$unbroken/adapter/adapter_config.json"));
 is($config->{peft_type}, 'LORA', 'its configuration is PEFT\'s');
@@ -222,8 +228,15 @@ ok(!-e "$damaged/checkpoint-999.tmp", 'what a killed run left is removed');
 
 # with an evaluation at the end only, so that the signal does not meet one
 my $ended = new_job(job => { options => { max_epochs => 3, batch_size => 200, learning_rate => 0.01, lora_r => 4, n_evals => 1 } });
-my ($status, undef, @rest) = kill_after($ended, 'TERM', 'step', 4);
-is($status >> 8, 3, 'SIGTERM: exit code 3');
+my $held = "$JobTest::scratch/held";
+arm($held, 'HOLD', 'write */metrics.jsonl', 6, 6);    # so that it has not come to its end before
+my ($pid, $events) = do { local @ENV{qw(LD_PRELOAD FAULT_CONTROL)} = ($FaultShim::library, $held); start($ended) };
+select(undef, undef, undef, 0.01) until held($held);
+kill 'TERM', $pid;
+disarm($held);
+my @rest = map { decode_json($_) } <$events>;
+waitpid $pid, 0;
+is($? >> 8, 3, 'SIGTERM: exit code 3');
 my ($saved) = named('checkpoint', @rest);
 ok($saved->{step} >= 4, 'after a checkpoint of the last step');
 ($code, @events) = run($ended);
@@ -232,7 +245,7 @@ is((named('started', @events))[0]{resumed_from}, $saved->{step}, 'from there');
 is(slurp("$ended/adapter/adapter_model.safetensors"), $expected, 'to the same bytes');
 
 my $interrupted = new_job();
-my ($pid, $events) = start($interrupted);
+($pid, $events) = start($interrupted);
 while (my $line = <$events>)
 {
 	kill 'INT', $pid if decode_json($line)->{event} eq 'step';

@@ -7,11 +7,15 @@ use Test::More;
 
 # Kernels differ by type rather than by numerics: the slower programs run for one of the two.
 judge('test_ops_rows');
+judge('test_blocks');
+judge('test_k_quants');
 judge('test_ops_transformer', 'fast');
+judge('test_ops_heads', 'fast');
 judge('test_ops_attention', 'fast');
 judge('test_gradients');
 judge('test_ops_experts');
 judge('test_experts');
+judge('test_families');
 
 # The threads of a block in another order show a missing barrier.
 judge('test_ops_rows', 'fast', PG_FINETUNE_EMULATOR_REVERSE => 1);

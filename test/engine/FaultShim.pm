@@ -58,7 +58,7 @@ sub logged
 	return @calls;
 }
 
-# Is a call being held?
+# Is a call being held?  It goes on once it is disarmed, or armed with other numbers.
 sub held
 {
 	my ($control) = @_;

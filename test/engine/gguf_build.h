@@ -47,6 +47,8 @@ void gguf_build_info(gguf_build *b, const char *name, uint32_t type, const uint6
 /* The rest of a small Llama: 2 layers, hidden 32, 4 heads of 8, 2 key/value heads, ffn 64, 16
  * tokens, f32 zeros, head tied. */
 void gguf_build_llama(gguf_build *b);
+/* The same of another architecture, with the biases or norms that it has: "qwen2", "qwen3". */
+void gguf_build_family(gguf_build *b, const char *architecture);
 
 /* The file's bytes; the builder is emptied. */
 void gguf_build_finish(gguf_build *b, ft_text *file);

@@ -179,25 +179,65 @@ test_equals_pytorch(void **state)
 	}
 }
 
-/* What stands at `at` (device) against the named gradient of the fixtures. */
+/* A tensor's gradient against `reference`. */
 static void
-check_gradient(fixture *f, const char *which, int layer, const char *name, const float *at)
+check_weight(fixture *f, int layer, const char *name, const float *reference)
 {
 	char full[128];
 	int64_t n;
-	float *reference;
+	float *at;
 	float *gradient;
 	double error;
 
-	snprintf(full, sizeof full, "gradient.model.layers.%d.%s", layer, name);
-	reference = expected(which, full, &n);
+	snprintf(full, sizeof full, "model.layers.%d.%s", layer, name);
+	at = ft_weight_gradients_find(f->t->weight_gradients, full, &n);
+	assert_non_null(at);
 	must(ft_alloc((void **) &gradient, (size_t) n, sizeof *gradient));
 	must(f->t->ops->copy_to_host(f->t->stream, gradient, at, (size_t) n * sizeof *gradient));
 	error = relative_error(gradient, reference, n);
 	if (!(error < TOLERANCE))
-		fail_msg("%s %s differs by %g", which, full, error);
+		fail_msg("gradient of %s differs by %g", full, error);
 	free(gradient);
-	free(reference);
+}
+
+/* The named gradient of the fixtures' layer; free. */
+static float *
+expected_weight(const char *which, int layer, const char *name)
+{
+	char full[128];
+	int64_t n;
+
+	snprintf(full, sizeof full, "gradient.model.layers.%d.%s", layer, name);
+	return expected(which, full, &n);
+}
+
+/* transformers stacks experts, gate before up. */
+static void
+check_layer(fixture *f, const char *which, int layer)
+{
+	const ft_config *c = &f->run.model->config;
+	int64_t matrix = (int64_t) c->ffn * c->hidden;
+	float *router = expected_weight(which, layer, "mlp.gate.weight");
+	float *gate_up = expected_weight(which, layer, "mlp.experts.gate_up_proj");
+	float *down = expected_weight(which, layer, "mlp.experts.down_proj");
+	float *norm = expected_weight(which, layer, "post_attention_layernorm.weight");
+	char name[64];
+
+	check_weight(f, layer, "block_sparse_moe.gate.weight", router);
+	check_weight(f, layer, "post_attention_layernorm.weight", norm);
+	for (int e = 0; e < c->experts; e++)
+	{
+		snprintf(name, sizeof name, "block_sparse_moe.experts.%d.w1.weight", e);
+		check_weight(f, layer, name, gate_up + 2 * e * matrix);
+		snprintf(name, sizeof name, "block_sparse_moe.experts.%d.w3.weight", e);
+		check_weight(f, layer, name, gate_up + (2 * e + 1) * matrix);
+		snprintf(name, sizeof name, "block_sparse_moe.experts.%d.w2.weight", e);
+		check_weight(f, layer, name, down + e * matrix);
+	}
+	free(router);
+	free(gate_up);
+	free(down);
+	free(norm);
 }
 
 /* Router, experts and the norm before them, where somebody wants their gradients; the adapter's is
@@ -208,42 +248,30 @@ test_weight_gradients_equal_pytorch(void **state)
 	fixture f;
 	ft_microbatch batch;
 	ft_loss_sums sums;
-	ft_arena arena = {0};
-	ft_experts_gradients gradients[2];
-	const ft_config *c;
+	ft_weight_gradients *gradients;
 	float *frozen;
 	float *gradient;
+	int64_t n;
 
 	(void) state;
 	open_fixture(&f, variants[0], false);
-	c = &f.run.model->config;
-	assert_int_equal(c->layers, 2);
 	pack_by_hand(&batch, f.documents, f.n, NEVER_SHARED);
 	frozen = gradient_of(&f, &batch, &sums);
-	for (int i = 0; i < c->layers; i++)
-	{
-		int64_t matrix = (int64_t) c->experts * c->ffn * c->hidden;
-
-		must(ft_arena_want(&arena, &gradients[i].router, c->experts * c->hidden, FT_F32));
-		must(ft_arena_want(&arena, &gradients[i].gate_up, 2 * matrix, FT_F32));
-		must(ft_arena_want(&arena, &gradients[i].down, matrix, FT_F32));
-		must(ft_arena_want(&arena, &gradients[i].norm, c->hidden, FT_F32));
-	}
-	must(ft_arena_allocate(&arena, f.run.ops, f.run.device));
-	f.t->experts_gradients = gradients;
+	must(ft_weight_gradients_create(f.run.model, &gradients));
+	f.t->weight_gradients = gradients;
 	gradient = gradient_of(&f, &batch, &sums);
 	assert_memory_equal(gradient, frozen, (size_t) f.adapter->n * sizeof(float));
-	for (int i = 0; i < c->layers; i++)
-	{
-		check_gradient(&f, variants[0], i, "mlp.gate.weight", gradients[i].router);
-		check_gradient(&f, variants[0], i, "mlp.experts.gate_up_proj", gradients[i].gate_up);
-		check_gradient(&f, variants[0], i, "mlp.experts.down_proj", gradients[i].down);
-		check_gradient(&f, variants[0], i, "post_attention_layernorm.weight", gradients[i].norm);
-	}
+	for (int i = 0; i < f.run.model->config.layers; i++)
+		check_layer(&f, variants[0], i);
+	assert_null(ft_weight_gradients_find(gradients, "model.layers.0.mlp.up_proj.weight", &n));
+	assert_null(ft_weight_gradients_find(
+		gradients, "model.layers.0.block_sparse_moe.experts.5.w1.weight", &n));
+	assert_null(ft_weight_gradients_find(
+		gradients, "model.layers.0.block_sparse_moe.experts.0.w4.weight", &n));
+	ft_weight_gradients_free(gradients);
 	free(frozen);
 	free(gradient);
 	ft_microbatch_free(&batch);
-	ft_arena_free(&arena);
 	close_fixture(&f);
 }
 

@@ -461,9 +461,9 @@ test_unsupported(void **state)
 	gguf_build_tensor(&b, "blk.0.attn_q.bias", 0, bias, 1, NULL, 128);
 	gguf_build_llama(&b);
 	refused(&b, FT_UNSUPPORTED, "\"blk.0.attn_q.bias\"");
-	gguf_build_tensor(&b, "token_embd.weight", 12, embedding, 2, NULL, 16 * 144);
+	gguf_build_tensor(&b, "token_embd.weight", 23, embedding, 2, NULL, 16 * 144);
 	gguf_build_llama(&b);
-	refused(&b, FT_UNSUPPORTED, "type q4_k (12)");
+	refused(&b, FT_UNSUPPORTED, "type iq4_xs (23)");
 	gguf_build_tensor(&b, "token_embd.weight", 77, embedding, 2, NULL, 100);
 	gguf_build_llama(&b);
 	refused(&b, FT_UNSUPPORTED, "type unknown (77)");
@@ -661,7 +661,7 @@ test_inspect(void **state)
 	json_decref(d);
 
 	gguf_build_string(&b, "general.architecture", "gemma9");
-	gguf_build_tensor(&b, "token_embd.weight", 12, embedding, 2, NULL, 16 * 144);
+	gguf_build_tensor(&b, "token_embd.weight", 23, embedding, 2, NULL, 16 * 144);
 	gguf_build_string(&b, "tokenizer.chat_template", "{{ messages }}");
 	gguf_build_llama(&b);
 	d = inspect_built(&b, NULL);

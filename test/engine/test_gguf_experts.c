@@ -232,7 +232,7 @@ test_keys_refused(void **state)
 		{"llama.expert_used_count", 0, FT_CORRUPT, "0 of 3 experts"},
 		{"llama.expert_used_count", 4, FT_CORRUPT, "4 of 3 experts"},
 		{"llama.expert_count", 0, FT_CORRUPT, "2 of 0 experts"},
-		{"llama.expert_count", 257, FT_UNSUPPORTED, "257 experts are over the limit of 256"},
+		{"llama.expert_count", 65, FT_UNSUPPORTED, "65 experts are over the limit of 64"},
 		{"llama.expert_count", 2, FT_CORRUPT, "holds 3 experts, expected 2"},
 		{"llama.expert_gating_func", 2, FT_UNSUPPORTED, "\"llama.expert_gating_func\""},
 		{"llama.expert_feed_forward_length", 32, FT_UNSUPPORTED,

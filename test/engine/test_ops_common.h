@@ -382,7 +382,7 @@ static const test_variant other_variants[] = {
 };
 
 /* Run the tests for every variant of the backend; the program's exit status. */
-static int
+UNUSED static int
 run_variants(const char *group, const struct CMUnitTest *tests, size_t n)
 {
 	const char *name = getenv("PG_FINETUNE_TEST_BACKEND");

@@ -103,7 +103,7 @@ test_embed(void **state)
 		for (size_t u = 0; u < sizeof uses / sizeof *uses; u++)
 			for (int f32 = 0; f32 < 2; f32++)
 			{
-				int64_t cols = stored_types[type] == FT_Q6_K ? 512 : 96;
+				int64_t cols = ft_dtype_get(stored_types[type])->block_values == 256 ? 512 : 96;
 				stored m = stored_random(stored_types[type], 46, cols);
 				double *reference = calloc((size_t) (n * cols), sizeof *reference);
 				int32_t *device_ids = upload(ids, sizeof ids);

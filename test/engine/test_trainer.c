@@ -202,16 +202,18 @@ test_resume_at_every_step(void **state)
 		ft_trainer *first = trainer_of(f, &o, 256);
 		ft_trainer *second = trainer_of(f, &o, 256);
 		ft_adapter *saved;
+		ft_adapter *best;
 		ft_run_state restored;
 		float *values;
 
 		steps(first, (int) at, &report);
 		must(ft_trainer_read_moments(first));
-		must(ft_checkpoint_save(f->directory, "this run", &first->state, first->adapter,
+		must(ft_checkpoint_save(f->directory, "this run", &first->state, first->adapter, NULL,
 								&f->run.model->config, "tiny", &first->moments));
 		ft_trainer_free(first);
-		must(ft_checkpoint_load(f->directory, "this run", f->run.model, &restored, &saved,
+		must(ft_checkpoint_load(f->directory, "this run", f->run.model, &restored, &saved, &best,
 								&second->moments));
+		assert_null(best);
 		assert_int_equal(restored.step, at);
 		must(f->run.ops->copy(second->transformer->stream, second->adapter->values, saved->values,
 							  (size_t) saved->n * sizeof(float)));

@@ -46,18 +46,22 @@ def gguf(values, infos, data, n_values=None, n_tensors=None, version=3):
     return head + b"\0" * (-len(head) % 32) + data
 
 
-def llama(first=(), tensors=(), experts=0, **more):
+EXTRAS = {"qwen2": {"attn_q.bias": [4], "attn_k.bias": [2], "attn_v.bias": [2]},
+          "qwen3": {"attn_q_norm.weight": [2], "attn_k_norm.weight": [2]}}
+
+
+def llama(first=(), tensors=(), architecture="llama", experts=0, **more):
     """A model of one layer, hidden 4, two heads of 2, three tokens; what is given replaces its own.  With experts:
     stacked, two for a token."""
     values = [
-        value("general.architecture", STRING, text("llama")),
-        value("llama.block_count", U32, u32(1)),
-        value("llama.context_length", U32, u32(8)),
-        value("llama.embedding_length", U32, u32(4)),
-        value("llama.feed_forward_length", U32, u32(4)),
-        value("llama.attention.head_count", U32, u32(2)),
-        value("llama.attention.head_count_kv", U32, u32(1)),
-        value("llama.attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
+        value("general.architecture", STRING, text(architecture)),
+        value(architecture + ".block_count", U32, u32(1)),
+        value(architecture + ".context_length", U32, u32(8)),
+        value(architecture + ".embedding_length", U32, u32(4)),
+        value(architecture + ".feed_forward_length", U32, u32(4)),
+        value(architecture + ".attention.head_count", U32, u32(2)),
+        value(architecture + ".attention.head_count_kv", U32, u32(1)),
+        value(architecture + ".attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
     ]
     if experts > 0:
         values.append(value("llama.expert_count", U32, u32(experts)))
@@ -81,6 +85,8 @@ def llama(first=(), tensors=(), experts=0, **more):
         shapes["blk.0.%s.weight" % name] = shape
     if experts > 0:
         shapes["blk.0.ffn_gate_inp.weight"] = [4, experts]
+    for name, shape in EXTRAS.get(architecture, {}).items():
+        shapes["blk.0." + name] = shape
     infos, data = list(tensors), b""
     for name, shape in shapes.items():
         if any(t.startswith(text(name)) for t in tensors):
@@ -112,6 +118,11 @@ def gguf_seeds():
     yield "experts", llama(VOCABULARY, experts=3)
     yield "experts_many", llama([value("llama.expert_count", U32, u32(2**31 - 1))], experts=3)
     yield "experts_fewer", llama(tensors=[info("blk.0.ffn_up_exps.weight", [4, 4, 2], 0, 0)], experts=3)
+    yield "qwen2", llama(architecture="qwen2")
+    yield "qwen3", llama(architecture="qwen3")
+    yield "window", llama([value("llama.attention.sliding_window", U32, u32(3))])
+    yield "bias_twice", llama(tensors=[info("blk.0.attn_q.bias", [4], 0, 0)] * 2, architecture="qwen2")
+    yield "bias_wide", llama(tensors=[info("blk.0.attn_k.bias", [1 << 40], 0, 0)], architecture="qwen2")
     yield "n_values", llama(n_values=huge)
     yield "n_tensors", llama(n_tensors=(1 << 64) // 176 + 1)
     yield "key_length", head + u64(0) + u64(1) + u64(2**64 - 1) + b"a" * 40
@@ -240,8 +251,49 @@ def template_seeds():
     yield "quotes", "{{ 'a\\'' + \"\\\"\" + m['x' }}"
 
 
+def config_seeds():
+    llama = {
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "rope_theta": 500000.0,
+        "eos_token_id": [1, 2], "torch_dtype": "bfloat16",
+    }
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 8192}
+    window = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": 2}
+    types = ["full_attention"] * 2 + ["sliding_attention"] * 2
+    for name, config in [
+        ("llama", llama),
+        ("scaling", dict(llama, rope_scaling=llama3)),
+        ("parameters", dict(llama, rope_parameters=dict(llama3, rope_theta=7))),
+        ("mistral", dict(llama, architectures=["MistralForCausalLM"], sliding_window=None)),
+        ("mixtral", dict(llama, architectures=["MixtralForCausalLM"], num_local_experts=4)),
+        ("window", dict(llama, **window)),
+        ("types", dict(llama, **dict(window, layer_types=types))),
+        ("huge", dict(llama, hidden_size=2**31 - 1, num_hidden_layers=99, vocab_size=2**24)),
+        ("largest", dict(llama, hidden_size=2**20, intermediate_size=2**22, num_hidden_layers=99, head_dim=4096)),
+        ("negative", dict(llama, head_dim=-2)),
+        ("quantised", dict(llama, quantization_config={"quant_method": "gptq"})),
+        ("null", {key: None for key in llama}),
+    ]:
+        yield name, b"\x00" + json.dumps(config).encode()
+    yield "twice", b'\x00{"model_type":"llama","model_type":"llama"}'
+    yield "deep", b"\x00" + b'{"rope_scaling":' * 3000
+    yield "ends", b'\x01{"eos_token_id": [1, 2, 999]}'
+    yield "ends_wrong", b'\x01{"eos_token_id": [1000, "x", null, -1]}'
+    shard = "model-1.safetensors"
+    for name, index in [
+        ("index", {"metadata": {"total_size": 8}, "weight_map": {"model.norm.weight": shard}}),
+        ("index_outside", {"weight_map": {"model.norm.weight": "../" + shard}}),
+        ("index_missing", {"weight_map": {"a": shard, "b": "model-2.safetensors"}}),
+        ("index_empty", {"weight_map": {}}),
+        ("index_types", {"weight_map": {"a": 1, "b": None, "c": [shard]}}),
+    ]:
+        yield name, b"\x02" + json.dumps(index).encode()
+
+
 def main():
     for name, seeds in [
+        ("config", config_seeds()),
         ("gguf", gguf_seeds()),
         ("safetensors", safetensors_seeds()),
         ("job", job_seeds()),

@@ -128,10 +128,9 @@ $engine = engine_pid($node);
 my ($postmaster) = slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
 my @children = children_of($postmaster);
 cmp_ok(scalar @children, '>=', 5, 'the processes of the server');
-$node->kill9;
-ok(wait_until(sub { !is_running($engine) }), 'no engine is left when the postmaster is killed');
-ok(wait_until(sub { !-e "/proc/$postmaster" && !grep { is_running($_) } @children }),
-	'and no process of the server');
+kill_server($node);
+ok(!is_running($engine), 'no engine is left when the postmaster is killed');
+is(scalar(grep { is_running($_) } $postmaster, @children), 0, 'and no process of the server');
 $node->start;
 is($node->safe_psql('postgres', q(SELECT complete('one', 'x'))), 'echo: x', 'one answers after the start');
 
@@ -141,7 +140,7 @@ $node->append_conf('postgresql.conf', "pg_finetune.engine_path = '/nonexistent/e
 $node->start;
 is((sqlstate_of($node, q(SET pg_finetune.request_timeout = '500ms'; SELECT complete('one', 'x'))))[0],
 	'57P03', 'without an engine, an error');
-like(slurp_file($node->logfile), qr/engine: could not execute the engine: No such file/, 'the log says why');
+ok(wait_until(sub { log_count($node, qr/engine: could not execute the engine: No such file/) > 0 }), 'the log says why');
 is($node->safe_psql('postgres', 'SELECT 1'), '1', 'the server runs');
 $node->stop;
 

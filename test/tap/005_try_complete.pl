@@ -128,7 +128,8 @@ $session->quit;
 
 # The end of the statement is no error of the request
 my $offset = -s $node->logfile;
-my ($state, $words) = sqlstate_of($node, q(SET statement_timeout = '300ms'; SELECT try_complete('one', 'sleep')));
+my ($state, $words) = sqlstate_of($node,
+	q(SELECT try_complete('one', 'x'); SET statement_timeout = '3s'; SELECT try_complete('one', 'sleep')));
 is($state, '57014', 'statement_timeout');
 like($words, qr/canceling statement due to statement timeout/, 'is said');
 ok(wait_until(sub { log_count($node, qr/a request was dropped/, $offset) == 1 }), 'the engine was told of it');

@@ -29,6 +29,7 @@ sub as
 
 # --- A whole life.  The session that types CREATE has disconnected when this returns.
 
+stop_jobs($node);
 my $id = start_job(
 	$node, 'parity',
 	user    => 'alice',
@@ -39,6 +40,7 @@ like(error_of($node, "SELECT complete('parity', 'item 1')", 'alice'),
 	qr/^55000: .*still being trained/, 'a model that is not ready says so');
 like(error_of($node, "SELECT finetune('CREATE', 'parity', 'tiny', 'TABLE fact')", 'alice'),
 	qr/^42710: model "parity" already exists/, 'its name is taken');
+let_jobs_run($node);
 
 my $job = wait_for_status($node, $id, 'SUCCESS');
 is($job->{status}, 'SUCCESS', 'the job ends well');
@@ -72,7 +74,7 @@ is( as('alice', "SELECT string_agg(k, ',' ORDER BY k) FROM jsonb_object_keys(fin
 	'base_model,created_on,id,model,phase,progress,status',
 	'what SHOW says of a job');
 is(as('alice', "SELECT status FROM finetune.models WHERE name = 'parity'"), 'ready', 'the model is ready');
-is(as('alice', 'SELECT count(*) FROM finetune.progress'), 0, 'nothing runs');
+ok(wait_for_sql($node, 'SELECT count(*) = 0 FROM finetune.progress'), 'nothing runs');
 
 # --- Metrics and events
 
@@ -197,7 +199,7 @@ ok($notified >= 3, "listeners hear of the job's phases");
 
 # --- CANCEL, DROP, DELETE
 
-$id = start_job($node, 'long', user => 'alice', options => { max_steps => 100000, max_epochs => 50 });
+$id = start_job($node, 'long', endless_job(user => 'alice'));
 is(wait_for_status($node, $id, 'running')->{phase}, 'running', 'a long job runs');
 ok(wait_for_sql($node, 'SELECT steps_done > 3 AND steps_total > 3 FROM finetune.progress'),
 	'progress shows its steps');
@@ -216,7 +218,7 @@ ok(!is_running($engine), 'and the engine');
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_foreign_server WHERE srvname IN ('long', 'waiting')"),
 	0, 'the models are gone');
 
-$id = start_job($node, 'long', options => { max_steps => 100000, max_epochs => 50 });
+$id = start_job($node, 'long', endless_job());
 wait_for_status($node, $id, 'running');
 $node->safe_psql('postgres', 'BEGIN; DROP SERVER long; ROLLBACK');
 is(job($node, $id)->{phase}, 'running', 'DROP SERVER that is rolled back changes nothing');

@@ -9,7 +9,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('job_crash', "restart_after_crash = on\n");
+my $node    = new_node('job_crash', "restart_after_crash = on\n");
+my $control = hold_engines($node);
 my %long = (options => { max_steps => 200, learning_rate => 0.001, batch_size => 256 });
 
 my $undisturbed;
@@ -36,12 +37,15 @@ sub last_checkpoint
 	return (sort { $b <=> $a } @steps)[0] // 0;
 }
 
-# Start a job, and return it and its engine as soon as there is a checkpoint.
+# Start a job, and return it and its engine once there is a checkpoint; the
+# engine then waits, so that it has not come to its end before what is to happen.
 sub start_and_wait
 {
 	my ($model) = @_;
-	my $id = start_job($node, $model, %long);
 
+	hold_at($control, 45);
+	my $id = start_job($node, $model, %long);
+	is_held($control) or die 'no engine waits';
 	wait_for_sql($node,
 		"SELECT count(*) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'checkpoint'");
 	return ($id, engine_of($node));
@@ -82,6 +86,7 @@ is( $node->safe_psql('postgres',
 # The worker, by the administrator
 ($id, $engine) = start_and_wait('worker');
 $node->safe_psql('postgres', 'SELECT pg_terminate_backend(pid) FROM finetune.progress');
+let_go($control);
 ends_well($id, 'worker', 'termination of the worker');
 ok(!is_running($engine), 'its first engine is gone');
 is(start_time($node), $before, 'the server never noticed');
@@ -89,9 +94,10 @@ is(start_time($node), $before, 'the server never noticed');
 # The worker, from behind: the postmaster restarts everything
 ($id, $engine) = start_and_wait('worker_killed');
 my $worker = $node->safe_psql('postgres', 'SELECT pid FROM finetune.progress');
+my $log_end = log_end($node);
 kill 'KILL', $worker;
 ok(wait_until(sub { !is_running($engine) }), 'kill -9 of the worker ends the engine');
-$node->poll_query_until('postgres', 'SELECT true') or die 'no restart';
+restarted($node, $log_end) or die 'no restart';
 ends_well($id, 'worker_killed', 'kill -9 of the worker');
 
 # The same, after it has slept through checkpoints: what it never read is told again
@@ -99,17 +105,23 @@ ends_well($id, 'worker_killed', 'kill -9 of the worker');
 $worker = $node->safe_psql('postgres', 'SELECT pid FROM finetune.progress');
 kill 'STOP', $worker;
 my $known = last_checkpoint();
+let_go($control);
 ok(wait_until(sub { last_checkpoint() > $known || !is_running($engine) }), 'the engine goes on without its worker');
+$log_end = log_end($node);
 kill 'KILL', $worker;
 ok(wait_until(sub { !is_running($engine) }), 'until that is killed');
-$node->poll_query_until('postgres', 'SELECT true') or die 'no restart';
+restarted($node, $log_end) or die 'no restart';
 ends_well($id, 'worker_asleep', 'kill -9 of a worker that slept');
 
 # The cluster
 for my $mode ('fast', 'immediate')
 {
 	($id, $engine) = start_and_wait("restart_$mode");
-	$node->stop($mode);
+	# the engine goes on when it has been asked to end
+	kill($mode eq 'fast' ? 'INT' : 'QUIT', $node->{_pid});
+	let_go($control);
+	wait_until(sub { !-e $node->data_dir . '/postmaster.pid' }) or die 'the server does not stop';
+	$node->stop($mode, fail_ok => 1);
 	ok(wait_until(sub { !is_running($engine) }), "stop -m $mode ends the engine");
 	$node->start;
 	ends_well($id, "restart_$mode", "restart -m $mode");
@@ -117,26 +129,23 @@ for my $mode ('fast', 'immediate')
 
 # The postmaster
 ($id, $engine) = start_and_wait('postmaster');
-$node->kill9;
-ok(wait_until(sub { !is_running($engine) }), 'kill -9 of the postmaster ends the engine');
-ok( wait_until(
-		sub {
-			# what is left of the old one may need a moment to go
-			return 1 if $node->start(fail_ok => 1);
-			$node->stop('fast', fail_ok => 1);
-			return 0;
-		}),
-	'the server starts again');
+kill_server($node);
+ok(!is_running($engine), 'kill -9 of the postmaster ends the engine');
+ok($node->start(fail_ok => 1), 'the server starts again');
 ends_well($id, 'postmaster', 'kill -9 of the postmaster');
 
 # The reader, in a query that takes its time: nothing to go on from, but no harm either
+my $guard = $node->background_psql('postgres');
+$guard->query_safe('SELECT pg_advisory_lock(7)');
 $id = start_job($node, 'reading',
-	query   => 'SELECT prompt, completion, pg_sleep(0.2) FROM fact LIMIT 25',
+	query   => 'SELECT prompt, completion, pg_advisory_xact_lock_shared(7) FROM fact LIMIT 25',
 	options => { max_steps => 2 });
-ok(wait_for_sql($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader'"),
+ok( wait_for_sql($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader'"
+		  . " AND wait_event = 'advisory'"),
 	'a reader runs');
 $node->safe_psql('postgres',
 	"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader'");
+$guard->quit;
 my $job = wait_for_status($node, $id, 'SUCCESS');
 is($job->{status}, 'SUCCESS', 'a reader that was terminated is started again');
 is($job->{attempts}, 2, 'as another attempt');
@@ -172,8 +181,7 @@ like($job->{error}{message}, qr/these are the last words/, 'with its last words'
 is(start_time($node), $before, 'the server never noticed');
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_foreign_server WHERE srvname = 'hopeless'"),
 	0, 'the name is free again');
-is($node->safe_psql('postgres', "SELECT count(*) FROM pg_ls_dir('pgsql_tmp_finetune/jobs')"),
-	0, 'nothing is left on disk');
+ok(wait_for_sql($node, "SELECT count(*) = 0 FROM pg_ls_dir('pgsql_tmp_finetune/jobs')"), 'nothing is left on disk');
 $node->stop;
 
 done_testing();

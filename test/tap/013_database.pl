@@ -20,10 +20,11 @@ sub with_job
 CREATE EXTENSION pg_finetune;
 CREATE SERVER tiny TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'tiny.gguf');
 CREATE TABLE fact AS SELECT 'item ' || i AS prompt, CASE WHEN i % 2 = 0 THEN 'even' ELSE 'odd' END AS completion
-	FROM generate_series(1, 100) i;
+	FROM generate_series(1, 20000) i;
 SQL
 	my $job = $node->safe_psql($name,
-		q(SELECT finetune('CREATE', 'tuned', 'tiny', 'SELECT prompt, completion FROM fact', NULL, '{"max_steps": 1000000}')));
+		q(SELECT finetune('CREATE', 'tuned', 'tiny', 'SELECT prompt, completion FROM fact', NULL,
+			'{"max_epochs": 50, "batch_size": 64, "validation_fraction": 0}')));
 	runs($name, 'a job runs');
 	return $job;
 }
@@ -46,7 +47,7 @@ is($node->safe_psql('postgres', q(SELECT count(*) FROM pg_database WHERE datname
 	'ALTER DATABASE ... RENAME');
 runs('other', 'the job goes on');
 $node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE other');
-is($node->safe_psql('copy', 'SELECT count(*) FROM fact'), 100, 'CREATE DATABASE ... TEMPLATE');
+is($node->safe_psql('copy', 'SELECT count(*) FROM fact'), 20000, 'CREATE DATABASE ... TEMPLATE');
 runs('other', 'the job goes on');
 
 # A stranger does not disturb it

@@ -21,7 +21,8 @@ write_file("$scratch/engine", <<"SH");
 #!/bin/sh
 case "\$1" in
 estimate|evaluate)
-	how=\$(cat '$scratch/how' 2>/dev/null)
+	# no process of its own, which would be taken for an engine
+	how=; [ ! -e '$scratch/how' ] || read -r how <'$scratch/how'
 	case "\$how" in
 	slow) echo '{"event": "started"}'; exec sleep 1000 ;;
 	die) kill -SEGV \$\$ ;;
@@ -76,9 +77,11 @@ sub result_of
 
 # Processes of engines that estimate or evaluate: the real ones by their
 # arguments, the one that never ends by where it was started.
+# Those of a kind only, where one is given.
 sub engines_running
 {
-	my $data = ($_[0] // $node)->data_dir;
+	my ($where, $kind) = @_;
+	my $data = ($where // $node)->data_dir;
 	my @found;
 
 	for my $process (grep { /\d$/ } glob '/proc/[0-9]*')
@@ -86,7 +89,8 @@ sub engines_running
 		open(my $file, '<', "$process/cmdline") or next;
 		my $line = <$file> // next;
 		push @found, $process
-		  if $line =~ /\Q$data\E.*sessions/ || ($line =~ /^sleep\0/ && (readlink("$process/cwd") // '') eq $data);
+		  if (!defined $kind || $line =~ $kind)
+		  && ($line =~ /\Q$data\E.*sessions/ || ($line =~ /^sleep\0/ && (readlink("$process/cwd") // '') eq $data));
 	}
 	return @found;
 }
@@ -100,18 +104,22 @@ sub left_behind
 }
 
 # A session that evaluates with an engine that never ends; waits until that runs.
+my $started = 0;
+
 sub start_slow
 {
 	my ($sql, $on) = @_;
 	my $where = $on // $node;
-	my $session = { out => '', err => '' };
+	# has a name of its own: sessions before it may not have gone yet
+	my $session = { out => '', err => '', name => 'slow' . ++$started };
 
 	misbehave('slow');
 	$session->{handle} = IPC::Run::start(
-		[ 'psql', '-X', '-U', 'alice', '-d', $where->connstr('postgres'), '-v', 'VERBOSITY=verbose',
-			'-c', $sql // "SELECT finetune_evaluate('tiny', 'TABLE unseen')" ],
+		[ 'psql', '-X', '-U', 'alice', '-d', $where->connstr('postgres') . " application_name=$session->{name}",
+			'-v', 'VERBOSITY=verbose', '-c', $sql // "SELECT finetune_evaluate('tiny', 'TABLE unseen')" ],
 		'>', \$session->{out}, '2>', \$session->{err});
-	ok(wait_until(sub { scalar engines_running($where) }), 'an engine is at work');
+	# which has then read how to behave
+	ok(wait_until(sub { scalar engines_running($where, qr/^sleep\0/) }), 'an engine is at work');
 	return $session;
 }
 
@@ -122,10 +130,12 @@ my $nothing = '0 files, 0 processes';
 my $options = { max_epochs => 12, max_steps => 70, learning_rate => 0.01, lora_r => 8, batch_size => 512, n_evals => 2 };
 my $given   = encode_json($options);
 my $estimate = result_of("finetune_estimate('tiny', 'SELECT prompt, completion FROM fact', 'TABLE unseen', '$given')");
+stop_jobs($node);
 my $id = start_job($node, 'parity', user => 'alice', validation => 'TABLE unseen', options => $options);
 
 like(error_of($node, "SELECT finetune_evaluate('parity', 'TABLE unseen')", 'alice'),
 	qr/^55000: model "parity" is still being trained/, 'a model that is not ready says so');
+let_jobs_run($node);
 my $job = wait_for_status($node, $id, 'SUCCESS');
 is($job->{status}, 'SUCCESS', 'the job ends well');
 
@@ -368,14 +378,14 @@ misbehave('');
 
 # --- Ended in the middle
 
-my $pid_of = "SELECT pid FROM pg_stat_activity WHERE usename = 'alice' AND query LIKE '%finetune_e%'";
+sub pid_of { return "SELECT pid FROM pg_stat_activity WHERE application_name = '$_[0]{name}'"; }
 
 for my $case ([ pg_cancel_backend => '57014' ], [ pg_terminate_backend => '57P01' ])
 {
 	my ($function, $code) = @$case;
 	my $session = start_slow();
 
-	$node->safe_psql('postgres', "SELECT $function(($pid_of))");
+	$node->safe_psql('postgres', "SELECT $function((@{[pid_of($session)]}))");
 	$session->{handle}->finish;
 	like($session->{err}, qr/(ERROR|FATAL):  $code: /, "$function: $code");
 	ok(wait_until(sub { left_behind() eq $nothing }), "$function: nothing is left");
@@ -420,11 +430,12 @@ is(left_behind(), $nothing, 'and nothing is left');
 
 	# --- Killed: what is left is removed when the server starts again
 
-	my $backend = $node->safe_psql('postgres', $pid_of);
+	my $backend = $node->safe_psql('postgres', pid_of($session));
+	my $log_end = log_end($node);
 	cmp_ok((left_behind() =~ /^(\d+)/)[0], '==', 1, 'the first one has its directory');
 	kill 'KILL', $backend;
 	$session->{handle}->finish;
-	ok( wait_until(sub { $node->poll_query_until('postgres', 'SELECT true') }), 'the server is back');
+	ok(restarted($node, $log_end), 'the server is back');
 	ok(wait_until(sub { left_behind() eq $nothing }), 'nothing is left');
 }
 

@@ -39,15 +39,20 @@ sub digest_of
 	return $node->safe_psql('postgres', "SELECT weights_digest FROM finetune.model WHERE name = '$model'");
 }
 
+# An engine waits where it is told to, so that none has come to its end before something is done to its job
+my $control = hold_engines($node);
 my $undisturbed = start_job($node, 'undisturbed', %long);
 is(wait_for_status($node, $undisturbed, 'SUCCESS')->{status}, 'SUCCESS', 'a job that nobody disturbs');
 
 # In training
+hold_at($control, 65);
 my $id = start_job($node, 'paused', %long);
+ok(is_held($control), 'an engine is at work');
 ok(wait_for_sql($node, "SELECT steps_done > 20 FROM finetune.progress"), 'a job trains');
 my $engine = engine_of($node);
 my $job = finetune('PAUSE', $id);
 is($job->{status}, 'PAUSED', 'PAUSE');
+let_go($control);
 is($job->{phase}, 'paused', 'as the phase says');
 ok(wait_until(sub { !is_running($engine) }), 'the engine ends');
 ok(wait_for_sql($node, "SELECT count(*) = 0 FROM finetune.progress"), 'and the worker');
@@ -91,14 +96,18 @@ for my $action ('PAUSE', 'RESUME')
 }
 
 # While the data is read, and while it waits
-$id = start_job($node, 'reading', query => 'SELECT prompt, completion, pg_sleep(0.05) FROM fact',
+my $guard = $node->background_psql('postgres');
+$guard->query_safe('SELECT pg_advisory_lock(7)');
+$id = start_job($node, 'reading', query => 'SELECT prompt, completion, pg_advisory_xact_lock_shared(7) FROM fact',
 	options => { max_steps => 2 });
-ok(wait_for_sql($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader'"),
+ok( wait_for_sql($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader'"
+		  . " AND wait_event = 'advisory'"),
 	'a job reads');
 my $waiting = start_job($node, 'waiting', options => { max_steps => 2 });
 is(job($node, $waiting)->{queue_position}, 1, 'another one waits');
 is(finetune('PAUSE', $waiting)->{queue_position}, undef, 'PAUSE takes it out of the queue');
 is(finetune('PAUSE', $id)->{status}, 'PAUSED', 'PAUSE of the one that reads');
+$guard->quit;
 ok(wait_for_sql($node, "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type ~ 'pg_finetune (reader|job)'"),
 	'reader and worker end');
 is($node->safe_psql('postgres', "BEGIN; SELECT finetune('RESUME', '$id')->>'status'; ROLLBACK"),
@@ -108,24 +117,28 @@ finetune('RESUME', $_) for $id, $waiting;
 is(wait_for_status($node, $_, 'SUCCESS')->{status}, 'SUCCESS', 'resumed, it ends well') for $id, $waiting;
 
 # PAUSE and RESUME at once: the worker may not even have noticed
+hold_at($control, 20);
 $id = start_job($node, 'at_once', %long);
-for (1 .. 5)
+for my $time (1 .. 5)
 {
+	is_held($control) or die 'no engine waits';
 	wait_for_sql($node, "SELECT count(*) = 1 FROM finetune.progress WHERE phase = 'running'");
 	finetune('PAUSE', $id);
 	finetune('RESUME', $id);
+	hold_at($control, 20 + $time) if $time < 5;
 }
+let_go($control);
 is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'paused and resumed again and again, it ends well');
 is(metrics_of($id), metrics_of($undisturbed), 'with every step in the metrics');
 is(digest_of('at_once'), digest_of('undisturbed'), 'and the same weights');
 
 # What pauses can end, too
-$id = start_job($node, 'cancelled', %long);
+$id = start_job($node, 'cancelled', endless_job());
 ok(wait_for_sql($node, "SELECT count(*) = 1 FROM finetune.progress WHERE phase = 'running'"), 'a job runs');
 finetune('PAUSE', $id);
 is(finetune('CANCEL', $id)->{status}, 'CANCELLED', 'CANCEL of a paused job');
 ok(wait_until(sub { !glob "$directories/*" }), 'nothing is left on disk');
-$id = start_job($node, 'dropped', %long);
+$id = start_job($node, 'dropped', endless_job());
 finetune('PAUSE', $id);
 $node->safe_psql('postgres', 'DROP SERVER dropped');
 is(job($node, $id)->{status}, 'CANCELLED', 'DROP SERVER of a paused model');
@@ -136,11 +149,14 @@ sub reserve
 	my ($size) = @_;
 	$node->safe_psql('postgres', "ALTER SYSTEM SET pg_finetune.reserve_disk = '$size'; SELECT pg_reload_conf()");
 }
+hold_at($control, 65);
 $id = start_job($node, 'crowded', %long);
+ok(is_held($control), 'an engine is at work');
 ok(wait_for_sql($node, "SELECT steps_done > 0 FROM finetune.progress"), 'a job runs');
 reserve('1000TB');
 ok(wait_for_sql($node, "SELECT status = 'PAUSED' FROM finetune.jobs WHERE job_id = '$id'"),
 	'it is paused when the disk has less room than is to be kept free');
+let_go($control);
 $job = job($node, $id);
 is($job->{error}{code}, '53100', 'as its error says');
 like($job->{error}{message}, qr/^the disk of pg_finetune\.work_directory has \d+ MB free, less than pg_finetune\.reserve_disk/,

@@ -7,9 +7,6 @@
 use strict;
 use warnings;
 
-use lib "$ENV{TESTDIR}/test/engine";
-
-use FaultShim;
 use FinetuneCluster;
 use FinetuneJob;
 use PostgreSQL::Test::Cluster;
@@ -21,20 +18,8 @@ my @steps = (2, 8, 15, 16, 23, 26, 34, 37, 45, 50);
 
 my $node    = new_node('kills', "restart_after_crash = on\n");
 my $jobs    = $node->data_dir . '/pgsql_tmp_finetune/jobs';
-my $control = $node->basedir . '/control';
-my $shimmed = $node->basedir . '/shimmed_engine';
+my $control = hold_engines($node);
 my %fifty   = (options => { max_steps => 50, learning_rate => 0.001, batch_size => 256, n_evals => 50 / $every });
-
-chomp(my $library = qx(pg_config --pkglibdir));
-write_file($shimmed, <<"SH");
-#!/bin/sh
-if [ "\$1" = train ]; then export LD_PRELOAD='$FaultShim::library' FAULT_CONTROL='$control'; fi
-exec '$library/pg_finetune_engine' "\$@"
-SH
-chmod 0755, $shimmed or die "$shimmed: $!";
-disarm($control);
-$node->append_conf('postgresql.conf', "pg_finetune.engine_path = '$shimmed'");
-$node->restart;
 
 # What a job leaves: weights, and every metric but the times.
 sub result_of
@@ -70,13 +55,13 @@ sub arm_at
 	my ($step) = @_;
 	my $from = last_checkpoint();
 	my $evaluations = int(($step - 1) / $every) - int($from / $every) + ($from == 0 ? 1 : 0);
-	arm($control, 'HOLD', 'write */metrics.jsonl', ($step - $from + $evaluations) x 2);
+	hold_at($control, $step - $from + $evaluations);
 }
 
 sub comes_to
 {
 	my ($what, $step) = @_;
-	ok(wait_until(sub { held($control) }) && last_step() == $step - 1, "$what: a job comes to step $step")
+	ok(is_held($control) && last_step() == $step - 1, "$what: a job comes to step $step")
 	  or diag('last step: ' . last_step());
 }
 
@@ -103,7 +88,7 @@ sub kill_at
 		$engine = engine_of($node);
 		# the next engine finds the next step to wait at
 		my $next = (grep { $_ > $step } @at)[0];
-		$kill->($engine, sub { defined $next ? arm_at($next) : disarm($control) });
+		$kill->($engine, sub { defined $next ? arm_at($next) : let_go($control) });
 	}
 	my $job = wait_for_status($node, $id, 'SUCCESS');
 	is($job->{status}, 'SUCCESS', "$what: the job ends well");
@@ -147,21 +132,13 @@ $id = kill_at('postmaster', sub {
 		my ($engine, $arm) = @_;
 		kill 'STOP', $engine;
 		$arm->();
-		$node->kill9;
-		wait_until(sub { !is_running($engine) }) or die 'the engine outlives the postmaster';
-		wait_until(
-			sub {
-				# what is left of the old one may need a moment to go
-				return 1 if $node->start(fail_ok => 1);
-				$node->stop('fast', fail_ok => 1);
-				return 0;
-			}) or die 'no start';
+		kill_server($node);
+		$node->start;
 	},
 	@steps);
 is(result_of('postmaster', $id), $expected, 'postmaster: with the same weights and metrics');
 
-is($node->safe_psql('postgres', "SELECT count(*) FROM pg_ls_dir('pgsql_tmp_finetune/jobs')"),
-	0, 'nothing is left on disk');
+ok(wait_for_sql($node, "SELECT count(*) = 0 FROM pg_ls_dir('pgsql_tmp_finetune/jobs')"), 'nothing is left on disk');
 $node->stop;
 
 done_testing();

@@ -39,11 +39,29 @@ for my $time ('first', 'second', 'third')
 	my $attempts = job($node, $id)->{attempts};
 	$node->safe_psql('postgres', "SELECT pg_terminate_backend(pid) FROM finetune.progress");
 
-	local $FinetuneJob::patience = 20;
+	# less than what is left of the launcher's minute
+	local $FinetuneJob::patience = 45;
 	ok(wait_for_sql($node, "SELECT attempts > $attempts FROM finetune.jobs WHERE job_id = '$id'"),
 		"the $time time that its worker is terminated, another one takes it");
 }
 $node->safe_psql('postgres', "SELECT finetune('CANCEL', '$id')");
+
+# A worker that looks while the places are taken away finds a job, and leaves it
+my $no_worker = q(SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type ~ 'pg_finetune (reader|job)');
+ok(wait_for_sql($node, $no_worker), 'no worker is left');
+my $guard = $node->background_psql('postgres');
+$guard->query_safe('BEGIN; LOCK TABLE finetune.job');
+$node->safe_psql('postgres', q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_finetune launcher'));
+ok( wait_for_sql($node, q(SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_finetune job' AND wait_event_type = 'Lock')),
+	'a worker is about to look');
+stop_jobs($node);
+$id = $guard->query_safe(q(SELECT finetune('CREATE', 'two', 'tiny', 'TABLE fact', NULL, '{"max_steps": 2}')));
+$guard->query_safe('COMMIT');
+$guard->quit;
+ok(wait_for_sql($node, $no_worker), 'it leaves');
+is(job($node, $id)->{phase} . ' ' . job($node, $id)->{attempts}, 'pending 0', 'without the job');
+let_jobs_run($node);
+is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'which is run when there are places again');
 $node->stop;
 
 done_testing();

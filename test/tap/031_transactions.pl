@@ -139,14 +139,14 @@ has_ended($id, 'p3', 'DROP SERVER, committed');
 # what the server does with one that it finds after a crash
 $id = running('p4');
 answer(prepared('DROP SERVER p4'));
-$node->kill9;
-ok(wait_until(sub { $node->start(fail_ok => 1) or ($node->stop('fast', fail_ok => 1), 0)[1] }), 'kill -9, and a start');
+kill_server($node);
+ok($node->start(fail_ok => 1), 'kill -9, and a start');
 is(answer('SELECT count(*) FROM pg_prepared_xacts'), 1, 'a prepared DROP SERVER is still there');
 answer("ROLLBACK PREPARED 'p'; " . create('nudge', $short));
 ok(wait_for_sql($node, "SELECT phase = 'running' FROM finetune.jobs WHERE job_id = '$id'"), 'rolled back, the job goes on');
 answer(prepared("SELECT finetune('CANCEL', '$id')"));
-$node->kill9;
-ok(wait_until(sub { $node->start(fail_ok => 1) or ($node->stop('fast', fail_ok => 1), 0)[1] }), 'kill -9, and a start');
+kill_server($node);
+ok($node->start(fail_ok => 1), 'kill -9, and a start');
 ok(wait_for_sql($node, "SELECT status = 'ready' FROM finetune.models WHERE name = 'nudge'"), 'the next job is run meanwhile');
 is(job($node, $id)->{phase}, 'running', 'the job of a prepared CANCEL is nobody\'s to end');
 answer("COMMIT PREPARED 'p'; " . create('nudge2', $short));

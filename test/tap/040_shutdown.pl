@@ -10,7 +10,6 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_node('shutdown');
-$FinetuneJob::patience = 60;
 my $no_workers =
   "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type ~ 'pg_finetune (reader|job)'";
 
@@ -45,7 +44,7 @@ sub events_of
 		  . " WHERE job_id = '$id' AND type <> 'checkpoint'");
 }
 
-# Stop and start; a stop that takes longer than pg_ctl's minute fails here.
+# Stop and start; a stop that takes longer than pg_ctl waits fails here.
 sub restart_in
 {
 	my ($mode, $id, $phase) = @_;

@@ -32,16 +32,21 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM pg_settings WHERE name ~ '
 	0, 'which is no setting for everybody');
 my $undisturbed = start_job($node, 'undisturbed', %long);
 is(wait_for_status($node, $undisturbed, 'SUCCESS')->{status}, 'SUCCESS', 'a job that nobody disturbs');
-my $before = start_time($node);
 
+# From here on an engine waits where it is told to, so that none has come to its end before it is to hang
+my $control = hold_engines($node);
+my $before  = start_time($node);
+
+hold_at($control, 45);
 my $id = start_job($node, 'hanging', %long);
+ok(is_held($control), 'a job is trained');
 ok(wait_for_sql($node, "SELECT count(*) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'checkpoint'"),
-	'a job with a checkpoint');
+	'and has a checkpoint');
 my $engine = engine_of($node);
 kill 'STOP', $engine;
 
-# Only what is silent already is held to the shorter time
-silence('2s');
+# Only what is silent already is held to the shorter time, which a busy machine must not use up
+silence('8s');
 ok(wait_until(sub { !is_running($engine) }), 'its engine hangs, and is ended');
 silence(undef);
 my $job = wait_for_status($node, $id, 'SUCCESS');
@@ -54,15 +59,23 @@ is(digest_of('hanging'), digest_of('undisturbed'), 'with the same weights');
 is( $node->safe_psql('postgres',
 		"SELECT message ~ 'signal 9' FROM finetune.events WHERE job_id = '$id' AND type = 'attempt_failed'"),
 	't', 'an event says how the engine ended');
-is(log_count($node, "training engine of job $id has said nothing for 2 s, ending it"), 1, 'the log says why, once');
+is(log_count($node, "training engine of job $id has said nothing for 8 s, ending it"), 1, 'the log says why, once');
 is(start_time($node), $before, 'the server never noticed');
 
 # A worker that hangs does not keep its job from being cancelled
-$id = start_job($node, 'asleep', options => { max_steps => 100000, max_epochs => 50 });
-wait_for_status($node, $id, 'running');
+hold_at($control, 10);
+$id = start_job($node, 'asleep', endless_job());
+ok(is_held($control), 'a job is trained');
 $engine = engine_of($node);
 my $worker = $node->safe_psql('postgres', 'SELECT pid FROM finetune.progress');
+
+# Not while it has a transaction, and so the job's row: what the engine has told is written down
+ok(wait_for_sql($node, "SELECT max(step) = 10 - 1 FROM finetune.metrics WHERE job_id = '$id'"), 'it is known how far');
+ok( wait_for_sql($node,
+		"SELECT xact_start IS NULL AND wait_event = 'Extension' FROM pg_stat_activity WHERE pid = $worker"),
+	'and its worker waits for more');
 kill 'STOP', $worker;
+let_go($control);
 is($node->safe_psql('postgres', "SELECT finetune('CANCEL', '$id')->>'status'"), 'CANCELLED',
 	'a job whose worker hangs is cancelled');
 kill 'CONT', $worker;
@@ -72,9 +85,11 @@ is(job($node, $id)->{status}, 'CANCELLED', 'and it stays cancelled');
 # What hangs does not keep the server from stopping
 for my $mode ('fast', 'immediate')
 {
+	hold_at($control, 45);
 	$id = start_job($node, "stopped_$mode", %long);
+	ok(is_held($control), 'another job is trained');
 	ok(wait_for_sql($node, "SELECT count(*) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'checkpoint'"),
-		'another job with a checkpoint');
+		'and has a checkpoint');
 	$engine = engine_of($node);
 	kill 'STOP', $engine;
 	$node->stop($mode);

@@ -108,17 +108,21 @@ sql("SELECT finetune('RESUME', '$id')");
 is_paused($id, qr/No space left/, 'data, without more room');
 sql("SELECT finetune('CANCEL', '$id')");
 ok(wait_until(sub { !glob "$work/jobs/*" }), 'cancelled, it leaves nothing');
-$id = start_job($node, 'reading', query => 'SELECT prompt, completion FROM fact', options => { max_steps => 2 });
 fill($work);
+$id = start_job($node, 'reading', query => 'SELECT prompt, completion FROM fact', options => { max_steps => 2 });
 is_paused($id, qr/No space left|could not create/, 'no room at all');
 make_room($work);
 goes_on($id, 'no room at all');
 
 # While a checkpoint is written
+my $control = hold_engines($node);
+hold_at($control, 45);
 $id = start_job($node, 'training', %long);
+ok(is_held($control), 'a job is trained');
 ok(wait_for_sql($node, "SELECT count(*) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'checkpoint'"),
-	'a job has a checkpoint');
+	'and has a checkpoint');
 fill($work);
+let_go($control);
 is_paused($id, qr/No space left/, 'checkpoint');
 my @checkpoints = glob "$work/jobs/*/checkpoint-*";
 cmp_ok(scalar @checkpoints, '>', 0, 'checkpoint: the last good one is there');

@@ -61,7 +61,7 @@ ends_well($id, 'no device to serve');
 sql("ALTER SYSTEM SET max_worker_processes = 5");
 setting('pg_finetune.max_running_jobs', 2);
 $node->restart;
-my $first = start_job($node, 'first', options => { max_steps => 100000, max_epochs => 50 });
+my $first = start_job($node, 'first', endless_job());
 wait_for_status($node, $first, 'running');
 my $second = start_job($node, 'second', options => { max_steps => 2 });
 ok(wait_for_sql($node, "SELECT count(*) = 1 FROM finetune.events WHERE job_id = '$second' AND type = 'waiting'"),

@@ -67,7 +67,7 @@ sub setting
 	$node->reload;
 }
 
-my %mine = (user => 'owner', options => { max_steps => 100000, max_epochs => 50 });
+my %mine = endless_job(user => 'owner');
 setting('pg_finetune.max_running_jobs', 0);
 cancel(start_job($node, 'm', %mine), 'pending');
 leaves_nothing('pending');
@@ -109,8 +109,9 @@ $guard = $node->background_psql('postgres');
 $guard->query_safe('SELECT pg_advisory_lock(7)');
 $id = start_job($node, 'm', query => 'SELECT prompt, completion, pg_advisory_xact_lock_shared(7) FROM fact',
 	options => { max_steps => 30 });
-ok(wait_for_sql($node, "SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
-	  . " WHERE a.backend_type = 'pg_finetune reader' AND l.relation = 'fact'::regclass"), 'a table is read');
+ok( wait_for_sql($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_finetune reader'"
+		  . " AND wait_event_type = 'Lock' AND wait_event = 'advisory'"),
+	'a table is read');
 for my $change ('DROP TABLE fact', 'ALTER TABLE fact DROP COLUMN completion', 'TRUNCATE fact')
 {
 	like(error_of($node, "SET lock_timeout = 50; $change"), qr/^55P03: /, "$change waits");

@@ -12,8 +12,11 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(new_echo_cluster engine_pid is_running wait_until log_count log_end restarted sqlstate_of
-  store_adapter write_file);
+our @EXPORT = qw(new_echo_cluster engine_pid is_running wait_until log_count logged_times log_end restarted
+  kill_server sqlstate_of store_adapter write_file);
+
+# The longest that anything is waited for, in seconds: PG_TEST_TIMEOUT_DEFAULT.
+our $patience = $PostgreSQL::Test::Utils::timeout_default;
 
 # A running cluster whose engine is echo_engine.pl, with the extension and a
 # base model "one" in database postgres.  Returns it and its model directory.
@@ -76,7 +79,7 @@ sub wait_until
 {
 	my ($condition) = @_;
 
-	for (1 .. 1800)
+	for (1 .. $patience * 10)
 	{
 		return 1 if $condition->();
 		select(undef, undef, undef, 0.1);
@@ -93,6 +96,16 @@ sub log_count
 	return scalar(() = $log =~ /$pattern/g);
 }
 
+# The same, once it has been that often or more: what an engine says is written by
+# its worker, which may come later than the engine's answer to a session.
+sub logged_times
+{
+	my ($node, $pattern, $times, $offset) = @_;
+
+	wait_until(sub { log_count($node, $pattern, $offset) >= $times });
+	return log_count($node, $pattern, $offset);
+}
+
 # Where the server log ends, for those who look at what comes after.
 sub log_end
 {
@@ -107,6 +120,30 @@ sub restarted
 	my ($node, $offset) = @_;
 
 	return wait_until(sub { log_count($node, qr/ready to accept connections/, $offset) > 0 });
+}
+
+# Kill the postmaster, and wait until nothing of its server is left: before that
+# another one could not take its place.  All its processes, engines too, work in
+# the data directory; and for its successor the postmaster lives until its own
+# parent has waited for it.
+sub kill_server
+{
+	my ($node) = @_;
+	my $data = abs_path($node->data_dir);
+	my ($postmaster) = slurp_file("$data/postmaster.pid") =~ /^(\d+)/;
+
+	$node->kill9;
+	wait_until(
+		sub {
+			return 0 if -e "/proc/$postmaster";
+			for my $process (glob '/proc/[0-9]*')
+			{
+				my $cwd = readlink("$process/cwd") // next;
+				return 0 if $cwd eq $data && is_running($process =~ /(\d+)$/);
+			}
+			return 1;
+		}) or die 'something outlives the postmaster';
+	return;
 }
 
 # Run SQL that fails; returns its SQLSTATE, and what psql said.

@@ -40,7 +40,7 @@ SQL
 	is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'and another one');
 	$id = start_job($node, 'failing', query => 'SELECT prompt, (1 / (id - 50))::text AS completion FROM fact');
 	is(wait_for_status($node, $id, 'ERROR')->{status}, 'ERROR', 'a job fails');
-	$id = start_job($node, 'unwanted', options => { max_steps => 100000, max_epochs => 50 });
+	$id = start_job($node, 'unwanted', endless_job());
 	$node->safe_psql('postgres', "SELECT finetune('CANCEL', '$id')");
 	$node->safe_psql('postgres', <<"SQL");
 SET ROLE alice;
@@ -59,9 +59,7 @@ SQL
 sub start_endless
 {
 	my ($node) = @_;
-	my $id = start_job($node, 'endless',
-		query   => q(SELECT 'item ' || i AS prompt, 'odd' AS completion FROM generate_series(1, 20000) i),
-		options => { max_epochs => 50, batch_size => 64, validation_fraction => 0 });
+	my $id = start_job($node, 'endless', endless_job());
 
 	is(wait_for_status($node, $id, 'running')->{phase}, 'running', 'a job that does not end is running');
 	return $id;

@@ -13,10 +13,11 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(sleep);
 
-our @EXPORT = qw(new_bare_node new_node start_job job wait_for_status wait_for_sql error_of engine_of start_time);
+our @EXPORT = qw(new_bare_node new_node start_job endless_job job wait_for_status wait_for_sql error_of engine_of
+  start_time stop_jobs let_jobs_run hold_engines hold_at is_held let_go);
 
 # The longest that anything is waited for, in seconds.
-our $patience = 180;
+our $patience = $FinetuneCluster::patience;
 
 # The tree's root: tests are run there.
 my $tiny = "$ENV{TESTDIR}/test/golden/tiny_llama/tied/base.gguf";
@@ -71,6 +72,34 @@ sub start_job
 		'postgres',
 		"SELECT finetune('CREATE', '$model', 'tiny', \$q\$$query\$q\$, $validation, '$options')",
 		extra_params => [ '-U', $with{user} // $node->safe_psql('postgres', 'SELECT current_user') ]);
+}
+
+# What start_job() is to be given for a job that is trained for as long as any test lasts.
+sub endless_job
+{
+	return (
+		query   => q(SELECT 'item ' || i AS prompt, 'odd' AS completion FROM generate_series(1, 20000) i),
+		options => { max_epochs => 50, batch_size => 64, validation_fraction => 0 },
+		@_);
+}
+
+# From here on no job is begun, until let_jobs_run().
+sub stop_jobs
+{
+	my ($node) = @_;
+
+	$node->safe_psql('postgres', 'ALTER SYSTEM SET pg_finetune.max_running_jobs = 0');
+	$node->reload;
+	return;
+}
+
+sub let_jobs_run
+{
+	my ($node) = @_;
+
+	$node->safe_psql('postgres', 'ALTER SYSTEM RESET pg_finetune.max_running_jobs');
+	$node->reload;
+	return;
 }
 
 # What DESCRIBE says of a job, as a hash.
@@ -154,6 +183,56 @@ sub engine_of
 		sleep 0.1;
 	}
 	die 'no engine';
+}
+
+# Have the engines of a cluster's jobs be such that can be made to wait in the
+# middle of their training, so that nothing has to happen in time; the server is
+# restarted.  Returns what the functions below want.
+sub hold_engines
+{
+	my ($node)  = @_;
+	my $control = $node->basedir . '/control';
+	my $engine  = $node->basedir . '/held_engine';
+
+	require lib;
+	lib->import("$ENV{TESTDIR}/test/engine");
+	require FaultShim;
+	my $shim = do { no warnings 'once'; $FaultShim::library };
+	chomp(my $library = qx(pg_config --pkglibdir));
+	write_file($engine, <<"SH");
+#!/bin/sh
+if [ "\$1" = train ]; then export LD_PRELOAD='$shim' FAULT_CONTROL='$control'; fi
+exec '$library/pg_finetune_engine' "\$@"
+SH
+	chmod 0755, $engine or die "$engine: $!";
+	let_go($control);
+	$node->append_conf('postgresql.conf', "pg_finetune.engine_path = '$engine'\n");
+	$node->restart;
+	return $control;
+}
+
+# Have the next engine wait before it tells of its Nth step or evaluation, once;
+# one that waits goes on if N is another number than before.
+sub hold_at
+{
+	my ($control, $n) = @_;
+	FaultShim::arm($control, 'HOLD', 'write */metrics.jsonl', $n, $n);
+	return;
+}
+
+# Wait until an engine waits.
+sub is_held
+{
+	my ($control) = @_;
+	return wait_until(sub { FaultShim::held($control) });
+}
+
+# Have the engine that waits go on, and none wait any more.
+sub let_go
+{
+	my ($control) = @_;
+	FaultShim::disarm($control);
+	return;
 }
 
 sub start_time

@@ -1,0 +1,251 @@
+/*
+ * memory_plan.c: the memory that training takes, from a model's configuration alone.
+ */
+#include "memory_plan.h"
+
+#include "buffer.h"
+#include "hf_config.h"
+#include "optimizer.h"
+#include "transformer.h"
+
+#include <stdlib.h>
+
+#define MAX_TOKENS 65536 /* more make no batch faster on any device */
+#define BF16_BYTES 2
+
+/* So that no sum of bytes overflows; far beyond any model. */
+#define MAX_PARAMETERS ((int64_t) 1 << 56)
+
+static const char *const names[] = {
+	[FT_METHOD_LORA] = "lora", [FT_METHOD_QLORA] = "qlora", [FT_METHOD_FULL] = "full"};
+
+const char *
+ft_method_name(ft_method method)
+{
+	return names[method];
+}
+
+/* --- a device that only counts --- */
+
+static ft_status
+alloc_nothing(ft_device *device, ft_mem_space space, size_t bytes, void **memory)
+{
+	(void) device;
+	(void) space;
+	(void) bytes;
+	return ft_alloc(memory, 1, 1);
+}
+
+static void
+free_nothing(ft_device *device, ft_mem_space space, void *memory)
+{
+	(void) device;
+	(void) space;
+	free(memory);
+}
+
+static const ft_ops counting = {
+	.name = "plan", .mem_alloc = alloc_nothing, .mem_free = free_nothing};
+
+static ft_model
+model_of(const ft_config *config)
+{
+	return (ft_model){.config = *config, .ops = &counting, .compute = FT_BF16};
+}
+
+/* --- parts --- */
+
+/* The matrices of all layers that are quantised by qlora: without embeddings, norms and routers. */
+static int64_t
+linear_parameters(const ft_config *c)
+{
+	int64_t hidden = c->hidden;
+	int64_t q = (int64_t) c->heads * c->head_dim;
+	int64_t kv = (int64_t) c->kv_heads * c->head_dim;
+	int64_t ffn = 3 * hidden * c->ffn * (c->experts > 0 ? c->experts : 1);
+
+	return c->layers * (hidden * (2 * q + 2 * kv) + ffn);
+}
+
+/* Norms and biases, which are kept in f32. */
+static int64_t
+vector_parameters(const ft_config *c)
+{
+	int64_t layer = 2 * (int64_t) c->hidden;
+
+	if (c->qkv_bias)
+		layer += (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim;
+	if (c->qk_norm)
+		layer += 2 * c->head_dim;
+	return c->layers * layer + c->hidden;
+}
+
+/* The largest product's matrix, which qlora unpacks before it computes with it. */
+static int64_t
+largest_matrix(const ft_config *c)
+{
+	int64_t qkv = (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim;
+	int64_t rows = qkv > 2 * (int64_t) c->ffn ? qkv : 2 * (int64_t) c->ffn;
+
+	return rows * c->hidden;
+}
+
+static int64_t
+nf4_bytes(int64_t n)
+{
+	int64_t blocks = (n + 63) / 64;
+
+	return (n + 1) / 2 + blocks + (blocks + 255) / 256 * 4;
+}
+
+static int64_t
+rope_bytes(const ft_config *c, int64_t tokens)
+{
+	int64_t positions = tokens < c->max_positions ? tokens : c->max_positions;
+
+	return positions * c->head_dim * (int64_t) sizeof(float);
+}
+
+static int64_t
+weight_bytes(const ft_config *c, ft_method method)
+{
+	int64_t all = ft_config_parameters(c);
+	int64_t linear = linear_parameters(c);
+	int64_t vectors = vector_parameters(c);
+	int64_t rest = (all - linear - vectors) * BF16_BYTES + vectors * (int64_t) sizeof(float);
+
+	if (method == FT_METHOD_QLORA)
+		return rest + largest_matrix(c) * BF16_BYTES + nf4_bytes(linear);
+	return rest + linear * BF16_BYTES;
+}
+
+static ft_status
+plan_adapter(const ft_adapter *adapter, ft_memory_plan *plan)
+{
+	ft_arena arena = {0};
+	ft_optimizer optimizer;
+	ft_status status = ft_optimizer_plan(&optimizer, adapter, 0, 0, &arena);
+
+	plan->adapter = adapter->n * (int64_t) sizeof(float);
+	plan->optimizer = arena.bytes;
+	plan->host = adapter->n * 2 * (int64_t) sizeof(float);
+	ft_arena_free(&arena);
+	return status;
+}
+
+static void
+plan_full(const ft_config *c, ft_memory_plan *plan)
+{
+	int64_t n = ft_config_parameters(c);
+	int64_t moment = n + (n + 255) / 256 * (int64_t) sizeof(float);
+
+	plan->optimizer = n * (int64_t) sizeof(float) + 2 * moment;
+	plan->host = 2 * moment;
+}
+
+/* --- the plan --- */
+
+ft_status
+ft_memory_plan_make(const ft_config *config, ft_method method, int rank, int64_t tokens,
+					ft_memory_plan *plan)
+{
+	ft_model model = model_of(config);
+	ft_adapter none = {.layers = config->layers, .ops = &counting};
+	ft_adapter *adapter = NULL;
+	ft_status status = FT_OK;
+
+	if (ft_config_parameters(config) > MAX_PARAMETERS)
+		return ft_fail(FT_NO_MEMORY, "no memory holds %lld parameters",
+					   (long long) ft_config_parameters(config));
+	*plan = (ft_memory_plan){.weights = weight_bytes(config, method) + rope_bytes(config, tokens)};
+	if (method == FT_METHOD_FULL)
+		plan_full(config, plan);
+	else
+	{
+		status =
+			ft_adapter_create(&model, rank, (float) rank, false, ft_target_all(config), &adapter);
+		if (status == FT_OK)
+			status = plan_adapter(adapter, plan);
+	}
+	if (status == FT_OK)
+		status = ft_transformer_bytes(&model, adapter != NULL ? adapter : &none, tokens,
+									  &plan->activations);
+	ft_adapter_free(adapter);
+	plan->total = plan->weights + plan->adapter + plan->optimizer + plan->activations;
+	return status;
+}
+
+bool
+ft_memory_plan_fits(const ft_memory_plan *plan, int64_t memory)
+{
+	int64_t left = memory - plan->weights;
+
+	return left > 0 && plan->total - plan->weights <= left - left / 8;
+}
+
+ft_status
+ft_memory_plan_tokens(const ft_config *config, ft_method method, int rank, int64_t memory,
+					  int64_t *tokens)
+{
+	int64_t low = 0;
+	int64_t high = MAX_TOKENS;
+
+	while (low < high)
+	{
+		int64_t middle = high - (high - low) / 2;
+		ft_memory_plan plan;
+
+		FT_TRY(ft_memory_plan_make(config, method, rank, middle, &plan));
+		if (ft_memory_plan_fits(&plan, memory))
+			low = middle;
+		else
+			high = middle - 1;
+	}
+	*tokens = low;
+	return FT_OK;
+}
+
+/* --- as JSON --- */
+
+static ft_status
+method_json(const ft_config *config, ft_method method, const ft_plan_options *o, json_t **json)
+{
+	ft_memory_plan plan;
+	int64_t tokens;
+
+	FT_TRY(ft_memory_plan_make(config, method, o->rank, o->tokens, &plan));
+	*json = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "weights", (json_int_t) plan.weights,
+					  "adapter", (json_int_t) plan.adapter, "optimizer",
+					  (json_int_t) plan.optimizer, "activations", (json_int_t) plan.activations,
+					  "total", (json_int_t) plan.total, "host", (json_int_t) plan.host);
+	if (o->memory == 0)
+		return FT_OK;
+	FT_TRY(ft_memory_plan_tokens(config, method, o->rank, o->memory, &tokens));
+	json_object_set_new(*json, "fits", json_boolean(ft_memory_plan_fits(&plan, o->memory)));
+	json_object_set_new(*json, "max_tokens", json_integer(tokens));
+	return FT_OK;
+}
+
+ft_status
+ft_memory_plan_json(const ft_config *config, const ft_plan_options *o, json_t **json)
+{
+	json_t *object = json_pack("{s:I, s:i}", "tokens", (json_int_t) o->tokens, "lora_r", o->rank);
+
+	for (int m = 0; m < FT_METHOD_COUNT; m++)
+	{
+		json_t *method = NULL;
+		ft_status status = method_json(config, (ft_method) m, o, &method);
+
+		if (method != NULL)
+			json_object_set_new(object, names[m], method);
+		if (status != FT_OK)
+		{
+			json_decref(object);
+			return status;
+		}
+	}
+	if (o->memory > 0)
+		json_object_set_new(object, "memory", json_integer(o->memory));
+	*json = object;
+	return FT_OK;
+}

@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Judge what `export` writes: transformers, PEFT and the package gguf read it, and find the model that is served.
+
+    make engine
+    cc -D_GNU_SOURCE -Isrc/engine -o build/print_logits test/golden/print_logits.c build/libengine.a \
+        -lcrypto -levent -levent_pthreads -ljansson -lpcre2-8 -lm -ldl -lpthread
+    python test/golden/check_exports.py test/golden/tiny_llama/tied/base.gguf test/golden/tiny_llama/tied/adapter
+
+Needs torch, transformers, peft, gguf, safetensors. Takes a GGUF base of architecture llama and an adapter. The
+logits are compared with those of the engine's serving path in reference numerics, base and adapter unmerged;
+differences are relative to the largest logit. Prints a line a check, and ends with 1 when one fails.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import gguf
+import numpy
+import torch
+from gguf.quants import quantize
+from peft import PeftModel
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+LIMIT = 1e-5
+TEXTS = ["The capital of France is", " 3 apples, 42 pears\n\n\tand 1234567.5 others", "naïve café — 東京 🙂",
+         "don't  stop   now\r\n", "", " "]
+NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}
+failed = 0
+
+
+def check(what, good, words=""):
+    global failed
+    failed += not good
+    print(f"{'ok' if good else 'NOT OK'}: {what}{': ' if words else ''}{words}", flush=True)
+
+
+def engine(*arguments, stdin=None):
+    return subprocess.run(["build/pg_finetune_engine", *arguments], check=True, input=stdin,
+                          stdout=subprocess.PIPE).stdout
+
+
+def export(work, base, adapter, form):
+    job = os.path.join(work, "job")
+    path = os.path.join(work, form)
+    os.makedirs(job, exist_ok=True)
+    with open(os.path.join(job, "job.json"), "w", encoding="utf-8") as file:
+        json.dump({"version": 1, "base": {"path": base}, "adapter": adapter, "export": {"path": path, "format": form}},
+                  file)
+    engine("export", job)
+    return path
+
+
+def served(base, adapter, ids):
+    """The serving path's logits behind the last token."""
+    printed = subprocess.run(["build/print_logits", base, adapter, *map(str, ids)], check=True,
+                             stdout=subprocess.PIPE).stdout
+    logits = numpy.frombuffer(printed, dtype=numpy.float32)
+    return logits if adapter == "-" else logits.reshape(2, -1)[1]
+
+
+def compare(what, got, expected, limit=LIMIT):
+    error = float(abs(got - expected).max() / abs(expected).max())
+    check(what, error <= limit, f"{error:.2e}, at most {limit:.0e}")
+
+
+def of_torch(model, ids):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).logits[0, -1].float().numpy()
+
+
+def gguf_name(name):
+    """Of a tensor of Hugging Face's."""
+    if name in NAMES:
+        return NAMES[name]
+    _, _, layer, module = name.removesuffix(".weight").split(".", 3)
+    return f"blk.{layer}.{NAMES[module]}.weight"
+
+
+def interleave(name, weight, heads, kv_heads):
+    """The rows of q and k as llama.cpp has them: a head's pairs (j, j + D/2) become (2j, 2j + 1)."""
+    n = heads if "attn_q." in name else kv_heads if "attn_k." in name else 0
+    if n == 0:
+        return weight
+    return weight.reshape(n, 2, weight.shape[0] // n // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def separate(weight, heads):
+    """The other way."""
+    return weight.reshape(heads, weight.shape[0] // heads // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def scalar(reader, key):
+    return reader.fields[key].contents()
+
+
+def check_safetensors(work, base, adapter, ids, expected):
+    path = export(work, base, adapter, "safetensors-f32")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    compare("transformers, merged safetensors in f32", of_torch(model, ids), expected)
+    tied = model.config.tie_word_embeddings
+    heads = (model.config.num_attention_heads, model.config.num_key_value_heads)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    for text in TEXTS:
+        ours = [int(line) for line in engine("tokenize", base, stdin=text.encode()).split()]
+        theirs = tokenizer(text, add_special_tokens=False).input_ids
+        check(f"tokens of {text!r}", ours == theirs, f"{len(ours)}")
+    half = AutoModelForCausalLM.from_pretrained(export(work, base, adapter, "safetensors-bf16"),
+                                                dtype=torch.float32).eval()
+    merged = {name: value.numpy() for name, value in model.state_dict().items()}
+    same = all(torch.equal(value, torch.from_numpy(merged[name]).to(torch.bfloat16).float())
+               for name, value in half.state_dict().items())
+    check("safetensors in bf16 are those in f32, rounded", same)
+    if tied:
+        del merged["lm_head.weight"]
+    return merged, heads
+
+
+def check_gguf(work, base, adapter, ids, expected, merged, heads):
+    wanted = {gguf_name(name): interleave(gguf_name(name), value, *heads) for name, value in merged.items()}
+    original = gguf.GGUFReader(base)
+    for form in ("gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0"):
+        path = os.path.join(export(work, base, adapter, form), "model.gguf")
+        reader = gguf.GGUFReader(path)
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        qtype = gguf.GGMLQuantizationType[form.removeprefix("gguf-").upper()]
+        kept = {key for key in original.fields if key.startswith("tokenizer.") or key.startswith("llama.")}
+        check(f"{form}: keys of the base", all(reader.fields[key].contents() == original.fields[key].contents()
+                                              for key in kept), f"{len(kept)}")
+        check(f"{form}: names", set(tensors) - {"rope_freqs.weight"} == set(wanted), f"{len(tensors)}")
+        same = True
+        for name, value in wanted.items():
+            tensor = tensors[name]
+            kind = qtype
+            if value.ndim == 1:
+                kind = gguf.GGMLQuantizationType.F32
+            elif qtype == gguf.GGMLQuantizationType.Q8_0 and value.shape[-1] % 32:
+                kind = gguf.GGMLQuantizationType.F16
+            same &= tensor.tensor_type == kind
+            if kind == gguf.GGMLQuantizationType.F32:
+                same &= numpy.array_equal(tensor.data, value)
+            else:
+                same &= numpy.array_equal(tensor.data.view(numpy.uint8), quantize(value, kind).view(numpy.uint8))
+        check(f"{form}: tensors, bit for bit as the package gguf makes them", bool(same))
+        limit = {"gguf-f32": LIMIT, "gguf-f16": 5e-3}.get(form, 5e-2)
+        compare(f"{form}: served", served(path, "-", ids), expected, limit)
+    q = next(name for name in merged if "q_proj" in name)
+    back = separate(wanted[gguf_name(q)], heads[0])
+    check("q permuted and back is q", numpy.array_equal(back, merged[q]))
+    model = AutoModelForCausalLM.from_pretrained(os.path.join(work, "gguf-f32"), gguf_file="model.gguf",
+                                                 dtype=torch.float32).eval()
+    compare("transformers, merged GGUF in f32", of_torch(model, ids), expected)
+
+
+def check_gguf_adapter(work, base, adapter, heads):
+    with open(os.path.join(adapter, "adapter_config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    original = load_file(os.path.join(adapter, "adapter_model.safetensors"))
+    for rslora in (False, True):
+        copy = os.path.join(work, f"adapter-{rslora}")
+        shutil.copytree(adapter, copy)
+        with open(os.path.join(copy, "adapter_config.json"), "w", encoding="utf-8") as file:
+            json.dump(config | {"use_rslora": rslora}, file)
+        shutil.rmtree(os.path.join(work, "gguf-adapter"), ignore_errors=True)
+        reader = gguf.GGUFReader(os.path.join(export(work, base, copy, "gguf-adapter"), "adapter.gguf"))
+        alpha = config["lora_alpha"] * (config["r"] ** 0.5 if rslora else 1)
+        good = (scalar(reader, "general.type"), scalar(reader, "adapter.type"),
+                scalar(reader, "general.architecture")) == ("adapter", "lora", "llama")
+        check(f"GGUF adapter, rslora {rslora}: keys", good and abs(scalar(reader, "adapter.lora.alpha") - alpha) < 1e-4,
+              f"alpha {scalar(reader, 'adapter.lora.alpha'):g}")
+        same = len(reader.tensors) == len(original)
+        for tensor in reader.tensors:
+            name, factor = tensor.name.rsplit(".lora_", 1)
+            source = next(key for key in original
+                          if gguf_name(key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] + ".weight") == name
+                          and f".lora_{factor.upper()}." in key)
+            value = original[source]
+            if factor == "b":
+                value = interleave(name, value, *heads)
+            same &= numpy.array_equal(tensor.data, value)
+        check(f"GGUF adapter, rslora {rslora}: tensors", bool(same), f"{len(reader.tensors)}")
+
+
+def main():
+    base, adapter = (os.path.abspath(path) for path in sys.argv[1:3])
+    vocabulary = len(gguf.GGUFReader(base).fields["tokenizer.ggml.tokens"].data)
+    random.seed(7)
+    ids = [random.randrange(vocabulary) for _ in range(24)]
+    expected = served(base, adapter, ids)
+    with tempfile.TemporaryDirectory() as work:
+        folder, name = os.path.split(base)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        compare("PEFT, adapter over the base", of_torch(PeftModel.from_pretrained(model, adapter).eval(), ids), expected)
+        merged, heads = check_safetensors(work, base, adapter, ids, expected)
+        check_gguf(work, base, adapter, ids, expected, merged, heads)
+        check_gguf_adapter(work, base, adapter, heads)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
