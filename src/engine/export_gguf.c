@@ -73,7 +73,7 @@ put_int(ft_gguf_writer *w, const ft_config *c, const char *key, int value)
 {
 	char full[128];
 
-	snprintf(full, sizeof full, "%s.%s", c->architecture, key);
+	snprintf(full, sizeof full, "%s.%s", ft_gguf_architecture_of(c), key);
 	return ft_gguf_put_u32(w, full, (uint32_t) value);
 }
 
@@ -82,7 +82,7 @@ put_real(ft_gguf_writer *w, const ft_config *c, const char *key, double value)
 {
 	char full[128];
 
-	snprintf(full, sizeof full, "%s.%s", c->architecture, key);
+	snprintf(full, sizeof full, "%s.%s", ft_gguf_architecture_of(c), key);
 	return ft_gguf_put_f32(w, full, (float) value);
 }
 
@@ -91,7 +91,7 @@ make_config_keys(ft_gguf_writer *w, const ft_config *c)
 {
 	char key[128];
 
-	FT_TRY(ft_gguf_put_string(w, "general.architecture", c->architecture));
+	FT_TRY(ft_gguf_put_string(w, "general.architecture", ft_gguf_architecture_of(c)));
 	FT_TRY(put_int(w, c, "block_count", c->layers));
 	FT_TRY(put_int(w, c, "context_length", c->max_positions));
 	FT_TRY(put_int(w, c, "embedding_length", c->hidden));
@@ -108,7 +108,7 @@ make_config_keys(ft_gguf_writer *w, const ft_config *c)
 	FT_TRY(put_real(w, c, "rope.freq_base", c->rope_theta));
 	if (c->rope_scaling != FT_ROPE_LINEAR)
 		return FT_OK;
-	snprintf(key, sizeof key, "%s.rope.scaling.type", c->architecture);
+	snprintf(key, sizeof key, "%s.rope.scaling.type", ft_gguf_architecture_of(c));
 	FT_TRY(ft_gguf_put_string(w, key, "linear"));
 	return put_real(w, c, "rope.scaling.factor", c->rope_factor);
 }
@@ -119,16 +119,60 @@ put_id(ft_gguf_writer *w, const char *key, int id)
 	return id < 0 ? FT_OK : ft_gguf_put_u32(w, key, (uint32_t) id);
 }
 
+/* A reader counts the tokens to know how many rows the embedding has: rows without a token get one
+ * that nothing is tokenised to. */
 static ft_status
-make_tokenizer_keys(ft_gguf_writer *w, const ft_vocabulary *v, const char *chat_template)
+put_tokens(ft_gguf_writer *w, const ft_vocabulary *v, size_t n)
 {
+	ft_string *tokens = NULL;
+	int32_t *types = NULL;
+	float *scores = NULL;
+	char(*names)[32] = NULL;
+	ft_status status = ft_alloc((void **) &tokens, n, sizeof *tokens);
+
+	if (status == FT_OK)
+		status = ft_alloc((void **) &types, n, sizeof *types);
+	if (status == FT_OK)
+		status = ft_alloc((void **) &scores, n, sizeof *scores);
+	if (status == FT_OK)
+		status = ft_alloc((void **) &names, n, sizeof *names);
+	for (size_t i = 0; status == FT_OK && i < n; i++)
+	{
+		bool known = i < v->n_tokens;
+
+		snprintf(names[i], sizeof names[i], "[PAD%zu]", i);
+		tokens[i] = known ? v->tokens[i] : (ft_string){names[i], strlen(names[i])};
+		types[i] = !known ? FT_TOKEN_UNUSED : v->types != NULL ? v->types[i] : FT_TOKEN_NORMAL;
+		scores[i] = known && v->scores != NULL ? v->scores[i] : 0;
+	}
+	if (status == FT_OK)
+		status = ft_gguf_put_strings(w, "tokenizer.ggml.tokens", tokens, n);
+	if (status == FT_OK)
+		status = ft_gguf_put_i32s(w, "tokenizer.ggml.token_type", types, n);
+	if (status == FT_OK && v->scores != NULL)
+		status = ft_gguf_put_f32s(w, "tokenizer.ggml.scores", scores, n);
+	free(tokens);
+	free(types);
+	free(scores);
+	free(names);
+	return status;
+}
+
+static ft_status
+make_tokenizer_keys(ft_gguf_writer *w, const ft_config *c, const ft_vocabulary *v,
+					const char *chat_template)
+{
+	/* llama.cpp merges such tokens by their scores alone */
+	if (strcmp(v->model, "llama") == 0 && v->scores == NULL)
+		return ft_hint(
+			ft_fail(FT_UNSUPPORTED,
+					"a SentencePiece-style tokenizer without scores cannot be written to "
+					"a GGUF file"),
+			"Put the model's tokenizer.model beside its tokenizer.json.");
 	FT_TRY(ft_gguf_put_string(w, "tokenizer.ggml.model", v->model));
 	if (v->pre[0] != '\0')
 		FT_TRY(ft_gguf_put_string(w, "tokenizer.ggml.pre", v->pre));
-	FT_TRY(ft_gguf_put_strings(w, "tokenizer.ggml.tokens", v->tokens, v->n_tokens));
-	FT_TRY(ft_gguf_put_i32s(w, "tokenizer.ggml.token_type", v->types, v->n_tokens));
-	if (v->scores != NULL)
-		FT_TRY(ft_gguf_put_f32s(w, "tokenizer.ggml.scores", v->scores, v->n_tokens));
+	FT_TRY(put_tokens(w, v, (size_t) c->vocab));
 	if (v->n_merges > 0)
 		FT_TRY(ft_gguf_put_strings(w, "tokenizer.ggml.merges", v->merges, v->n_merges));
 	FT_TRY(put_id(w, "tokenizer.ggml.bos_token_id", v->bos));
@@ -153,7 +197,7 @@ put_keys(ft_gguf_writer *w, const ft_model_file *file, ft_dtype to)
 	if (file->gguf != NULL)
 		return copy_keys(w, file->gguf);
 	FT_TRY(make_config_keys(w, &file->config));
-	return make_tokenizer_keys(w, &file->vocabulary, file->chat_template);
+	return make_tokenizer_keys(w, &file->config, &file->vocabulary, file->chat_template);
 }
 
 /* --- tensors --- */
@@ -287,7 +331,8 @@ effective_alpha(const ft_peft_config *c)
 static ft_status
 put_adapter_keys(ft_gguf_writer *w, const ft_merge *merge)
 {
-	FT_TRY(ft_gguf_put_string(w, "general.architecture", merge->file->config.architecture));
+	FT_TRY(ft_gguf_put_string(w, "general.architecture",
+							  ft_gguf_architecture_of(&merge->file->config)));
 	FT_TRY(ft_gguf_put_string(w, "general.type", "adapter"));
 	FT_TRY(ft_gguf_put_u32(w, "general.file_type", file_type(FT_F32)));
 	FT_TRY(ft_gguf_put_string(w, "adapter.type", "lora"));

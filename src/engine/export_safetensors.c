@@ -49,7 +49,7 @@ static const struct
 {
 	const char *architecture;
 	bool experts;
-	bool window; /* with a sliding window */
+	bool window; /* with a sliding window, where that makes another type */
 	const char *type;
 	const char *class;
 } types[] = {
@@ -57,15 +57,19 @@ static const struct
 	{"llama", false, true, "mistral", "MistralForCausalLM"},
 	{"llama", true, false, "mixtral", "MixtralForCausalLM"},
 	{"llama", true, true, "mixtral", "MixtralForCausalLM"},
+	{"qwen2", false, false, "qwen2", "Qwen2ForCausalLM"},
+	{"qwen3", false, false, "qwen3", "Qwen3ForCausalLM"},
 };
 
 static ft_status
 set_type(json_t *json, const ft_config *c)
 {
+	bool window = c->window > 0 && strcmp(c->architecture, "llama") == 0;
+
 	for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
 	{
 		if (strcmp(types[i].architecture, c->architecture) != 0 ||
-			types[i].experts != (c->experts > 0) || types[i].window != (c->window > 0))
+			types[i].experts != (c->experts > 0) || types[i].window != window)
 			continue;
 		json_object_set_new(json, "architectures", json_pack("[s]", types[i].class));
 		json_object_set_new(json, "model_type", json_string(types[i].type));
@@ -158,7 +162,12 @@ make_config(ft_merge *merge, ft_dtype to, json_t **result)
 		json_object_set_new(json, "num_experts_per_tok", json_integer(c.experts_per_token));
 	}
 	if (c.window > 0)
+	{
+		/* the second and the third are Qwen's */
 		json_object_set_new(json, "sliding_window", json_integer(c.window));
+		json_object_set_new(json, "use_sliding_window", json_true());
+		json_object_set_new(json, "max_window_layers", json_integer(c.window_from));
+	}
 	status = set_type(json, &c);
 	if (status != FT_OK)
 		json_decref(json);

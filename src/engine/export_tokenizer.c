@@ -7,6 +7,8 @@
  */
 #include "export.h"
 
+#include "tokenizer_pre.h"
+
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,12 +23,15 @@ static const struct
 	const char *pre;
 	const char *pattern; /* NULL: GPT-2's, which ByteLevel has */
 	bool digits;         /* single digits first */
-	bool ignore_merges;
-	bool compose; /* NFC first */
 } kinds[] = {
-	{"default", NULL, false, false, false},    {"gpt-2", NULL, false, false, false},
-	{"smollm", NULL, true, false, false},      {"llama-bpe", LLAMA3("{1,3}"), false, true, false},
-	{"qwen2", LLAMA3(""), false, false, true},
+	{"default", NULL, false},
+	{"gpt-2", NULL, false},
+	{"smollm", NULL, true},
+	{"llama-bpe", LLAMA3("{1,3}"), false},
+	{"llama3", LLAMA3("{1,3}"), false},
+	{"llama-v3", LLAMA3("{1,3}"), false},
+	{"qwen2", LLAMA3(""), false},
+	{"deepseek-r1-qwen", LLAMA3(""), false},
 };
 
 #define N_KINDS (sizeof kinds / sizeof kinds[0])
@@ -93,7 +98,8 @@ post_processor(const ft_vocabulary *v)
 static bool
 is_added(const ft_vocabulary *v, size_t i)
 {
-	return v->types[i] == FT_TOKEN_CONTROL || v->types[i] == FT_TOKEN_USER_DEFINED;
+	return v->types != NULL &&
+		   (v->types[i] == FT_TOKEN_CONTROL || v->types[i] == FT_TOKEN_USER_DEFINED);
 }
 
 static ft_status
@@ -138,14 +144,15 @@ static json_t *
 make_tokenizer(const ft_vocabulary *v, size_t kind, json_t *vocabulary, json_t *added,
 			   json_t *merges)
 {
-	json_t *model = json_pack(
-		"{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:O, s:O}", "type", "BPE", "dropout", "unk_token",
-		"continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
-		"ignore_merges", (int) kinds[kind].ignore_merges, "vocab", vocabulary, "merges", merges);
+	json_t *model =
+		json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:O, s:O}", "type", "BPE", "dropout",
+				  "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0,
+				  "byte_fallback", 0, "ignore_merges", (int) ft_pre_ignores_merges(v->pre), "vocab",
+				  vocabulary, "merges", merges);
 
 	return json_pack("{s:s, s:n, s:n, s:O, s:o, s:o, s:o, s:{s:s, s:b, s:b, s:b}, s:o}", "version",
 					 "1.0", "truncation", "padding", "added_tokens", added, "normalizer",
-					 kinds[kind].compose ? json_pack("{s:s}", "type", "NFC") : json_null(),
+					 ft_pre_normalises(v->pre) ? json_pack("{s:s}", "type", "NFC") : json_null(),
 					 "pre_tokenizer", pre_tokenizer(kind), "post_processor", post_processor(v),
 					 "decoder", "type", "ByteLevel", "add_prefix_space", 1, "trim_offsets", 1,
 					 "use_regex", 1, "model", model);

@@ -371,6 +371,39 @@ translate(const ft_config *c, const char *gguf, ft_model_tensor *t)
 				   c->architecture);
 }
 
+const char *
+ft_gguf_architecture_of(const ft_config *c)
+{
+	return strcmp(c->architecture, "mistral") == 0 ? "llama" : c->architecture;
+}
+
+/* The name that a tensor of a layer has there; false when it has none. */
+static bool
+name_in_layer(const ft_config *c, const char *ours, const char **name, int *permuted_heads)
+{
+	const char *architecture = ft_gguf_architecture_of(c);
+	const family *f = find_family(architecture, strlen(architecture));
+
+	for (size_t i = 0; i < sizeof layer_names / sizeof layer_names[0]; i++)
+	{
+		permutation p = layer_names[i].permuted;
+
+		if (strcmp(ours, layer_names[i].ours) != 0)
+			continue;
+		*name = layer_names[i].gguf;
+		if (f != NULL && f->interleaved)
+			*permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+		return f != NULL;
+	}
+	for (size_t i = 0; i < sizeof family_names / sizeof family_names[0]; i++)
+	{
+		*name = family_names[i].gguf;
+		if (strcmp(ours, family_names[i].ours) == 0)
+			return family_names[i].bias ? c->qkv_bias : c->qk_norm;
+	}
+	return false;
+}
+
 ft_status
 ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype)
 {
@@ -384,6 +417,7 @@ ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype)
 ft_status
 ft_gguf_name_of(const ft_config *c, const char *ours, char name[128], int *permuted_heads)
 {
+	const char *in_layer;
 	int layer;
 	int end = 0;
 
@@ -396,18 +430,11 @@ ft_gguf_name_of(const ft_config *c, const char *ours, char name[128], int *permu
 			return FT_OK;
 		}
 	}
-	if (sscanf(ours, "model.layers.%7d.%n", &layer, &end) == 1 && end > 0)
+	if (sscanf(ours, "model.layers.%7d.%n", &layer, &end) == 1 && end > 0 &&
+		name_in_layer(c, ours + end, &in_layer, permuted_heads))
 	{
-		for (size_t i = 0; i < sizeof layer_names / sizeof layer_names[0]; i++)
-		{
-			permutation p = layer_names[i].permuted;
-
-			if (strcmp(ours + end, layer_names[i].ours) != 0)
-				continue;
-			snprintf(name, 128, "blk.%d.%s", layer, layer_names[i].gguf);
-			*permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
-			return FT_OK;
-		}
+		snprintf(name, 128, "blk.%d.%s", layer, in_layer);
+		return FT_OK;
 	}
 	return ft_fail(FT_UNSUPPORTED,
 				   "tensor \"%s\" has no name in a GGUF file of architecture \"%s\"", ours,

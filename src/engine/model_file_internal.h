@@ -66,6 +66,9 @@ ft_status ft_gguf_expert_slices(const ft_config *c, const ft_gguf_tensor *from,
 								ft_model_tensor *slices, bool *stacked);
 /* The type of its values, FT_UNSUPPORTED when we have none for it (gguf_model.c). */
 ft_status ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype);
+/* What GGUF calls an architecture: Mistral is a llama there. */
+const char *ft_gguf_architecture_of(const ft_config *config);
+
 /* The name that a tensor of ours has in a GGUF file, and by how many heads its rows are permuted
  * there (0: as they are).  FT_UNSUPPORTED when it has none. */
 ft_status

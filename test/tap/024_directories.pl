@@ -114,12 +114,12 @@ for my $file (qw(model-00002-of-00003.safetensors config.json generation_config.
 	fails("SELECT complete('tuned', 'x')", '55000', $changed, "also under what was tuned, another $file");
 	copy("$golden/plain/$file", "$models/plain/$file");
 }
-write_file("$models/plain/added_tokens.json", '{}');
+write_file("$models/plain/tokenizer.model", '{}');
 fails("SELECT complete('plain', 'x')", '55000', $changed, 'a file more');
 my $job = wait_for_status($node, start_job_on('plain'), 'ERROR');
 is($job->{error}{code}, '55000', 'a job on it fails');
 like($job->{error}{message}, qr/"plain" has digest [0-9a-f]{64}, expected $digest/, 'naming both digests');
-unlink "$models/plain/added_tokens.json";
+unlink "$models/plain/tokenizer.model";
 write_file("$models/plain/README.md", 'about');
 write_file("$models/plain/consolidated.safetensors", 'Meta');
 mkdir "$models/plain/original";
@@ -165,7 +165,7 @@ mkdir "$models/outside/tokenizer.json";
 fails("SELECT complete('outside', 'x')", '42809', qr{model file "outside/tokenizer\.json" is not a regular file}, 'a folder of that name');
 rmdir "$models/outside/tokenizer.json";
 answer("ALTER SERVER outside OPTIONS (SET file 'outside')");
-fails("SELECT complete('outside', 'x')", '58P01', qr{model file "outside": tokenizer\.json}, 'no tokenizer');
+fails("SELECT complete('outside', 'x')", '58P01', qr{model file "outside": tokenizer file "outside/tokenizer\.model": no such file}, 'no tokenizer');
 copy("$golden/plain/tokenizer.json", "$models/outside/tokenizer.json");
 unlink "$models/outside/model-00002-of-00003.safetensors";
 answer("ALTER SERVER outside OPTIONS (SET file 'outside')");

@@ -116,10 +116,8 @@ for my $format ([ 'safetensors', 'float32' ], [ 'safetensors-f32', 'float32' ], 
 		"$name: config.json");
 }
 is(answer("SELECT finetune_export('tuned', '$models/adapter', 'gguf-adapter')"), "$models/adapter", 'gguf-adapter');
-my ($adapter) = sqlstate_of($node,
-	"CREATE SERVER adapter TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'adapter/adapter.gguf')");
-fails("SELECT complete('adapter', 'x')", '0A000', qr/holds a "adapter", expected a "model"/, 'an adapter is no base')
-  if $adapter eq '';
+base('adapter', 'adapter/adapter.gguf');
+fails("SELECT complete('adapter', 'x')", '0A000', qr/holds a "adapter", expected a "model"/, 'an adapter is no base');
 is(-e "$models/adapter/adapter.gguf", 1, 'the adapter is there');
 my ($rc, $out, $err) = $node->psql('postgres', "SELECT finetune_export('tuned', '$folder/quiet', 'gguf')");
 is($err, '', 'nothing is said of a base that is not quantised');
@@ -177,6 +175,25 @@ for my $fault ([ ENOSPC, '53100', qr/could not write "\Q$folder\E\/x[^"]*model\.
 	fails("SELECT finetune_export('tuned', '$folder/x', 'gguf')", $state, $pattern, "$action at $calls");
 	disarm($control);
 	is(in_folder(), $left, "$action at $calls: nothing is left");
+}
+
+# somebody makes a directory of that name meanwhile
+{
+	my ($out, $err) = ('', '');
+
+	arm($control, 'HOLD', 'write *model.gguf', 2, 2);
+	my $session = IPC::Run::start(
+		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres'),
+			'-c', "SELECT finetune_export('tuned', '$folder/x', 'gguf')" ], '>', \$out, '2>', \$err);
+	wait_until(sub { held($control) }) or die 'no export is held';
+	mkdir "$folder/x";
+	write_file("$folder/x/theirs", 'x');
+	disarm($control);
+	$session->finish;
+	like($err, qr/ERROR:  42809: could not rename directory "[^"]*" to "\Q$folder\E\/x": Directory not empty/, 'a name that is taken meanwhile');
+	is(slurp_file("$folder/x/theirs"), 'x', 'what is there stays');
+	system('rm', '-r', "$folder/x") == 0 or die;
+	is(in_folder(), $left, 'and nothing else is left');
 }
 
 # cancelled, and its session ended
