@@ -7,6 +7,7 @@ overflow, offsets beyond the file, names twice, spans that overlap).
 """
 
 import json
+import math
 import os
 import struct
 import sys
@@ -49,8 +50,9 @@ EXTRAS = {"qwen2": {"attn_q.bias": [4], "attn_k.bias": [2], "attn_v.bias": [2]},
           "qwen3": {"attn_q_norm.weight": [2], "attn_k_norm.weight": [2]}}
 
 
-def llama(first=(), tensors=(), architecture="llama", **more):
-    """A model of one layer, hidden 4, two heads of 2, three tokens; what is given replaces its own."""
+def llama(first=(), tensors=(), architecture="llama", experts=0, **more):
+    """A model of one layer, hidden 4, two heads of 2, three tokens; what is given replaces its own.  With experts:
+    stacked, two for a token."""
     values = [
         value("general.architecture", STRING, text(architecture)),
         value(architecture + ".block_count", U32, u32(1)),
@@ -61,6 +63,9 @@ def llama(first=(), tensors=(), architecture="llama", **more):
         value(architecture + ".attention.head_count_kv", U32, u32(1)),
         value(architecture + ".attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
     ]
+    if experts > 0:
+        values.append(value("llama.expert_count", U32, u32(experts)))
+        values.append(value("llama.expert_used_count", U32, u32(2)))
     replaced = [v[: 8 + struct.unpack("<Q", v[:8])[0]] for v in first]
     values = list(first) + [v for v in values if not any(v.startswith(r) for r in replaced)]
     shapes = {"token_embd.weight": [4, 3], "output_norm.weight": [4]}
@@ -75,7 +80,11 @@ def llama(first=(), tensors=(), architecture="llama", **more):
         ("ffn_up", [4, 4]),
         ("ffn_down", [4, 4]),
     ]:
+        if experts > 0 and name in ("ffn_gate", "ffn_up", "ffn_down"):
+            name, shape = name + "_exps", shape + [experts]
         shapes["blk.0.%s.weight" % name] = shape
+    if experts > 0:
+        shapes["blk.0.ffn_gate_inp.weight"] = [4, experts]
     for name, shape in EXTRAS.get(architecture, {}).items():
         shapes["blk.0." + name] = shape
     infos, data = list(tensors), b""
@@ -83,7 +92,7 @@ def llama(first=(), tensors=(), architecture="llama", **more):
         if any(t.startswith(text(name)) for t in tensors):
             continue
         infos.append(info(name, shape, 0, len(data)))
-        size = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        size = 4 * math.prod(shape)
         data += bytes(size) + bytes(-size % 32)
     return gguf(values, infos, data, **more)
 
@@ -106,6 +115,9 @@ def gguf_seeds():
     yield "valid", llama()
     yield "vocabulary", llama(VOCABULARY)
     yield "version2", llama(VOCABULARY, version=2)
+    yield "experts", llama(VOCABULARY, experts=3)
+    yield "experts_many", llama([value("llama.expert_count", U32, u32(2**31 - 1))], experts=3)
+    yield "experts_fewer", llama(tensors=[info("blk.0.ffn_up_exps.weight", [4, 4, 2], 0, 0)], experts=3)
     yield "qwen2", llama(architecture="qwen2")
     yield "qwen3", llama(architecture="qwen3")
     yield "window", llama([value("llama.attention.sliding_window", U32, u32(3))])
