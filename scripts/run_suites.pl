@@ -15,6 +15,7 @@ use File::Path qw(make_path rmtree);
 use TAP::Harness;
 
 my $limit = 1800;    # seconds until a test that hangs is ended
+my $fuzz_seconds = $ENV{FUZZ_SECONDS} || 20;    # beyond the corpus
 
 my $mode = shift @ARGV // die "usage: $0 SCRATCH [PART]...\n";
 if ($mode eq '--cmocka')  { exit cmocka_to_tap(@ARGV); }
@@ -302,6 +303,7 @@ sub fuzz_suite
 	my @targets = grep { -x } glob('build/sanitized/test/fuzz/fuzz_*');
 	return {
 		name  => 'fuzzing',
+		limit => $limit + $fuzz_seconds,
 		tests => [ map { [ basename($_), $^X, $0, '--fuzz', $_, $scratch ] } @targets ],
 	};
 }
@@ -357,7 +359,7 @@ sub regress_to_tap
 	return $status ? 1 : 0;
 }
 
-# A fuzz target: first its corpus, then a few seconds beyond.
+# A fuzz target: first its corpus, then $fuzz_seconds beyond.
 sub fuzz_to_tap
 {
 	my ($target, $scratch) = @_;
@@ -370,7 +372,7 @@ sub fuzz_to_tap
 	print "1..2\n";
 	my $replay = @seeds ? run_quietly($target, @seeds) : 1;
 	print $replay == 0 ? "ok" : "not ok", " 1 - $name: ", scalar(@seeds), " files of the corpus\n";
-	my $explore = run_quietly($target, '-max_total_time=5', '-timeout=10', '-rss_limit_mb=2048',
+	my $explore = run_quietly($target, "-max_total_time=$fuzz_seconds", '-timeout=10', '-rss_limit_mb=2048',
 		"-artifact_prefix=$scratch/log/$name-", $found, @seeds ? $corpus : ());
 	print $explore == 0 ? "ok" : "not ok", " 2 - $name: beyond it\n";
 	return $replay || $explore ? 1 : 0;

@@ -2,6 +2,7 @@
 # run_tests.sh: build what the tests need and run them.
 #
 #   scripts/run_tests.sh [style|engine|sql|tap|fuzz|soak]…     (all but soak when none is named)
+#   FUZZ_SECONDS=N scripts/run_tests.sh fuzz                   (N seconds for each target, 20 else)
 #   FAULT_RUNS=N scripts/run_tests.sh faults                   (N runs of the tests of faults)
 #
 # TEST_JOBS says how many files are run at a time (as many as there are

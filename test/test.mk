@@ -7,6 +7,7 @@
 #   make test-tap        crash, restart, rights … on PostgreSQL::Test
 #   make test-faults     crashes, hangs, full disks … N=20 times, until one fails
 #   make test-fuzz       each fuzz target over its corpus, and a little further
+#   make fuzz            the same, FUZZ_SECONDS=600 further
 #   make soak            random faults: FAULTS=200, SEED=…, CRASHES=1 for restarts of the server
 #   make format          lay out every source file
 #
@@ -20,7 +21,7 @@ UNIT_TESTS = $(TEST_SRC:%.c=$(BUILD)/%)
 FUZZ_TARGETS = $(patsubst %.c,$(BUILD)/%,$(wildcard test/fuzz/fuzz_*.c))
 
 TEST_PARTS = style engine sql tap fuzz
-.PHONY: test-faults $(TEST_PARTS:%=test-%) unit-tests fault-shim fuzz-targets sanitized check-format check-clang format
+.PHONY: test-faults fuzz $(TEST_PARTS:%=test-%) unit-tests fault-shim fuzz-targets sanitized check-format check-clang format
 
 $(TEST_PARTS:%=test-%): test-%:
 	scripts/install_packages.sh test
@@ -41,6 +42,11 @@ test-faults:
 	scripts/install_packages.sh test
 	scripts/fetch_model.sh
 	FAULT_RUNS=$(N) scripts/run_tests.sh faults
+
+FUZZ_SECONDS ?= 600
+fuzz:
+	scripts/install_packages.sh test
+	FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/run_tests.sh fuzz
 
 unit-tests: $(UNIT_TESTS)
 fault-shim: $(FAULT_SHIM)

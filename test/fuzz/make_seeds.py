@@ -335,8 +335,42 @@ def tokenizer_file_seeds():
     yield "model_length", b"m" + body + b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
 
 
+def adapter(config, tensors):
+    """The input of fuzz_adapter: tensors are {name: (shape, bytes)}."""
+    header, data = {}, b""
+    for name, (shape, content) in tensors.items():
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    head = json.dumps(header).encode()
+    config = config if isinstance(config, bytes) else json.dumps(config).encode()
+    return u32(len(config)) + config + u64(len(head)) + head + data
+
+
+def adapter_seeds():
+    """For the tiny model: hidden 36, two layers, four heads of ten."""
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"], "bias": "none"}
+    tensors = {}
+    for layer in range(2):
+        module = f"base_model.model.model.layers.{layer}.self_attn.q_proj."
+        tensors[module + "lora_A.weight"] = ([1, 36], b"\0" * 144)
+        tensors[module + "lora_B.weight"] = ([40, 1], b"\0" * 160)
+    yield "right", adapter(config, tensors)
+    yield "half", adapter(config, dict(list(tensors.items())[:3]))
+    yield "turned", adapter(config, {name: (shape[::-1], data) for name, (shape, data) in tensors.items()})
+    for name, more in [
+        ("rank", {"r": 2**31}), ("rank_0", {"r": 0}), ("rank_1024", {"r": 1024}), ("alpha", {"lora_alpha": 1e308}),
+        ("targets", {"target_modules": "all-linear"}), ("none", {"target_modules": []}), ("dora", {"use_dora": True}),
+        ("pattern", {"rank_pattern": {"q_proj": 3}}), ("type", {"peft_type": 7}), ("unknown", {"invented": [1]}),
+    ]:
+        yield name, adapter(dict(config, **more), tensors)
+    yield "twice", adapter(b'{"peft_type": "LORA", "r": 1, "r": 2}', tensors)
+    yield "no_json", adapter(b"{", tensors)
+    yield "length", u32(2**32 - 1) + b"{}"
+
+
 def main():
     for name, seeds in [
+        ("adapter", adapter_seeds()),
         ("config", config_seeds()),
         ("gguf", gguf_seeds()),
         ("safetensors", safetensors_seeds()),
