@@ -492,18 +492,6 @@ ft_hf_generation_read(const char *text, size_t n, ft_config *config)
 	return status;
 }
 
-ft_status
-ft_hf_refuse(const ft_config *c)
-{
-	if (c->qkv_bias || c->qk_norm)
-		return ft_fail(FT_UNSUPPORTED, "architecture \"%s\" cannot be computed yet",
-					   c->architecture);
-	if (c->window_from > 0)
-		return ft_fail(FT_UNSUPPORTED, "a sliding window from layer %d on is not supported",
-					   c->window_from);
-	return FT_OK;
-}
-
 int64_t
 ft_config_parameters(const ft_config *c)
 {

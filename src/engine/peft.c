@@ -12,6 +12,7 @@
 
 #include <jansson.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -96,13 +97,25 @@ refuse_unsupported(const json_t *config)
 	return FT_OK;
 }
 
+/* "q_proj", "self_attn.q_proj", or, as PEFT writes what it was told by "all-linear",
+ * "model.layers.0.self_attn.q_proj": whether each layer has it, the tensors tell. */
+static bool
+names_target(const char *name, ft_target target)
+{
+	int layer;
+	int end = 0;
+
+	if (sscanf(name, "model.layers.%7d.%n", &layer, &end) == 1 && end > 0)
+		return strcmp(name + end, ft_target_module(target)) == 0;
+	return strcmp(name, ft_target_name(target)) == 0 || strcmp(name, ft_target_module(target)) == 0;
+}
+
 static ft_status
 add_target(const char *name, unsigned *targets)
 {
 	for (int t = 0; t < FT_TARGET_COUNT; t++)
 	{
-		if (strcmp(name, ft_target_name((ft_target) t)) == 0 ||
-			strcmp(name, ft_target_module((ft_target) t)) == 0)
+		if (names_target(name, (ft_target) t))
 		{
 			*targets |= 1u << t;
 			return FT_OK;

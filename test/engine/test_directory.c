@@ -174,6 +174,8 @@ test_golden(void **state)
 	check_golden("new", true, FT_BF16, json, tensors);
 	check_golden("half", false, FT_F16, json, tensors);
 	check_golden("untied", false, FT_F32, json, tensors);
+	check_golden("qwen2", true, FT_BF16, json, tensors);
+	check_golden("qwen3", true, FT_BF16, json, tensors);
 	ft_safetensors_close(tensors);
 	json_decref(json);
 }

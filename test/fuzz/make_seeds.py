@@ -277,7 +277,7 @@ def config_seeds():
     ]:
         yield name, b"\x00" + json.dumps(config).encode()
     yield "twice", b'\x00{"model_type":"llama","model_type":"llama"}'
-    yield "deep", b"\x00" + b'{"rope_scaling":' * 3000
+    yield "deep", b"\x00" + b'{"rope_scaling":' * 2100
     yield "ends", b'\x01{"eos_token_id": [1, 2, 999]}'
     yield "ends_wrong", b'\x01{"eos_token_id": [1000, "x", null, -1]}'
     shard = "model-1.safetensors"
@@ -291,6 +291,50 @@ def config_seeds():
         yield name, b"\x02" + json.dumps(index).encode()
 
 
+def tokenizer_file_seeds():
+    """tokenizer.json behind a "j", tokenizer.model behind an "m"."""
+    mark = "\u2581"
+    byte_level = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}, "decoder": {"type": "ByteLevel"}}
+    spm = {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": mark}, {"type": "Replace", "pattern": {"String": " "}, "content": mark}]},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": mark}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]},
+    }
+    metaspace = {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": mark, "prepend_scheme": "first", "split": False},
+        "decoder": {"type": "Metaspace", "replacement": mark, "prepend_scheme": "first"},
+    }
+    vocab = {"a": 0, "b": 1, "ab": 2, mark: 3, mark + "a": 4, "<0xC3>": 6, "<unk>": 7}
+    merges = ["a b", mark + " a"]
+    added = [{"id": 5, "content": "<s>", "special": True, "lstrip": True}, {"id": 8, "content": "ab ", "single_word": True, "rstrip": True, "normalized": True}]
+    model = {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True}
+
+    def file(steps, **more):
+        return "j" + json.dumps({"added_tokens": added, **steps, "model": {**model, **more}}, ensure_ascii=False, separators=(",", ":"))
+
+    yield "byte_level", file(byte_level, unk_token=None)
+    yield "pairs", file(byte_level, unk_token=None, merges=[["a", "b"]], ignore_merges=True)
+    yield "prepend", file(spm)
+    yield "metaspace", file(metaspace)
+    yield "cyclic", file(spm, merges=["ab a", "a b"], vocab={**vocab, "aba": 9})
+    yield "missing", file(spm, merges=["a x"])
+    yield "huge_id", file(spm, vocab={"a": 2**62})
+    yield "holes", file(spm, vocab={**vocab, "z": 400})
+    yield "twice", file(spm).replace('"b":1', '"a":1')
+
+    def field(number, data):
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    pieces = [(b"<unk>", 0, 2), (b"<s>", 0, 3), (b"a", -1, 1), (b"b", -2, 1), (b"ab", -0.5, 1), (b"<0x0A>", 0, 6), (b"<t>", 0, 4), (mark.encode(), -3, 1)]
+    body = b"".join(field(1, field(1, t) + b"\x15" + struct.pack("<f", score) + bytes([0x18, kind])) for t, score, kind in pieces)
+    settings = field(2, bytes([3 << 3, 2, 0x98, 2, 1])) + field(3, bytes([3 << 3, 1, 4 << 3, 0]))
+    yield "model", b"m" + body + settings
+    yield "model_cut", b"m" + (body + settings)[:-3]
+    yield "model_unigram", b"m" + body
+    yield "model_length", b"m" + body + b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
+
+
 def main():
     for name, seeds in [
         ("config", config_seeds()),
@@ -300,6 +344,7 @@ def main():
         ("row", row_seeds()),
         ("tokenizer", tokenizer_seeds()),
         ("template", template_seeds()),
+        ("tokenizer_files", tokenizer_file_seeds()),
     ]:
         folder = os.path.join(sys.argv[1], name)
         os.makedirs(folder, exist_ok=True)

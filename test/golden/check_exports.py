@@ -3,11 +3,12 @@
 
     make engine
     cc -D_GNU_SOURCE -Isrc/engine -o build/print_logits test/golden/print_logits.c build/libengine.a \
-        -lcrypto -levent -levent_pthreads -ljansson -lpcre2-8 -lm -ldl -lpthread
+        -lcrypto -levent -levent_pthreads -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread
     python test/golden/check_exports.py test/golden/tiny_llama/tied/base.gguf test/golden/tiny_llama/tied/adapter
 
-Needs torch, transformers, peft, gguf, safetensors. Takes a GGUF base of architecture llama and an adapter. The
-logits are compared with those of the engine's serving path in reference numerics, base and adapter unmerged;
+Needs torch, transformers, peft, gguf, safetensors. Takes a GGUF base with a tokenizer, and an adapter. Judges
+these, and random models of each architecture that transformers saves as directories, with the base's tokenizer.
+The logits are compared with those of the engine's serving path in reference numerics, base and adapter unmerged;
 differences are relative to the largest logit. Prints a line a check, and ends with 1 when one fails.
 """
 
@@ -22,8 +23,9 @@ import tempfile
 import gguf
 import numpy
 import torch
+import transformers
 from gguf.quants import quantize
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,6 +37,7 @@ NAMES = {
     "lm_head.weight": "output.weight", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
 }
 failed = 0
 
@@ -83,14 +86,15 @@ def gguf_name(name):
     """Of a tensor of Hugging Face's."""
     if name in NAMES:
         return NAMES[name]
-    _, _, layer, module = name.removesuffix(".weight").split(".", 3)
-    return f"blk.{layer}.{NAMES[module]}.weight"
+    _, _, layer, rest = name.split(".", 3)
+    module, kind = rest.rsplit(".", 1)
+    return f"blk.{layer}.{NAMES[module]}.{kind}"
 
 
-def interleave(name, weight, heads, kv_heads):
+def interleave(name, weight, architecture, heads, kv_heads):
     """The rows of q and k as llama.cpp has them: a head's pairs (j, j + D/2) become (2j, 2j + 1)."""
     n = heads if "attn_q." in name else kv_heads if "attn_k." in name else 0
-    if n == 0:
+    if n == 0 or architecture != "llama":
         return weight
     return weight.reshape(n, 2, weight.shape[0] // n // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
@@ -109,7 +113,8 @@ def check_safetensors(work, base, adapter, ids, expected):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     compare("transformers, merged safetensors in f32", of_torch(model, ids), expected)
     tied = model.config.tie_word_embeddings
-    heads = (model.config.num_attention_heads, model.config.num_key_value_heads)
+    heads = (scalar(gguf.GGUFReader(base), "general.architecture"), model.config.num_attention_heads,
+             model.config.num_key_value_heads)
     tokenizer = AutoTokenizer.from_pretrained(path)
     for text in TEXTS:
         ours = [int(line) for line in engine("tokenize", base, stdin=text.encode()).split()]
@@ -134,7 +139,7 @@ def check_gguf(work, base, adapter, ids, expected, merged, heads):
         reader = gguf.GGUFReader(path)
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         qtype = gguf.GGMLQuantizationType[form.removeprefix("gguf-").upper()]
-        kept = {key for key in original.fields if key.startswith("tokenizer.") or key.startswith("llama.")}
+        kept = {key for key in original.fields if key.startswith(("tokenizer.", heads[0] + "."))}
         check(f"{form}: keys of the base", all(reader.fields[key].contents() == original.fields[key].contents()
                                               for key in kept), f"{len(kept)}")
         check(f"{form}: names", set(tensors) - {"rope_freqs.weight"} == set(wanted), f"{len(tensors)}")
@@ -154,9 +159,10 @@ def check_gguf(work, base, adapter, ids, expected, merged, heads):
         check(f"{form}: tensors, bit for bit as the package gguf makes them", bool(same))
         limit = {"gguf-f32": LIMIT, "gguf-f16": 5e-3}.get(form, 5e-2)
         compare(f"{form}: served", served(path, "-", ids), expected, limit)
-    q = next(name for name in merged if "q_proj" in name)
-    back = separate(wanted[gguf_name(q)], heads[0])
-    check("q permuted and back is q", numpy.array_equal(back, merged[q]))
+    if heads[0] == "llama":
+        q = next(name for name in merged if "q_proj.weight" in name)
+        back = separate(wanted[gguf_name(q)], heads[1])
+        check("q permuted and back is q", numpy.array_equal(back, merged[q]))
     model = AutoModelForCausalLM.from_pretrained(os.path.join(work, "gguf-f32"), gguf_file="model.gguf",
                                                  dtype=torch.float32).eval()
     compare("transformers, merged GGUF in f32", of_torch(model, ids), expected)
@@ -175,7 +181,7 @@ def check_gguf_adapter(work, base, adapter, heads):
         reader = gguf.GGUFReader(os.path.join(export(work, base, copy, "gguf-adapter"), "adapter.gguf"))
         alpha = config["lora_alpha"] * (config["r"] ** 0.5 if rslora else 1)
         good = (scalar(reader, "general.type"), scalar(reader, "adapter.type"),
-                scalar(reader, "general.architecture")) == ("adapter", "lora", "llama")
+                scalar(reader, "general.architecture")) == ("adapter", "lora", heads[0])
         check(f"GGUF adapter, rslora {rslora}: keys", good and abs(scalar(reader, "adapter.lora.alpha") - alpha) < 1e-4,
               f"alpha {scalar(reader, 'adapter.lora.alpha'):g}")
         same = len(reader.tensors) == len(original)
@@ -191,6 +197,64 @@ def check_gguf_adapter(work, base, adapter, heads):
         check(f"GGUF adapter, rslora {rslora}: tensors", bool(same), f"{len(reader.tensors)}")
 
 
+SIZES = {
+    "hidden_size": 36, "intermediate_size": 52, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 16384, "rms_norm_eps": 1e-5,
+}
+CLASSES = [
+    ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
+                                              "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                              "original_max_position_embeddings": 8192}}),
+    ("MistralForCausalLM", {"sliding_window": 9}),
+    ("Qwen2ForCausalLM", {"hidden_size": 40, "tie_word_embeddings": True}),
+    ("Qwen3ForCausalLM", {}),
+]
+
+
+def random_model(path, name, more, vocabulary, tokenizer):
+    """A directory, as transformers saves it, and an adapter for it."""
+    kind = getattr(transformers, name.replace("ForCausalLM", "Config"))
+    config = kind(vocab_size=vocabulary, **{"tie_word_embeddings": False, **SIZES, **more})
+    torch.manual_seed(11)
+    model = getattr(transformers, name)(config)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            value.copy_(1 + 0.2 * torch.randn_like(value) if "norm" in key
+                        else torch.randn_like(value) * value.shape[-1] ** -0.5)
+    model.save_pretrained(path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(os.path.join(tokenizer, file), path)
+    tuned = get_peft_model(model, LoraConfig(r=3, lora_alpha=7, task_type="CAUSAL_LM", target_modules="all-linear"))
+    with torch.no_grad():
+        for key, value in tuned.named_parameters():
+            if "lora_B" in key:
+                value.copy_(0.3 * torch.randn_like(value))
+    tuned.save_pretrained(path + "-adapter")
+    return path, path + "-adapter"
+
+
+def check_directory(work, name, more, vocabulary, ids, tokenizer):
+    folder = os.path.join(work, name)
+    os.makedirs(folder)
+    base, adapter = random_model(os.path.join(folder, "base"), name, more, vocabulary, tokenizer)
+    expected = served(base, adapter, ids)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    compare(f"{name}: PEFT, adapter over the base", of_torch(PeftModel.from_pretrained(model, adapter).eval(), ids),
+            expected)
+    path = export(folder, base, adapter, "safetensors")
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    compare(f"{name}: transformers, merged safetensors", of_torch(model, ids), expected)
+    path = os.path.join(export(folder, base, adapter, "gguf-f32"), "model.gguf")
+    names = {tensor.name for tensor in gguf.GGUFReader(path).tensors} - {"rope_freqs.weight"}
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    check(f"{name}: names in the GGUF file", names == {gguf_name(key) for key in set(model.state_dict()) - tied})
+    compare(f"{name}: merged GGUF, served", served(path, "-", ids), expected)
+    again = os.path.join(folder, "again")
+    os.makedirs(again)
+    model = AutoModelForCausalLM.from_pretrained(export(again, path, None, "safetensors")).eval()
+    compare(f"{name}: transformers, safetensors of that GGUF file", of_torch(model, ids), expected)
+
+
 def main():
     base, adapter = (os.path.abspath(path) for path in sys.argv[1:3])
     vocabulary = len(gguf.GGUFReader(base).fields["tokenizer.ggml.tokens"].data)
@@ -204,6 +268,8 @@ def main():
         merged, heads = check_safetensors(work, base, adapter, ids, expected)
         check_gguf(work, base, adapter, ids, expected, merged, heads)
         check_gguf_adapter(work, base, adapter, heads)
+        for name, more in CLASSES:
+            check_directory(work, name, more, vocabulary, ids, os.path.join(work, "safetensors-f32"))
     sys.exit(failed > 0)
 
 
