@@ -1,4 +1,4 @@
-# 023_experts.pl: a mixture of experts from end to end: inspected, trained, stopped and resumed, evaluated,
+# 026_experts.pl: a mixture of experts from end to end: inspected, trained, stopped and resumed, evaluated,
 # served in company.
 use strict;
 use warnings;
