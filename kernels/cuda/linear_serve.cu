@@ -82,9 +82,8 @@ load_halves(weight_unit<TYPE> &w, const ft_packed &part, int64_t unit, int c)
 		for (int i = 0; i < 4; i++)
 		{
 			int pair = (int) (pairs >> (2 * i) & 3);
-			int code = TYPE == FT_Q6_K
-						   ? (int) (nibbles >> (i * 8 + half * 4) & 15) + (pair << 4)
-						   : pair + ((int) (bits >> (16 * half + i) & 1) << 2);
+			int code = TYPE == FT_Q6_K ? (int) (nibbles >> (i * 8 + half * 4) & 15) + (pair << 4)
+									   : pair + ((int) (bits >> (16 * half + i) & 1) << 2);
 
 			v[i] = (float) (code - ft_packed_offset(TYPE));
 		}

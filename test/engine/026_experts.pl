@@ -55,6 +55,24 @@ cmp_ok($estimate->{memory}{host}, '>', $described->{parameters} * 4, 'an estimat
 
 ($code, @events) = run_engine('evaluate', new_job(job => { base => \%base, adapter => "$job/adapter" }));
 is($code, 0, 'the adapter is evaluated');
+my ($evaluated) = named('evaluated', @events);
+
+my $merged = "$JobTest::scratch/merged";
+my %export = (base => \%base, adapter => "$job/adapter", export => { path => $merged, format => 'safetensors-f32' });
+($code, @events) = run_engine('export', new_job(job => \%export));
+is($code, 0, 'base and adapter are merged into a directory');
+is(inspect($merged)->{architecture}, 'mixtral', '... of the type that transformers knows');
+($code, @events) = run_engine('evaluate', new_job(job => { base => { path => $merged, name => 'merged', template => 'chatml' } }));
+my ($again) = named('evaluated', @events);
+cmp_ok(abs($again->{loss} / $evaluated->{loss} - 1), '<', 1e-5, '... which is judged as they are');
+$export{export} = { path => "$JobTest::scratch/gguf", format => 'gguf' };
+($code, @events) = run_engine('export', new_job(job => \%export));
+my ($unwritten) = named('failed', @events);
+is($unwritten->{message}, 'a mixture of experts is not written as GGUF', '... but not into a GGUF file');
+
+my $continued = new_job(job => { base => \%base, adapter => "$job/adapter", options => { max_epochs => 1, lora_target_modules => 'all-linear' } });
+($code, @events) = run_engine('train', $continued);
+is($code, 0, 'training goes on from the adapter');
 
 for my $module (qw(gate_proj up_proj down_proj))
 {
