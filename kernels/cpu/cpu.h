@@ -167,6 +167,17 @@ ft_status ft_cpu_kv_store(ft_stream *s, const ft_kv_layer *cache, const ft_paged
 						  ft_mat k, ft_mat v);
 ft_status ft_cpu_attention_paged(ft_stream *s, ft_mat out, ft_mat q, const ft_kv_layer *cache,
 								 const ft_paged_batch *batch, int heads, int window, float scale);
+ft_status ft_cpu_route(ft_stream *s, int32_t *experts, float *weights, ft_mat logits, int k);
+ft_status ft_cpu_route_grad(ft_stream *s, ft_mat dlogits, const float *dweights,
+							const float *weights, const int32_t *experts, int k);
+ft_status ft_cpu_group_rows(ft_stream *s, int32_t *starts, int32_t *place, int32_t *row,
+							const int32_t *experts, int64_t rows, int k, int n_experts);
+ft_status ft_cpu_linear_experts(ft_stream *s, ft_mat y, ft_mat x, ft_weight *const *weights, int n,
+								const int32_t *starts);
+ft_status ft_cpu_combine_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *place,
+							  const float *weights, int k);
+ft_status ft_cpu_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat weighted,
+								 ft_mat x, const int32_t *place, const float *weights);
 ft_status ft_cpu_cross_entropy(ft_stream *s, ft_mat logits, const int32_t *targets,
 							   const float *weights, float grad_scale, float *loss, float *correct);
 ft_status ft_cpu_sum_squares(ft_stream *s, double *result, const float *x, int64_t n);

@@ -221,6 +221,30 @@ ft_status ft_cuda_linear_f32(ft_stream *s, ft_mat y, ft_mat x, const ft_packed *
 /* The same by bf16 matrix instructions, x bf16, row-fixed (linear_serve.cu). */
 ft_status ft_cuda_linear_bf16(ft_stream *s, ft_mat y, ft_mat x, const ft_packed *part, float beta);
 
+/* A part of an expert's weight, and which expert's it is. */
+#define FT_EXPERT_PARTS 32
+
+struct ft_expert_part
+{
+	ft_packed packed;
+	int expert;
+};
+
+/* As many as one launch handles: handed to the kernel by value. */
+struct ft_expert_parts
+{
+	int n;
+	int64_t rows; /* of the largest */
+	ft_expert_part part[FT_EXPERT_PARTS];
+};
+
+/* The same of many experts: part p's columns of y are made from rows [starts[e], starts[e + 1]) of
+ * x, where e is its expert.  All parts are of one stored type. */
+ft_status ft_cuda_experts_f32(ft_stream *s, ft_mat y, ft_mat x, const ft_expert_parts *parts,
+							  int n_experts, const int32_t *starts);
+ft_status ft_cuda_experts_bf16(ft_stream *s, ft_mat y, ft_mat x, const ft_expert_parts *parts,
+							   int n_experts, const int32_t *starts);
+
 /* cuBLASLt (gemm_lt.cu).  *done is false when the library has nothing for that shape. */
 ft_status ft_lt_open(ft_device *device);
 void ft_lt_close(ft_device *device);
@@ -291,6 +315,17 @@ ft_status ft_cuda_kv_store(ft_stream *s, const ft_kv_layer *cache, const ft_page
 						   ft_mat k, ft_mat v);
 ft_status ft_cuda_attention_paged(ft_stream *s, ft_mat out, ft_mat q, const ft_kv_layer *cache,
 								  const ft_paged_batch *batch, int heads, int window, float scale);
+ft_status ft_cuda_route(ft_stream *s, int32_t *experts, float *weights, ft_mat logits, int k);
+ft_status ft_cuda_route_grad(ft_stream *s, ft_mat dlogits, const float *dweights,
+							 const float *weights, const int32_t *experts, int k);
+ft_status ft_cuda_group_rows(ft_stream *s, int32_t *starts, int32_t *place, int32_t *row,
+							 const int32_t *experts, int64_t rows, int k, int n_experts);
+ft_status ft_cuda_linear_experts(ft_stream *s, ft_mat y, ft_mat x, ft_weight *const *weights, int n,
+								 const int32_t *starts);
+ft_status ft_cuda_combine_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *place,
+							   const float *weights, int k);
+ft_status ft_cuda_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat weighted,
+								  ft_mat x, const int32_t *place, const float *weights);
 ft_status
 ft_cuda_cross_entropy(ft_stream *s, ft_mat logits, const int32_t *targets, const float *weights,
 					  float grad_scale, float *loss, float *correct);

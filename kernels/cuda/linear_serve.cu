@@ -188,20 +188,18 @@ add_unit(float (&sum)[4], const weight_unit<TYPE> &low, const weight_unit<TYPE> 
 	}
 }
 
-/* MT fragments of 16 weight rows by NT fragments of 8 tokens. */
+/* One tile by a block: MT fragments of 16 weight rows by NT fragments of 8 tokens. */
 template <ft_dtype TYPE, int MT, int NT>
-static __global__ void
-__launch_bounds__(THREADS)
-	linear_tile(ft_mat y, view<const bf16> x, bool x_aligned, ft_packed part, float beta)
+__device__ __forceinline__ void
+multiply_tile(float (*total)[MT * 16 + 1], const ft_mat &y, const view<const bf16> &x,
+			  bool x_aligned, const ft_packed &part, float beta, int64_t first_row,
+			  int64_t first_token)
 {
-	__shared__ float total[NT * 8][MT * 16 + 1];
 	const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
 	int warp = threadIdx.x / FT_WARP;
 	int lane = threadIdx.x % FT_WARP;
 	int g = lane / 4;
 	int c = lane % 4;
-	int64_t first_row = blockIdx.x * (int64_t) (MT * 16);
-	int64_t first_token = blockIdx.y * (int64_t) (NT * 8);
 	float sum[MT][NT][4] = {};
 
 #pragma unroll 1
@@ -279,6 +277,44 @@ __launch_bounds__(THREADS)
 }
 
 template <ft_dtype TYPE, int MT, int NT>
+static __global__ void
+__launch_bounds__(THREADS)
+	linear_tile(ft_mat y, view<const bf16> x, bool x_aligned, ft_packed part, float beta)
+{
+	__shared__ float total[NT * 8][MT * 16 + 1];
+
+	multiply_tile<TYPE, MT, NT>(total, y, x, x_aligned, part, beta,
+								blockIdx.x * (int64_t) (MT * 16), blockIdx.y * (int64_t) (NT * 8));
+}
+
+/* The same over the rows of part blockIdx.z's expert. */
+template <ft_dtype TYPE, int MT, int NT>
+static __global__ void
+__launch_bounds__(THREADS) experts_tile(ft_mat y, view<const bf16> x, bool x_aligned,
+										ft_expert_parts parts, const int32_t *starts)
+{
+	__shared__ float total[NT * 8][MT * 16 + 1];
+	const ft_packed &part = parts.part[blockIdx.z].packed;
+	int expert = parts.part[blockIdx.z].expert;
+	int64_t first = starts[expert];
+	int64_t rows = starts[expert + 1] - first;
+
+	if (blockIdx.x * (int64_t) (MT * 16) >= part.rows)
+		return;
+	y.data = (char *) y.data + (first * y.ld + part.first) * (y.dtype == FT_F32 ? 4 : 2);
+	y.rows = rows;
+	x.data += first * x.ld;
+	x.rows = rows;
+	for (int64_t token = blockIdx.y * (int64_t) (NT * 8); token < rows;
+		 token += gridDim.y * (int64_t) (NT * 8))
+	{
+		multiply_tile<TYPE, MT, NT>(total, y, x, x_aligned, part, 0.0f,
+									blockIdx.x * (int64_t) (MT * 16), token);
+		__syncthreads();
+	}
+}
+
+template <ft_dtype TYPE, int MT, int NT>
 static ft_status
 launch(ft_stream *s, ft_mat y, ft_mat x, const ft_packed *part, float beta)
 {
@@ -304,5 +340,38 @@ ft_cuda_linear_bf16(ft_stream *s, ft_mat y, ft_mat x, const ft_packed *part, flo
 						   if (y.rows <= 8)
 							   return launch<type, 1, 1>(s, y, x, part, beta);
 						   return launch<type, 2, 4>(s, y, x, part, beta);
+					   });
+}
+
+/* --- the same for experts --- */
+
+template <ft_dtype TYPE, int MT, int NT>
+static ft_status
+launch_experts(ft_stream *s, ft_mat y, ft_mat x, const ft_expert_parts *parts, int n_experts,
+			   const int32_t *starts)
+{
+	bool x_aligned = (uintptr_t) x.data % 16 == 0 && x.ld % 8 == 0;
+	/* Twice an expert's share of the rows; one that has more goes on after these. */
+	int64_t share = ft_divide_up(2 * y.rows, n_experts);
+	dim3 grid((unsigned) ft_divide_up(parts->rows, MT * 16),
+			  (unsigned) ft_min64(ft_divide_up(share, NT * 8), FT_MAX_GRID_Y), (unsigned) parts->n);
+
+	FT_LAUNCH((experts_tile<TYPE, MT, NT>), grid, THREADS, 0, s->stream, y, view_of<const bf16>(x),
+			  x_aligned, *parts, starts);
+	return ft_cuda_launched("linear_experts");
+}
+
+ft_status
+ft_cuda_experts_bf16(ft_stream *s, ft_mat y, ft_mat x, const ft_expert_parts *parts, int n_experts,
+					 const int32_t *starts)
+{
+	return with_stored("linear_experts", parts->part[0].packed.dtype,
+					   [&](auto stored)
+					   {
+						   constexpr ft_dtype type = decltype(stored)::type;
+
+						   if (2 * y.rows <= 8 * n_experts)
+							   return launch_experts<type, 1, 1>(s, y, x, parts, n_experts, starts);
+						   return launch_experts<type, 2, 4>(s, y, x, parts, n_experts, starts);
 					   });
 }

@@ -52,6 +52,8 @@ ffn_backward(ft_transformer *t, int layer, int64_t rows)
 	ft_mat none = {0};
 	ft_mat dy;
 
+	if (t->experts != NULL)
+		return ft_experts_backward(t, layer, g, rows);
 	FT_TRY(t->ops->swiglu(t->stream, product, gate_up));
 	FT_TRY(ft_transformer_round(t, dhidden, t->narrow, &dy));
 	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_DOWN, dproduct, dy, product, w->down, g->down));

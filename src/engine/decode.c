@@ -6,6 +6,7 @@
  *                 rotate q and k;  store k, v
  *                 h += attention(q, cache)·Oᵀ (+ LoRA)
  *                 x = norm(h);  h += (silu(gate) · up)·downᵀ (+ LoRA),  gate | up = x·GUᵀ (+ LoRA)
+ *                               or the weighted sum of its experts (experts.h)
  *     logits = norm(h)·headᵀ, at the rows that need them only
  *
  * The addition of each branch to h is folded into the norm that follows it.
@@ -14,6 +15,7 @@
 
 #include "arena.h"
 #include "buffer.h"
+#include "experts.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -43,9 +45,10 @@ struct ft_decoder
 	void *x;       /* [T, C] normed */
 	void *qkv;     /* [T, (H + 2G)·D] */
 	void *heads;   /* [T, H·D] attention's result */
-	void *gate_up; /* [T, 2F] */
-	void *act;     /* [T, F] */
+	void *gate_up; /* [T, 2F]; with experts [T · K, 2F] */
+	void *act;     /* [T, F]; with experts [T · K, F] */
 	void *branch;  /* [T, C] */
+	ft_experts_work experts;
 	float *last_h; /* [S, C] rows whose logits are wanted */
 	void *last_branch;
 	void *last_x;
@@ -104,9 +107,10 @@ plan(ft_decoder *d)
 	FT_TRY(ft_arena_want(&d->arena, &d->x, t * c->hidden, compute));
 	FT_TRY(ft_arena_want(&d->arena, &d->qkv, t * (q + 2 * kv), compute));
 	FT_TRY(ft_arena_want(&d->arena, &d->heads, t * q, compute));
-	FT_TRY(ft_arena_want(&d->arena, &d->gate_up, t * 2 * c->ffn, compute));
-	FT_TRY(ft_arena_want(&d->arena, &d->act, t * c->ffn, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->gate_up, t * ft_ffn_rows(c) * 2 * c->ffn, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->act, t * ft_ffn_rows(c) * c->ffn, compute));
 	FT_TRY(ft_arena_want(&d->arena, &d->branch, t * c->hidden, compute));
+	FT_TRY(ft_experts_work_want(&d->experts, d->model, t, &d->arena));
 	FT_TRY(ft_arena_want(&d->arena, &d->last_h, s * c->hidden, FT_F32));
 	FT_TRY(ft_arena_want(&d->arena, &d->last_branch, s * c->hidden, compute));
 	FT_TRY(ft_arena_want(&d->arena, &d->last_x, s * c->hidden, compute));
@@ -357,6 +361,8 @@ ffn_branch(ft_decoder *d, int index, ft_mat x, ft_mat branch)
 	ft_mat gate_up = ft_mat_make(d->gate_up, m->compute, x.rows, 2 * (int64_t) m->config.ffn);
 	ft_mat act = ft_mat_make(d->act, m->compute, x.rows, m->config.ffn);
 
+	if (m->config.experts > 0)
+		return ft_experts_serve(&d->experts, m, d->stream, index, branch, x, d->gate_up, d->act);
 	FT_TRY(ops->linear(d->stream, gate_up, x, layer->gate_up, 0, true));
 	FT_TRY(add_lora(d, gate_up, x, index, 2, up_targets, columns));
 	FT_TRY(ops->swiglu(d->stream, act, gate_up));

@@ -48,14 +48,17 @@ write_json(const char *directory, const char *name, json_t *json)
 static const struct
 {
 	const char *architecture;
+	bool experts;
 	bool window; /* with a sliding window, where that makes another type */
 	const char *type;
 	const char *class;
 } types[] = {
-	{"llama", false, "llama", "LlamaForCausalLM"},
-	{"llama", true, "mistral", "MistralForCausalLM"},
-	{"qwen2", false, "qwen2", "Qwen2ForCausalLM"},
-	{"qwen3", false, "qwen3", "Qwen3ForCausalLM"},
+	{"llama", false, false, "llama", "LlamaForCausalLM"},
+	{"llama", false, true, "mistral", "MistralForCausalLM"},
+	{"llama", true, false, "mixtral", "MixtralForCausalLM"},
+	{"llama", true, true, "mixtral", "MixtralForCausalLM"},
+	{"qwen2", false, false, "qwen2", "Qwen2ForCausalLM"},
+	{"qwen3", false, false, "qwen3", "Qwen3ForCausalLM"},
 };
 
 static ft_status
@@ -65,7 +68,8 @@ set_type(json_t *json, const ft_config *c)
 
 	for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
 	{
-		if (strcmp(types[i].architecture, c->architecture) != 0 || types[i].window != window)
+		if (strcmp(types[i].architecture, c->architecture) != 0 ||
+			types[i].experts != (c->experts > 0) || types[i].window != window)
 			continue;
 		json_object_set_new(json, "architectures", json_pack("[s]", types[i].class));
 		json_object_set_new(json, "model_type", json_string(types[i].type));
@@ -152,6 +156,11 @@ make_config(ft_merge *merge, ft_dtype to, json_t **result)
 	json_object_set_new(json, "bos_token_id", id_or_null(c.bos));
 	json_object_set_new(json, "eos_token_id", end_ids(&c));
 	json_object_set_new(json, "pad_token_id", id_or_null(c.pad));
+	if (c.experts > 0)
+	{
+		json_object_set_new(json, "num_local_experts", json_integer(c.experts));
+		json_object_set_new(json, "num_experts_per_tok", json_integer(c.experts_per_token));
+	}
 	if (c.window > 0)
 	{
 		/* the second and the third are Qwen's */

@@ -127,7 +127,6 @@ static ft_status
 refuse_features(const ft_model_file *file)
 {
 	static const char *const keys[] = {
-		"expert_count",
 		"logit_scale",
 		"residual_scale",
 		"embedding_scale",
@@ -136,6 +135,10 @@ refuse_features(const ft_model_file *file)
 		"attn_logit_softcapping",
 		"attention.max_alibi_bias",
 		"attention.causal",
+		"expert_shared_count",
+		"expert_group_count",
+		"leading_dense_block_count",
+		"interleave_moe_layer_step",
 		"attention.output_scale",
 		"attention.temperature_scale",
 		"attention.temperature_length",
@@ -266,6 +269,7 @@ ft_gguf_read_config(ft_model_file *file)
 	FT_TRY(read_architecture(file));
 	FT_TRY(refuse_features(file));
 	FT_TRY(read_sizes(file));
+	FT_TRY(ft_gguf_read_experts(file));
 	return read_rope(file);
 }
 
@@ -341,6 +345,8 @@ translate(const ft_config *c, const char *gguf, ft_model_tensor *t)
 		/* frequencies that old converters stored; they follow from the configuration */
 		if (strcmp(gguf + end, "attn_rot_embd") == 0)
 			return FT_OK;
+		if (ft_gguf_expert_tensor(c, gguf + end, layer, t))
+			return FT_OK;
 		for (size_t i = 0; i < sizeof layer_names / sizeof layer_names[0]; i++)
 		{
 			permutation p = layer_names[i].permuted;
@@ -399,6 +405,16 @@ name_in_layer(const ft_config *c, const char *ours, const char **name, int *perm
 }
 
 ft_status
+ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype)
+{
+	*dtype = ft_gguf_tensor_dtype(from->type);
+	if (*dtype == FT_DTYPE_COUNT)
+		return ft_fail(FT_UNSUPPORTED, "tensor \"%s\" is of type %s (%u), which is not supported",
+					   from->name, ft_gguf_tensor_type_name(from->type), from->type);
+	return FT_OK;
+}
+
+ft_status
 ft_gguf_name_of(const ft_config *c, const char *ours, char name[128], int *permuted_heads)
 {
 	const char *in_layer;
@@ -429,23 +445,29 @@ static ft_status
 read_tensors(ft_model_file *file)
 {
 	const ft_gguf *g = file->gguf;
+	size_t n = 0;
 	void *memory;
 
-	FT_TRY(ft_alloc(&memory, g->n_tensors, sizeof(ft_model_tensor)));
+	for (size_t i = 0; i < g->n_tensors; i++)
+		n += (size_t) ft_gguf_tensor_slices(&file->config, &g->tensors[i]);
+	FT_TRY(ft_alloc(&memory, n, sizeof(ft_model_tensor)));
 	file->tensors = memory;
 	for (size_t i = 0; i < g->n_tensors; i++)
 	{
 		const ft_gguf_tensor *from = &g->tensors[i];
 		ft_model_tensor *t = &file->tensors[file->n_tensors];
+		bool stacked;
 
+		FT_TRY(ft_gguf_expert_slices(&file->config, from, t, &stacked));
+		if (stacked)
+		{
+			file->n_tensors += file->config.experts;
+			continue;
+		}
 		FT_TRY(translate(&file->config, from->name, t));
 		if (t->name[0] == '\0')
 			continue;
-		t->dtype = ft_gguf_tensor_dtype(from->type);
-		if (t->dtype == FT_DTYPE_COUNT)
-			return ft_fail(FT_UNSUPPORTED,
-						   "tensor \"%s\" is of type %s (%u), which is not supported", from->name,
-						   ft_gguf_tensor_type_name(from->type), from->type);
+		FT_TRY(ft_gguf_known_type(from, &t->dtype));
 		if (from->dims[2] != 1 || from->dims[3] != 1)
 			return ft_fail(FT_UNSUPPORTED, "tensor \"%s\" has %d dimensions, expected 1 or 2",
 						   from->name, from->n_dims);

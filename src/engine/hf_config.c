@@ -8,6 +8,7 @@
 #include "hf_config.h"
 
 #include "json_text.h"
+#include "model_file_internal.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -74,9 +75,6 @@ static const family families[] = {
 	 .window_by_flag = true,
 	 .qk_norm = true},
 };
-
-/* So that no product of a model's sizes overflows 64 bits; published models have 8. */
-#define MAX_EXPERTS 64
 
 #define N_FAMILIES (sizeof families / sizeof families[0])
 
@@ -200,13 +198,7 @@ read_experts(const json_t *json, ft_config *c)
 	c->experts_per_token = 2;
 	FT_TRY(read_int(json, "num_local_experts", false, &c->experts));
 	FT_TRY(read_int(json, "num_experts_per_tok", false, &c->experts_per_token));
-	if (c->experts > MAX_EXPERTS)
-		return ft_fail(FT_UNSUPPORTED, "%d experts are over the limit of %d", c->experts,
-					   MAX_EXPERTS);
-	if (c->experts_per_token > c->experts)
-		return ft_fail(FT_CORRUPT, "%d of %d experts are used for a token", c->experts_per_token,
-					   c->experts);
-	return FT_OK;
+	return ft_model_experts_check(c);
 }
 
 static ft_status
@@ -498,18 +490,6 @@ ft_hf_generation_read(const char *text, size_t n, ft_config *config)
 	status = read_ends(json, config);
 	json_decref(json);
 	return status;
-}
-
-ft_status
-ft_hf_refuse(const ft_config *c)
-{
-	if (c->qkv_bias || c->qk_norm || c->experts > 0)
-		return ft_fail(FT_UNSUPPORTED, "architecture \"%s\" cannot be computed yet",
-					   c->architecture);
-	if (c->window_from > 0)
-		return ft_fail(FT_UNSUPPORTED, "a sliding window from layer %d on is not supported",
-					   c->window_from);
-	return FT_OK;
 }
 
 int64_t

@@ -391,7 +391,6 @@ ft_hf_read_template(ft_model_file *file)
 ft_status
 ft_hf_read_contents(ft_model_file *file)
 {
-	FT_TRY(ft_hf_refuse(&file->config));
 	FT_TRY(ft_hf_read_weights(file));
 	FT_TRY(ft_hf_read_vocabulary(file));
 	return ft_hf_read_template(file);

@@ -125,6 +125,8 @@ describe_container(json_t *object, const ft_model_file *file)
 	FT_TRY(set_header_int(object, "layers", g, "block_count"));
 	FT_TRY(set_header_int(object, "hidden", g, "embedding_length"));
 	FT_TRY(set_header_int(object, "ffn", g, "feed_forward_length"));
+	FT_TRY(set_header_int(object, "experts", g, "expert_count"));
+	FT_TRY(set_header_int(object, "experts_per_token", g, "expert_used_count"));
 	FT_TRY(set_header_int(object, "heads", g, "attention.head_count"));
 	FT_TRY(set_header_int(object, "kv_heads", g, "attention.head_count_kv"));
 	FT_TRY(set_header_int(object, "head_dim", g, "attention.key_length"));

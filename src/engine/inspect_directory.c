@@ -123,10 +123,7 @@ describe(json_t *object, ft_model_file *file, const char *template_name)
 	FT_TRY(ft_inspect_set(object, "unsupported", unsupported));
 	status = ft_model_file_read_config(file);
 	if (file->config_known)
-	{
 		FT_TRY(describe_sizes(object, &file->config));
-		status = ft_hf_refuse(&file->config);
-	}
 	else
 		FT_TRY(describe_nothing(object));
 	FT_TRY(note(unsupported, status));

@@ -25,6 +25,7 @@ typedef struct ft_options
 	int lora_r;
 	double lora_alpha;
 	unsigned lora_target_modules; /* bit per ft_target */
+	bool all_linear;              /* no list was given: all that the base has */
 	bool use_rslora;
 	double learning_rate;
 	ft_scheduler lr_scheduler;

@@ -27,7 +27,7 @@ print_usage(FILE *to)
 		  "       pg_finetune_engine evaluate JOBDIR [--control-fd N]\n"
 		  "       pg_finetune_engine export JOBDIR [--control-fd N]\n"
 		  "       pg_finetune_engine inspect [--plan [--memory GIB] [--tokens N]] PATH\n"
-		  "       pg_finetune_engine tokenize PATH [--special] [--decode]\n",
+		  "       pg_finetune_engine tokenize PATH [--special] [--decode] [--lines]\n",
 		  to);
 }
 

@@ -119,15 +119,6 @@ weight_bytes(const ft_config *c, ft_method method)
 	return rest + linear * BF16_BYTES;
 }
 
-/* The layers that "all-linear" means: experts are never adapted. */
-static unsigned
-targets_of(const ft_config *c)
-{
-	if (c->experts > 0)
-		return 1u << FT_Q_PROJ | 1u << FT_K_PROJ | 1u << FT_V_PROJ | 1u << FT_O_PROJ;
-	return (1u << FT_TARGET_COUNT) - 1;
-}
-
 static ft_status
 plan_adapter(const ft_adapter *adapter, ft_memory_plan *plan)
 {
@@ -171,7 +162,8 @@ ft_memory_plan_make(const ft_config *config, ft_method method, int rank, int64_t
 		plan_full(config, plan);
 	else
 	{
-		status = ft_adapter_create(&model, rank, (float) rank, false, targets_of(config), &adapter);
+		status =
+			ft_adapter_create(&model, rank, (float) rank, false, ft_target_all(config), &adapter);
 		if (status == FT_OK)
 			status = plan_adapter(adapter, plan);
 	}

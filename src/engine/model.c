@@ -55,6 +55,32 @@ ft_target_module(ft_target target)
 	return targets[target].module;
 }
 
+unsigned
+ft_target_all(const ft_config *config)
+{
+	unsigned ffn = 1u << FT_GATE_PROJ | 1u << FT_UP_PROJ | 1u << FT_DOWN_PROJ;
+	unsigned all = (1u << FT_TARGET_COUNT) - 1;
+
+	return config->experts > 0 ? all & ~ffn : all;
+}
+
+ft_status
+ft_target_check(const ft_config *config, unsigned wanted)
+{
+	unsigned missing = wanted & ~ft_target_all(config);
+
+	for (int t = 0; t < FT_TARGET_COUNT; t++)
+	{
+		if (missing & (1u << t))
+			return ft_hint(ft_fail(FT_UNSUPPORTED,
+								   "LoRA on \"%s\" is not supported on a base of %d experts",
+								   ft_target_name((ft_target) t), config->experts),
+						   "The modules of a mixture of experts are q_proj, k_proj, v_proj and "
+						   "o_proj.");
+	}
+	return FT_OK;
+}
+
 void
 ft_target_shape(const ft_config *config, ft_target target, int *in, int *out)
 {
@@ -182,6 +208,40 @@ load_vector_to(loader *l, const char *name, int64_t n, float *vector)
 	return status;
 }
 
+/* The router, which is small and chooses, is used row-fixed in training, too: so that training and
+ * serving choose alike. */
+static ft_status
+load_experts(loader *l, int index)
+{
+	const ft_config *c = &l->model->config;
+	ft_layer *layer = &l->model->layers[index];
+	size_t n = (size_t) c->experts;
+	char names[3][128];
+	const char *gate_up[] = {names[0], names[1]};
+	const char *down = names[2];
+	const char *router = names[0];
+
+	FT_TRY(ft_alloc((void **) &layer->experts_gate_up, n, sizeof(ft_weight *)));
+	FT_TRY(ft_alloc((void **) &layer->experts_down, n, sizeof(ft_weight *)));
+	snprintf(names[0], sizeof names[0], "model.layers.%d.block_sparse_moe.gate.weight", index);
+	FT_TRY(load_weight(l, 1, &router, (int64_t[]){c->experts}, c->hidden, l->use | FT_USE_SERVE,
+					   &layer->router));
+	for (int e = 0; e < c->experts; e++)
+	{
+		static const char *const matrices[] = {"w1", "w3", "w2"};
+
+		for (int i = 0; i < 3; i++)
+			snprintf(names[i], sizeof names[i],
+					 "model.layers.%d.block_sparse_moe.experts.%d.%s.weight", index, e,
+					 matrices[i]);
+		FT_TRY(load_weight(l, 2, gate_up, (int64_t[]){c->ffn, c->ffn}, c->hidden, l->use,
+						   &layer->experts_gate_up[e]));
+		FT_TRY(load_weight(l, 1, &down, (int64_t[]){c->hidden}, c->ffn, l->use,
+						   &layer->experts_down[e]));
+	}
+	return FT_OK;
+}
+
 static ft_status
 load_vector(loader *l, const char *name, int64_t n, float **vector)
 {
@@ -240,6 +300,8 @@ load_layer(loader *l, int index)
 	FT_TRY(load_weight(l, 3, &name[FT_Q_PROJ], (int64_t[]){q, kv, kv}, c->hidden, l->use,
 					   &layer->qkv));
 	FT_TRY(load_weight(l, 1, &name[FT_O_PROJ], (int64_t[]){c->hidden}, q, l->use, &layer->out));
+	if (c->experts > 0)
+		return load_experts(l, index);
 	FT_TRY(load_weight(l, 2, &name[FT_GATE_PROJ], (int64_t[]){c->ffn, c->ffn}, c->hidden, l->use,
 					   &layer->gate_up));
 	FT_TRY(load_weight(l, 1, &name[FT_DOWN_PROJ], (int64_t[]){c->hidden}, c->ffn, l->use,
@@ -482,6 +544,14 @@ free_weight(const ft_ops *ops, ft_weight *weight)
 }
 
 static void
+free_weights(const ft_ops *ops, ft_weight **weights, int n)
+{
+	for (int i = 0; weights != NULL && i < n; i++)
+		free_weight(ops, weights[i]);
+	free(weights);
+}
+
+static void
 free_memory(const ft_model *model, void *memory)
 {
 	if (memory)
@@ -503,6 +573,9 @@ ft_model_free(ft_model *model)
 		free_weight(model->ops, layer->down);
 		free_memory(model, layer->attention_norm);
 		free_memory(model, layer->ffn_norm);
+		free_weight(model->ops, layer->router);
+		free_weights(model->ops, layer->experts_gate_up, model->config.experts);
+		free_weights(model->ops, layer->experts_down, model->config.experts);
 		free_memory(model, layer->qkv_bias);
 		free_memory(model, layer->q_norm);
 		free_memory(model, layer->k_norm);

@@ -19,9 +19,13 @@ typedef struct ft_layer
 	ft_weight *down;       /* [C, F] */
 	float *attention_norm; /* [C] */
 	float *ffn_norm;       /* [C] */
-	float *qkv_bias;       /* [(H + 2G)·D], or NULL: the family has none */
-	float *q_norm;         /* [D], or NULL: the family has none */
-	float *k_norm;         /* [D], or NULL */
+	/* in place of gate_up and down, where there are experts */
+	ft_weight *router;           /* [E, C] */
+	ft_weight **experts_gate_up; /* [E], each [2F, C] */
+	ft_weight **experts_down;    /* [E], each [C, F] */
+	float *qkv_bias;             /* [(H + 2G)·D], or NULL: the family has none */
+	float *q_norm;               /* [D], or NULL: the family has none */
+	float *k_norm;               /* [D], or NULL */
 } ft_layer;
 
 typedef struct ft_model
@@ -62,6 +66,10 @@ typedef enum ft_target
 /* "q_proj" … and "self_attn.q_proj" / "mlp.gate_proj" (module path inside a block). */
 const char *ft_target_name(ft_target target);
 const char *ft_target_module(ft_target target);
+/* The targets that a model of that shape has: not those of experts, which are never adapted. */
+unsigned ft_target_all(const ft_config *config);
+/* FT_UNSUPPORTED unless it has all of these (bits). */
+ft_status ft_target_check(const ft_config *config, unsigned wanted);
 /* in and out features of a target. */
 void ft_target_shape(const ft_config *config, ft_target target, int *in, int *out);
 

@@ -21,9 +21,13 @@ bool
 ft_directory_part(const char *name)
 {
 	static const char *const names[] = {
-		"config.json",       "generation_config.json", "tokenizer.json",
-		"tokenizer.model",   "tokenizer_config.json",  "special_tokens_map.json",
-		"added_tokens.json", "chat_template.jinja",    "model.safetensors.index.json",
+		"config.json",
+		"generation_config.json",
+		"tokenizer.json",
+		"tokenizer.model",
+		"tokenizer_config.json",
+		"chat_template.jinja",
+		"model.safetensors.index.json",
 	};
 	static const char suffix[] = ".safetensors";
 	size_t n = strlen(name);

@@ -5,8 +5,7 @@
  * (a README, weights in other formats, folders) is never looked at:
  *
  *     config.json  generation_config.json
- *     tokenizer.json  tokenizer.model  tokenizer_config.json
- *     special_tokens_map.json  added_tokens.json  chat_template.jinja
+ *     tokenizer.json  tokenizer.model  tokenizer_config.json  chat_template.jinja
  *     model*.safetensors  model.safetensors.index.json
  *
  * They are opened once, together: what is read later, and the digest, are of

@@ -7,6 +7,7 @@
 #include "digest.h"
 #include "model_directory.h"
 #include "model_file_internal.h"
+#include "ops.h"
 #include "tokenizer_files.h"
 
 #include <errno.h>
@@ -29,6 +30,19 @@ check_range(const char *what, int64_t value, int64_t min, int64_t max)
 	return FT_OK;
 }
 
+ft_status
+ft_model_experts_check(const ft_config *c)
+{
+	if (c->experts > FT_MAX_EXPERTS)
+		return ft_fail(FT_UNSUPPORTED, "%d experts are over the limit of %d", c->experts,
+					   FT_MAX_EXPERTS);
+	if (c->experts < 0 || c->experts_per_token < 0 || c->experts_per_token > c->experts ||
+		(c->experts == 0) != (c->experts_per_token == 0))
+		return ft_fail(FT_CORRUPT, "%d of %d experts are used for a token", c->experts_per_token,
+					   c->experts);
+	return FT_OK;
+}
+
 /* Bounds far beyond any model, so that products of these cannot overflow 64 bits. */
 ft_status
 ft_model_config_check(const ft_config *c)
@@ -42,6 +56,7 @@ ft_model_config_check(const ft_config *c)
 	FT_TRY(check_range("vocabulary size", c->vocab, 1, 1 << 24));
 	FT_TRY(check_range("context length", c->max_positions, 1, 1 << 28));
 	FT_TRY(check_range("sliding window", c->window, 0, INT_MAX));
+	FT_TRY(ft_model_experts_check(c));
 	FT_TRY(check_range("first layer with a sliding window", c->window_from, 0, INT_MAX));
 	if (c->heads % c->kv_heads != 0)
 		return ft_fail(FT_CORRUPT, "%d attention heads cannot share %d key/value heads", c->heads,
@@ -129,6 +144,36 @@ check_tensor(const ft_model_file *file, const char *name, int64_t rows, int64_t 
 	return FT_OK;
 }
 
+/* The feed-forward part: one, or the router and its experts. */
+static ft_status
+check_ffn(const ft_model_file *file, int layer)
+{
+	static const char *const dense[] = {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"};
+	static const char *const matrices[] = {"w1", "w3", "w2"};
+	const ft_config *c = &file->config;
+	char name[sizeof((ft_model_tensor *) 0)->name];
+
+	if (c->experts > 0)
+	{
+		snprintf(name, sizeof name, "model.layers.%d.block_sparse_moe.gate.weight", layer);
+		FT_TRY(check_tensor(file, name, c->experts, c->hidden));
+	}
+	for (int e = 0; e == 0 || e < c->experts; e++)
+	{
+		for (int i = 0; i < 3; i++)
+		{
+			if (c->experts > 0)
+				snprintf(name, sizeof name, "model.layers.%d.block_sparse_moe.experts.%d.%s.weight",
+						 layer, e, matrices[i]);
+			else
+				snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, dense[i]);
+			FT_TRY(
+				check_tensor(file, name, i == 2 ? c->hidden : c->ffn, i == 2 ? c->ffn : c->hidden));
+		}
+	}
+	return FT_OK;
+}
+
 static ft_status
 check_layer(const ft_model_file *file, int layer)
 {
@@ -152,9 +197,6 @@ check_layer(const ft_model_file *file, int layer)
 		{"self_attn.v_proj.weight", kv, c->hidden},
 		{"self_attn.o_proj.weight", c->hidden, q},
 		{"post_attention_layernorm.weight", 1, c->hidden},
-		{"mlp.gate_proj.weight", c->ffn, c->hidden},
-		{"mlp.up_proj.weight", c->ffn, c->hidden},
-		{"mlp.down_proj.weight", c->hidden, c->ffn},
 	};
 
 	for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
@@ -165,7 +207,7 @@ check_layer(const ft_model_file *file, int layer)
 		if (tensors[i].cols > 0)
 			FT_TRY(check_tensor(file, name, tensors[i].rows, tensors[i].cols));
 	}
-	return FT_OK;
+	return check_ffn(file, layer);
 }
 
 /* Frequencies are divided by these, so none may be zero, negative or not finite. */

@@ -40,6 +40,8 @@ ft_status ft_model_file_read_header(ft_model_file *file);
 /* Are the sizes of a configuration within bounds that make every product of them fit 64 bits?
  * FT_CORRUPT says which is not. */
 ft_status ft_model_config_check(const ft_config *config);
+/* Of these, how many experts there are, and how many a token has; FT_UNSUPPORTED when too many. */
+ft_status ft_model_experts_check(const ft_config *config);
 
 /* Parts of the second step, for a directory that is not whole: its configuration, checked; and the
  * checks of what has been read since. */
@@ -52,6 +54,18 @@ ft_status ft_model_file_check_vocabulary(ft_model_file *file);
 ft_status ft_gguf_read_config(ft_model_file *file);
 ft_status ft_gguf_read_contents(ft_model_file *file);
 
+/* Experts (gguf_experts.c).  Of the keys, into the configuration. */
+ft_status ft_gguf_read_experts(ft_model_file *file);
+/* Give the tensor "blk.<layer>.<gguf>" its Hugging Face name, if it is the router's or a single
+ * expert's. */
+bool ft_gguf_expert_tensor(const ft_config *c, const char *gguf, int layer, ft_model_tensor *t);
+/* Tensors that one of the file's holds: more than 1 where experts are stacked. */
+int ft_gguf_tensor_slices(const ft_config *c, const ft_gguf_tensor *tensor);
+/* Describe a stacked tensor's slices; *stacked is false for any other. */
+ft_status ft_gguf_expert_slices(const ft_config *c, const ft_gguf_tensor *from,
+								ft_model_tensor *slices, bool *stacked);
+/* The type of its values, FT_UNSUPPORTED when we have none for it (gguf_model.c). */
+ft_status ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype);
 /* What GGUF calls an architecture: Mistral is a llama there. */
 const char *ft_gguf_architecture_of(const ft_config *config);
 

@@ -60,6 +60,12 @@ ft_ops_check(const ft_ops *ops)
 	CHECK(attention_grad);
 	CHECK(kv_store);
 	CHECK(attention_paged);
+	CHECK(route);
+	CHECK(route_grad);
+	CHECK(group_rows);
+	CHECK(linear_experts);
+	CHECK(combine_rows);
+	CHECK(weigh_rows_grad);
 	CHECK(cross_entropy);
 	CHECK(sum_squares);
 	CHECK(adamw);

@@ -26,7 +26,8 @@
  * - An unsupported combination of types gives FT_UNSUPPORTED with both names.
  *
  * Letters in shapes: T rows (tokens), C model width, H query heads, G key/value
- * heads, D head size, F feed-forward width, V vocabulary, R LoRA rank.
+ * heads, D head size, F feed-forward width, V vocabulary, R LoRA rank, E
+ * experts, K of them for a row.
  */
 #ifndef FT_OPS_H
 #define FT_OPS_H
@@ -35,7 +36,8 @@
 #include "tensor.h"
 
 #define FT_OPS_VERSION 2
-#define FT_KV_BLOCK 16 /* tokens in a block of the paged KV cache */
+#define FT_KV_BLOCK 16    /* tokens in a block of the paged KV cache */
+#define FT_MAX_EXPERTS 64 /* so that no product of a model's sizes overflows 64 bits */
 
 typedef struct ft_device ft_device; /* private to the backend */
 typedef struct ft_stream ft_stream;
@@ -262,6 +264,38 @@ typedef struct ft_ops
 	 * own (and inside the window).  Row-fixed. */
 	ft_status (*attention_paged)(ft_stream *s, ft_mat out, ft_mat q, const ft_kv_layer *cache,
 								 const ft_paged_batch *batch, int heads, int window, float scale);
+
+	/* --- mixture of experts: E experts, of which each row has K (experts.h) ---
+	 *
+	 * Slot t · K + j is row t's j-th choice.  The slots of an expert stand together, in places;
+	 * place[T · K] says where a slot stands, and starts[E + 1] where an expert's places begin. */
+
+	/* Choose as Mixtral does: softmax of the row's logits over all experts, the K largest
+	 * (experts[T, K] in falling order; the lowest id wins a tie), and these divided by their sum
+	 * (weights[T, K]).  logits [T, E] f32 become the softmax.  Row-fixed. */
+	ft_status (*route)(ft_stream *s, int32_t *experts, float *weights, ft_mat logits, int k);
+	/* dlogits [T, E] (f32, overwritten) from dweights[T, K], with weights and experts as route()
+	 * gave them: w_j · (dw_j − Σ w · dw) at the chosen ones, else 0. */
+	ft_status (*route_grad)(ft_stream *s, ft_mat dlogits, const float *dweights,
+							const float *weights, const int32_t *experts, int k);
+	/* Sort `rows` · k slots by expert, those of one expert in the order of the slots: starts,
+	 * place, and row[T · K], the row whose slot stands at a place.  experts in [0, n_experts). */
+	ft_status (*group_rows)(ft_stream *s, int32_t *starts, int32_t *place, int32_t *row,
+							const int32_t *experts, int64_t rows, int k, int n_experts);
+	/* y[p] = x[p] · W_eᵀ for the places p of each expert e.  weights: host array [n], of one shape,
+	 * made with FT_USE_SERVE; the host need not know `starts`.  x, y f32 or bf16.  Row-fixed. */
+	ft_status (*linear_experts)(ft_stream *s, ft_mat y, ft_mat x, ft_weight *const *weights, int n,
+								const int32_t *starts);
+	/* y[t] = Σ_j weights[t, j] · x[place[t, j]], j ascending (weights NULL: 1).  x, y f32 or bf16.
+	 * Row-fixed. */
+	ft_status (*combine_rows)(ft_stream *s, ft_mat y, ft_mat x, const int32_t *place,
+							  const float *weights, int k);
+	/* Backward through a weight that a place's row was multiplied by, where the product that
+	 * follows has been undone: for each of n slots i and its place p, dweights[i] = Σ x[p] · dx[p],
+	 * then dx[p] *= weights[i].  weighted[p] = weights[i] · x[p], of x's type (may be x; data NULL:
+	 * not wanted).  x f32 or bf16, dx f32. */
+	ft_status (*weigh_rows_grad)(ft_stream *s, float *dweights, ft_mat dx, ft_mat weighted,
+								 ft_mat x, const int32_t *place, const float *weights);
 
 	/* --- loss, optimizer, sampling --------------------------------------------------------------
 	 */

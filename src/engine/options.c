@@ -107,7 +107,7 @@ read_scheduler(const json_t *value, ft_scheduler *to)
 }
 
 static ft_status
-read_target_modules(const json_t *value, unsigned *to)
+read_target_modules(const json_t *value, ft_options *o)
 {
 	unsigned targets = 0;
 	size_t i;
@@ -117,7 +117,8 @@ read_target_modules(const json_t *value, unsigned *to)
 		return FT_OK;
 	if (json_is_string(value) && strcmp(json_string_value(value), "all-linear") == 0)
 	{
-		*to = ALL_TARGETS;
+		o->lora_target_modules = ALL_TARGETS;
+		o->all_linear = true;
 		return FT_OK;
 	}
 	if (!json_is_array(value) || json_array_size(value) == 0)
@@ -139,7 +140,8 @@ read_target_modules(const json_t *value, unsigned *to)
 						   "and down_proj.");
 		targets |= 1u << t;
 	}
-	*to = targets;
+	o->lora_target_modules = targets;
+	o->all_linear = false;
 	return FT_OK;
 }
 
@@ -192,7 +194,7 @@ read_option(const char *key, const json_t *value, ft_options *o)
 	if (IS("lora_dropout"))
 		return read_dropout(value);
 	if (IS("lora_target_modules"))
-		return read_target_modules(value, &o->lora_target_modules);
+		return read_target_modules(value, o);
 	if (IS("use_rslora"))
 		return read_flag(key, value, &o->use_rslora);
 	if (IS("learning_rate"))
@@ -265,6 +267,7 @@ ft_options_read(const json_t *object, ft_options *options)
 
 	*options = (ft_options){.lora_alpha = NAN,
 							.lora_target_modules = ALL_TARGETS,
+							.all_linear = true,
 							.learning_rate = NAN,
 							.warmup_ratio = 0.03,
 							.max_grad_norm = 1.0,
@@ -336,6 +339,8 @@ ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
 				   const ft_data_size *data)
 {
 	o->max_seq_length = ft_options_max_length(o, config, context_length);
+	if (o->all_linear)
+		o->lora_target_modules = ft_target_all(config);
 	if (o->lora_r == 0)
 		o->lora_r = 16;
 	if (isnan(o->lora_alpha))

@@ -151,6 +151,8 @@ ft_setup_open_base(ft_setup *s)
 	FT_TRY(ft_job_read(s->directory, &s->job));
 	job = s->job;
 	FT_TRY(ft_model_file_open(job->base_path, &s->file));
+	if (!job->options.all_linear)
+		FT_TRY(ft_target_check(ft_model_file_config(s->file), job->options.lora_target_modules));
 	ft_events_long_call(s->events, FT_LONG_CALL_SECONDS);
 	FT_TRY(ft_model_file_digest(s->file, s->base_digest));
 	if (job->base_digest != NULL && strcmp(job->base_digest, s->base_digest) != 0)

@@ -21,6 +21,9 @@
 #define JSON_FILE "tokenizer.json"
 #define MODEL_FILE "tokenizer.model"
 #define CONFIG_FILE "tokenizer_config.json"
+/* Its numbers are not looked at, and may be of any size: "model_max_length" is 1e30 for no limit,
+ * written as an integer. */
+#define CONFIG_FLAGS JSON_DECODE_INT_AS_REAL
 
 /* --- tokens --- */
 
@@ -208,11 +211,11 @@ read_file(int dirfd, const char *name, ft_text *text, bool *found)
 }
 
 static ft_status
-parse_json(const char *bytes, size_t n, json_t **json)
+parse_json(const char *bytes, size_t n, size_t flags, json_t **json)
 {
 	json_error_t error;
 
-	*json = json_loadb(bytes, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
+	*json = json_loadb(bytes, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | flags, &error);
 	if (*json == NULL && json_error_code(&error) == json_error_out_of_memory)
 		return ft_fail(FT_NO_MEMORY, "out of memory: JSON wanted");
 	if (*json == NULL)
@@ -232,7 +235,7 @@ read_config(int dirfd, ft_tokenizer_files *files)
 	ft_status status = read_file(dirfd, CONFIG_FILE, &text, &found);
 
 	if (status == FT_OK && found)
-		status = parse_json(text.data, text.length, &files->config);
+		status = parse_json(text.data, text.length, CONFIG_FLAGS, &files->config);
 	ft_text_free(&text);
 	return status;
 }
@@ -247,7 +250,7 @@ read_tokens(int dirfd, ft_tokenizer_files *files)
 	FT_TRY(read_file(dirfd, JSON_FILE, &files->file, &found));
 	if (found)
 	{
-		FT_TRY(parse_json(files->file.data, files->file.length, &files->json));
+		FT_TRY(parse_json(files->file.data, files->file.length, 0, &files->json));
 		ft_text_free(&files->file);
 		return ft_files_from_json(files);
 	}
@@ -301,11 +304,11 @@ parse_all(const char *name, const char *bytes, size_t n, const char *config,
 		  ft_tokenizer_files *files)
 {
 	if (config != NULL)
-		FT_TRY(parse_json(config, strlen(config), &files->config));
+		FT_TRY(parse_json(config, strlen(config), CONFIG_FLAGS, &files->config));
 	if (strcmp(name, JSON_FILE) == 0)
 	{
 		files->source = JSON_FILE;
-		FT_TRY(parse_json(bytes, n, &files->json));
+		FT_TRY(parse_json(bytes, n, 0, &files->json));
 		FT_TRY(ft_files_from_json(files));
 	}
 	else

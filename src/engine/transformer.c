@@ -53,7 +53,7 @@ want_saved(ft_transformer *t)
 		FT_TRY(ft_arena_want(&t->arena, &s->qkv, n * qkv_columns(c), compute));
 		FT_TRY(ft_arena_want(&t->arena, &s->attended, n * c->heads * c->head_dim, compute));
 		FT_TRY(ft_arena_want(&t->arena, &s->lse, n * c->heads, FT_F32));
-		FT_TRY(ft_arena_want(&t->arena, &s->gate_up, n * 2 * c->ffn, compute));
+		FT_TRY(ft_arena_want(&t->arena, &s->gate_up, n * ft_ffn_rows(c) * 2 * c->ffn, compute));
 		for (int g = 0; t->lora != NULL && g < FT_GROUP_COUNT; g++)
 			FT_TRY(ft_arena_want(&t->arena, &s->u[g],
 								 n * ft_lora_columns(t->lora, (ft_lora_group) g), compute));
@@ -69,14 +69,18 @@ want_scratch(ft_transformer *t)
 	int64_t n = t->capacity;
 	int64_t head_columns = (int64_t) c->heads * c->head_dim;
 	int64_t branch = head_columns > c->hidden ? head_columns : c->hidden;
-	int64_t widest = qkv_columns(c) > 2 * c->ffn ? qkv_columns(c) : 2 * c->ffn;
+	int64_t ffn = ft_ffn_rows(c) * c->ffn; /* experts' gate and up are never wide */
+	int64_t widest_ffn = c->experts > 0 ? ffn : 2 * ffn;
+	int64_t widest = qkv_columns(c) > widest_ffn ? qkv_columns(c) : widest_ffn;
 
+	if (widest < c->hidden)
+		widest = c->hidden;
 	FT_TRY(ft_arena_want(&t->arena, &t->rotated, c->qk_norm ? n * qkv_columns(c) : 0, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->normed, n * c->hidden, compute));
-	FT_TRY(ft_arena_want(&t->arena, &t->product, n * c->ffn, compute));
+	FT_TRY(ft_arena_want(&t->arena, &t->product, n * ffn, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->branch, n * branch, FT_F32));
 	FT_TRY(ft_arena_want(&t->arena, &t->dhidden, n * c->hidden, FT_F32));
-	FT_TRY(ft_arena_want(&t->arena, &t->dproduct, n * c->ffn, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->dproduct, n * ffn, FT_F32));
 	FT_TRY(ft_arena_want(&t->arena, &t->dqkv, n * qkv_columns(c), compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->all_qkv, n * qkv_columns(c), compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->all_attended, n * head_columns, compute));
@@ -116,6 +120,7 @@ plan(const ft_model *model, const ft_adapter *adapter, int64_t capacity, ft_tran
 		FT_TRY(ft_lora_create(model, adapter, capacity, &t->arena, &t->lora));
 	FT_TRY(want_batch(t));
 	FT_TRY(want_saved(t));
+	FT_TRY(ft_experts_plan(t));
 	return want_scratch(t);
 }
 
@@ -170,6 +175,7 @@ ft_transformer_free(ft_transformer *t)
 		t->ops->stream_destroy(t->stream);
 	ft_arena_free(&t->arena);
 	ft_lora_free(t->lora);
+	ft_experts_free(t->experts);
 	free(t->host_loss);
 	free(t->saved);
 	free(t);
@@ -329,6 +335,8 @@ ffn_block(ft_transformer *t, int layer, int64_t rows, ft_mat normed)
 	ft_mat gate_up = ft_mat_make(t->saved[layer].gate_up, compute, rows, 2 * (int64_t) c->ffn);
 	ft_mat product = ft_mat_make(t->product, compute, rows, c->ffn);
 
+	if (t->experts != NULL)
+		return ft_experts_forward(t, layer, normed);
 	FT_TRY(adapted_linear(t, layer, FT_GROUP_GATE_UP, gate_up, normed, w->gate_up, NULL));
 	FT_TRY(t->ops->swiglu(t->stream, product, gate_up));
 	return adapted_linear(t, layer, FT_GROUP_DOWN, ft_mat_make(t->branch, FT_F32, rows, c->hidden),

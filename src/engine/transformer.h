@@ -13,6 +13,7 @@
 #ifndef FT_TRANSFORMER_H
 #define FT_TRANSFORMER_H
 
+#include "experts.h"
 #include "lora.h"
 #include "weight_gradients.h"
 
@@ -69,7 +70,7 @@ typedef struct ft_saved_layer
 	void *qkv;               /* [T, (H + 2G)·D], rotated; as projected where heads are normed */
 	void *attended;          /* [T, H·D] */
 	float *lse;              /* [T, H] */
-	void *gate_up;           /* [T, 2F] */
+	void *gate_up;           /* [T, 2F]; with experts [T · K, 2F], a row a place (experts.h) */
 	void *u[FT_GROUP_COUNT]; /* [T, n·R] LoRA's x·Aᵀ */
 } ft_saved_layer;
 
@@ -81,7 +82,8 @@ typedef struct ft_transformer
 	const ft_model *model;
 	const ft_ops *ops;
 	ft_stream *stream;
-	ft_lora *lora; /* NULL: no adapter */
+	ft_lora *lora;       /* NULL: no adapter */
+	ft_experts *experts; /* NULL: dense */
 	/* Set by who wants gradients of the base's weights; NULL: they are not made. */
 	ft_weight_gradients *weight_gradients;
 	int64_t capacity;   /* most tokens of a batch */
@@ -110,12 +112,12 @@ typedef struct ft_transformer
 	/* scratch */
 	void *rotated;   /* [T, (H + 2G)·D] compute: qkv with normed heads rotated; else unused */
 	void *normed;    /* [T, C] compute */
-	void *product;   /* [T, F] compute: SwiGLU's result */
+	void *product;   /* [T, F] compute: SwiGLU's result; with experts [T · K, F] */
 	float *branch;   /* [T, C] output of o or down; gradient of a normed input or of `attended` */
 	float *wide;     /* [T, widest] linear outputs before they are rounded to the compute type */
 	void *narrow;    /* [T, widest] compute: a gradient rounded for a product */
 	float *dhidden;  /* [T, C] gradient of the residual stream */
-	float *dproduct; /* [T, F] */
+	float *dproduct; /* as product */
 	void *dqkv;      /* [T, (H + 2G)·D] compute */
 	float *dqkv_sum; /* the same, before it is rounded; = dqkv in f32 */
 	/* whole documents, where a beginning is shared */

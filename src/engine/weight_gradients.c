@@ -10,6 +10,22 @@
 #include <string.h>
 
 static ft_status
+plan_ffn(ft_weight_gradients *g, ft_layer_gradients *layer)
+{
+	const ft_config *c = &g->config;
+	int64_t matrix = (int64_t) c->ffn * c->hidden;
+
+	if (c->experts == 0)
+	{
+		FT_TRY(ft_arena_want(&g->arena, &layer->gate_up, 2 * matrix, FT_F32));
+		return ft_arena_want(&g->arena, &layer->down, matrix, FT_F32);
+	}
+	FT_TRY(ft_arena_want(&g->arena, &layer->router, (int64_t) c->experts * c->hidden, FT_F32));
+	FT_TRY(ft_arena_want(&g->arena, &layer->experts_gate_up, c->experts * 2 * matrix, FT_F32));
+	return ft_arena_want(&g->arena, &layer->experts_down, c->experts * matrix, FT_F32);
+}
+
+static ft_status
 plan_layer(ft_weight_gradients *g, ft_layer_gradients *layer)
 {
 	const ft_config *c = &g->config;
@@ -18,8 +34,7 @@ plan_layer(ft_weight_gradients *g, ft_layer_gradients *layer)
 
 	FT_TRY(ft_arena_want(&g->arena, &layer->qkv, qkv * c->hidden, FT_F32));
 	FT_TRY(ft_arena_want(&g->arena, &layer->out, q * c->hidden, FT_F32));
-	FT_TRY(ft_arena_want(&g->arena, &layer->gate_up, 2 * (int64_t) c->ffn * c->hidden, FT_F32));
-	FT_TRY(ft_arena_want(&g->arena, &layer->down, (int64_t) c->ffn * c->hidden, FT_F32));
+	FT_TRY(plan_ffn(g, layer));
 	FT_TRY(ft_arena_want(&g->arena, &layer->attention_norm, c->hidden, FT_F32));
 	FT_TRY(ft_arena_want(&g->arena, &layer->ffn_norm, c->hidden, FT_F32));
 	if (c->qkv_bias)
@@ -95,6 +110,35 @@ part(float *matrix, int64_t first, int64_t rows, int64_t cols, int64_t *n)
 	return matrix != NULL ? matrix + first * cols : NULL;
 }
 
+/* Those of the router and the experts, "block_sparse_moe.…". */
+static float *
+find_in_experts(const ft_config *c, const ft_layer_gradients *layer, const char *name, int64_t *n)
+{
+	int64_t f = c->ffn;
+	int64_t expert;
+	int e;
+	int w;
+	int end = 0;
+
+	if (strcmp(name, "gate.weight") == 0)
+		return part(layer->router, 0, c->experts, c->hidden, n);
+	if (sscanf(name, "experts.%7d.w%1d.weight%n", &e, &w, &end) != 2 || end == 0 ||
+		name[end] != '\0' || e < 0 || e >= c->experts)
+		return NULL;
+	expert = e;
+	switch (w)
+	{
+		case 1:
+			return part(layer->experts_gate_up, expert * 2 * f, f, c->hidden, n);
+		case 2:
+			return part(layer->experts_down, expert * c->hidden, c->hidden, f, n);
+		case 3:
+			return part(layer->experts_gate_up, expert * 2 * f + f, f, c->hidden, n);
+		default:
+			return NULL;
+	}
+}
+
 static float *
 find_in_layer(const ft_config *c, const ft_layer_gradients *layer, const char *name, int64_t *n)
 {
@@ -127,6 +171,8 @@ find_in_layer(const ft_config *c, const ft_layer_gradients *layer, const char *n
 	for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
 		if (strcmp(name, parts[i].name) == 0)
 			return part(parts[i].matrix, parts[i].first, parts[i].rows, parts[i].cols, n);
+	if (strncmp(name, "block_sparse_moe.", 17) == 0)
+		return find_in_experts(c, layer, name + 17, n);
 	return NULL;
 }
 

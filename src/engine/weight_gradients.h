@@ -20,8 +20,11 @@ typedef struct ft_layer_gradients
 	float *q_norm;   /* NULL: the family has none */
 	float *k_norm;
 	float *out;
-	float *gate_up;
+	float *gate_up; /* NULL, as down: the layer has experts */
 	float *down;
+	float *router;          /* [E, C], or NULL: the layer has no experts */
+	float *experts_gate_up; /* [E, 2F, C], or NULL */
+	float *experts_down;    /* [E, C, F], or NULL */
 	float *attention_norm;
 	float *ffn_norm;
 } ft_layer_gradients;

@@ -174,6 +174,8 @@ test_golden(void **state)
 	check_golden("new", true, FT_BF16, json, tensors);
 	check_golden("half", false, FT_F16, json, tensors);
 	check_golden("untied", false, FT_F32, json, tensors);
+	check_golden("qwen2", true, FT_BF16, json, tensors);
+	check_golden("qwen3", true, FT_BF16, json, tensors);
 	ft_safetensors_close(tensors);
 	json_decref(json);
 }
@@ -383,7 +385,7 @@ test_missing(void **state)
 	copy_model();
 	accepted();
 	unlink(at("tokenizer.json"));
-	refused(FT_NOT_FOUND, "tokenizer.json");
+	refused(FT_NOT_FOUND, "tokenizer.model\": no such file");
 	copy_model();
 	for (size_t i = 0; i < 3; i++)
 	{
@@ -747,7 +749,7 @@ test_shrinks(void **state)
 static void
 test_digest(void **state)
 {
-	static const char *const names[] = {"config.json", "tokenizer.json", "added_tokens.json",
+	static const char *const names[] = {"config.json", "tokenizer.json", "tokenizer.model",
 										"model-more.safetensors"};
 	char first[FT_DIGEST_HEX];
 	char next[FT_DIGEST_HEX];

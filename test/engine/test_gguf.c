@@ -455,9 +455,9 @@ test_unsupported(void **state)
 	gguf_build_u32(&b, "split.count", 3);
 	gguf_build_llama(&b);
 	refused(&b, FT_UNSUPPORTED, "one of 3 parts");
-	gguf_build_u32(&b, "llama.expert_count", 8);
+	gguf_build_u32(&b, "llama.expert_shared_count", 1);
 	gguf_build_llama(&b);
-	refused(&b, FT_UNSUPPORTED, "llama.expert_count");
+	refused(&b, FT_UNSUPPORTED, "llama.expert_shared_count");
 	gguf_build_tensor(&b, "blk.0.attn_q.bias", 0, bias, 1, NULL, 128);
 	gguf_build_llama(&b);
 	refused(&b, FT_UNSUPPORTED, "\"blk.0.attn_q.bias\"");

@@ -92,6 +92,28 @@ test_what_is_set_stays(void **state)
 	assert_int_equal(o.seed, 0);
 }
 
+/* Experts are not adapted by default; a list is the caller's. */
+static void
+test_targets_of_experts(void **state)
+{
+	static const char *const texts[] = {"{}", "{\"lora_target_modules\": \"all-linear\"}",
+										"{\"lora_target_modules\": [\"v_proj\", \"up_proj\"]}"};
+	static const int expected[] = {15, 15, 1 << FT_V_PROJ | 1 << FT_UP_PROJ};
+	ft_config experts = small;
+	ft_data_size data = {.documents = 10, .tokens = 1000, .max_length = 200};
+
+	(void) state;
+	experts.experts = 8;
+	experts.experts_per_token = 2;
+	for (int i = 0; i < 3; i++)
+	{
+		ft_options o = read_options(texts[i]);
+
+		ft_options_resolve(&o, &experts, 0, &data);
+		assert_int_equal(o.lora_target_modules, expected[i]);
+	}
+}
+
 static void
 test_steps_without_epochs(void **state)
 {
@@ -155,6 +177,7 @@ main(void)
 		cmocka_unit_test(test_defaults),
 		cmocka_unit_test(test_steps_suit_the_table),
 		cmocka_unit_test(test_what_is_set_stays),
+		cmocka_unit_test(test_targets_of_experts),
 		cmocka_unit_test(test_steps_without_epochs),
 		cmocka_unit_test(test_round_trip),
 		cmocka_unit_test(test_caller_options_are_left_alone),

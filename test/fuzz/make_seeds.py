@@ -7,6 +7,7 @@ overflow, offsets beyond the file, names twice, spans that overlap).
 """
 
 import json
+import math
 import os
 import struct
 import sys
@@ -49,8 +50,9 @@ EXTRAS = {"qwen2": {"attn_q.bias": [4], "attn_k.bias": [2], "attn_v.bias": [2]},
           "qwen3": {"attn_q_norm.weight": [2], "attn_k_norm.weight": [2]}}
 
 
-def llama(first=(), tensors=(), architecture="llama", **more):
-    """A model of one layer, hidden 4, two heads of 2, three tokens; what is given replaces its own."""
+def llama(first=(), tensors=(), architecture="llama", experts=0, **more):
+    """A model of one layer, hidden 4, two heads of 2, three tokens; what is given replaces its own.  With experts:
+    stacked, two for a token."""
     values = [
         value("general.architecture", STRING, text(architecture)),
         value(architecture + ".block_count", U32, u32(1)),
@@ -61,6 +63,9 @@ def llama(first=(), tensors=(), architecture="llama", **more):
         value(architecture + ".attention.head_count_kv", U32, u32(1)),
         value(architecture + ".attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
     ]
+    if experts > 0:
+        values.append(value("llama.expert_count", U32, u32(experts)))
+        values.append(value("llama.expert_used_count", U32, u32(2)))
     replaced = [v[: 8 + struct.unpack("<Q", v[:8])[0]] for v in first]
     values = list(first) + [v for v in values if not any(v.startswith(r) for r in replaced)]
     shapes = {"token_embd.weight": [4, 3], "output_norm.weight": [4]}
@@ -75,7 +80,11 @@ def llama(first=(), tensors=(), architecture="llama", **more):
         ("ffn_up", [4, 4]),
         ("ffn_down", [4, 4]),
     ]:
+        if experts > 0 and name in ("ffn_gate", "ffn_up", "ffn_down"):
+            name, shape = name + "_exps", shape + [experts]
         shapes["blk.0.%s.weight" % name] = shape
+    if experts > 0:
+        shapes["blk.0.ffn_gate_inp.weight"] = [4, experts]
     for name, shape in EXTRAS.get(architecture, {}).items():
         shapes["blk.0." + name] = shape
     infos, data = list(tensors), b""
@@ -83,7 +92,7 @@ def llama(first=(), tensors=(), architecture="llama", **more):
         if any(t.startswith(text(name)) for t in tensors):
             continue
         infos.append(info(name, shape, 0, len(data)))
-        size = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        size = 4 * math.prod(shape)
         data += bytes(size) + bytes(-size % 32)
     return gguf(values, infos, data, **more)
 
@@ -106,6 +115,9 @@ def gguf_seeds():
     yield "valid", llama()
     yield "vocabulary", llama(VOCABULARY)
     yield "version2", llama(VOCABULARY, version=2)
+    yield "experts", llama(VOCABULARY, experts=3)
+    yield "experts_many", llama([value("llama.expert_count", U32, u32(2**31 - 1))], experts=3)
+    yield "experts_fewer", llama(tensors=[info("blk.0.ffn_up_exps.weight", [4, 4, 2], 0, 0)], experts=3)
     yield "qwen2", llama(architecture="qwen2")
     yield "qwen3", llama(architecture="qwen3")
     yield "window", llama([value("llama.attention.sliding_window", U32, u32(3))])
@@ -265,7 +277,7 @@ def config_seeds():
     ]:
         yield name, b"\x00" + json.dumps(config).encode()
     yield "twice", b'\x00{"model_type":"llama","model_type":"llama"}'
-    yield "deep", b"\x00" + b'{"rope_scaling":' * 3000
+    yield "deep", b"\x00" + b'{"rope_scaling":' * 2100
     yield "ends", b'\x01{"eos_token_id": [1, 2, 999]}'
     yield "ends_wrong", b'\x01{"eos_token_id": [1000, "x", null, -1]}'
     shard = "model-1.safetensors"
@@ -279,6 +291,50 @@ def config_seeds():
         yield name, b"\x02" + json.dumps(index).encode()
 
 
+def tokenizer_file_seeds():
+    """tokenizer.json behind a "j", tokenizer.model behind an "m"."""
+    mark = "\u2581"
+    byte_level = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}, "decoder": {"type": "ByteLevel"}}
+    spm = {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": mark}, {"type": "Replace", "pattern": {"String": " "}, "content": mark}]},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": mark}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]},
+    }
+    metaspace = {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": mark, "prepend_scheme": "first", "split": False},
+        "decoder": {"type": "Metaspace", "replacement": mark, "prepend_scheme": "first"},
+    }
+    vocab = {"a": 0, "b": 1, "ab": 2, mark: 3, mark + "a": 4, "<0xC3>": 6, "<unk>": 7}
+    merges = ["a b", mark + " a"]
+    added = [{"id": 5, "content": "<s>", "special": True, "lstrip": True}, {"id": 8, "content": "ab ", "single_word": True, "rstrip": True, "normalized": True}]
+    model = {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True}
+
+    def file(steps, **more):
+        return "j" + json.dumps({"added_tokens": added, **steps, "model": {**model, **more}}, ensure_ascii=False, separators=(",", ":"))
+
+    yield "byte_level", file(byte_level, unk_token=None)
+    yield "pairs", file(byte_level, unk_token=None, merges=[["a", "b"]], ignore_merges=True)
+    yield "prepend", file(spm)
+    yield "metaspace", file(metaspace)
+    yield "cyclic", file(spm, merges=["ab a", "a b"], vocab={**vocab, "aba": 9})
+    yield "missing", file(spm, merges=["a x"])
+    yield "huge_id", file(spm, vocab={"a": 2**62})
+    yield "holes", file(spm, vocab={**vocab, "z": 400})
+    yield "twice", file(spm).replace('"b":1', '"a":1')
+
+    def field(number, data):
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    pieces = [(b"<unk>", 0, 2), (b"<s>", 0, 3), (b"a", -1, 1), (b"b", -2, 1), (b"ab", -0.5, 1), (b"<0x0A>", 0, 6), (b"<t>", 0, 4), (mark.encode(), -3, 1)]
+    body = b"".join(field(1, field(1, t) + b"\x15" + struct.pack("<f", score) + bytes([0x18, kind])) for t, score, kind in pieces)
+    settings = field(2, bytes([3 << 3, 2, 0x98, 2, 1])) + field(3, bytes([3 << 3, 1, 4 << 3, 0]))
+    yield "model", b"m" + body + settings
+    yield "model_cut", b"m" + (body + settings)[:-3]
+    yield "model_unigram", b"m" + body
+    yield "model_length", b"m" + body + b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
+
+
 def main():
     for name, seeds in [
         ("config", config_seeds()),
@@ -288,6 +344,7 @@ def main():
         ("row", row_seeds()),
         ("tokenizer", tokenizer_seeds()),
         ("template", template_seeds()),
+        ("tokenizer_files", tokenizer_file_seeds()),
     ]:
         folder = os.path.join(sys.argv[1], name)
         os.makedirs(folder, exist_ok=True)

@@ -258,7 +258,13 @@ def report(name, what, texts, got, wanted):
 
 def check(program, name, reference, where, texts):
     spm = isinstance(reference, sentencepiece.SentencePieceProcessor)
+    nfc = not spm and reference.normalizer is not None and "NFC" in repr(reference.normalizer)
     wrong = 0
+    if nfc:
+        # tokenizers has tables of an older Unicode for it; models' own code uses Python's
+        known = [t for t in texts if reference.normalizer.normalize_str(t) == unicodedata.normalize("NFC", t)]
+        print(f"{name:22} {len(texts) - len(known)} texts left out that Python normalises in another way than tokenizers")
+        texts = known
     for special in (False, True):
         if spm and special:
             continue
@@ -268,13 +274,11 @@ def check(program, name, reference, where, texts):
     # what decoding makes of the ids, where it is valid text (references differ in what they put for half characters)
     ids = reference_ids(reference, texts, False)
     back = [json.loads(line) for line in engine(program, where, [json.dumps(i) + "\n" for i in ids], "--decode")]
-    wrong += report(name, "decoded as by it", texts, back, decoded(reference, ids))
-    nfc = not spm and reference.normalizer is not None and "NFC" in repr(reference.normalizer)
-    sentence = [t for t in texts if (spm or not t.startswith(" ") or "metaspace" not in name) and MARK not in t]
-    got = ours(program, where, sentence, False)
-    back = [json.loads(line) for line in engine(program, where, [json.dumps(i) + "\n" for i in got], "--decode")]
-    wrong += report(name, "NFC comes back" if nfc else "text comes back", sentence, back,
-                    [unicodedata.normalize("NFC", t) if nfc else t for t in sentence])
+    wanted = decoded(reference, ids)
+    wrong += report(name, "decoded as by it", texts, back, wanted)
+    # and where the reference brings the text back, so do we
+    same = [i for i, t in enumerate(texts) if wanted[i] == t]
+    wrong += report(name, "text comes back", [texts[i] for i in same], [back[i] for i in same], [texts[i] for i in same])
     return wrong
 
 

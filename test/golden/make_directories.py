@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tiny random Llamas as Hugging Face directories, and what transformers computes with them.
+"""Tiny random models as Hugging Face directories, and what transformers computes with them.
 
     python test/golden/make_directories.py test/golden/directories
 
@@ -18,22 +18,27 @@ import sys
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 20, 28, 2, 4, 2, 6, 64
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCABULARY = 256 + 2 + len(SPECIAL)
-TEXT, LOGITS = "at the 12th av\u00e9nue of them", 8
+TEXT, LOGITS = "at the 12th av\u00e9nue of them", 5
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}
 TEMPLATE = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"
             " + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-#        name      tied   dtype           shards of    RoPE               how config.json says it
-MODELS = [("plain", True, torch.float32, "16KB", {"rope_type": "default"}, "rope_theta"),
-          ("old", False, torch.bfloat16, "8KB", LLAMA3, "rope_scaling"),
-          ("new", True, torch.bfloat16, "1GB", LLAMA3, "rope_parameters"),
-          ("half", False, torch.float16, "1GB", {"rope_type": "linear", "factor": 2.0}, "rope_parameters"),
-          ("untied", False, torch.float32, "1GB", {"rope_type": "default"}, "rope_parameters")]
+DEFAULT = {"rope_type": "default"}
+#        name, type, its own keys, tied, dtype, size of shards, RoPE, how config.json says that
+MODELS = [("plain", "llama", {}, True, torch.float32, "16KB", DEFAULT, "rope_theta"),
+          ("old", "llama", {}, False, torch.bfloat16, "8KB", LLAMA3, "rope_scaling"),
+          ("new", "llama", {}, True, torch.bfloat16, "1GB", LLAMA3, "rope_parameters"),
+          ("untied", "llama", {}, False, torch.float32, "1GB", DEFAULT, "rope_parameters"),
+          ("half", "mistral", {"sliding_window": 8}, False, torch.float16, "1GB",
+           {"rope_type": "linear", "factor": 2.0}, "rope_parameters"),
+          ("qwen2", "qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}, True,
+           torch.bfloat16, "1GB", DEFAULT, "rope_parameters"),
+          ("qwen3", "qwen3", {}, True, torch.bfloat16, "1GB", DEFAULT, "rope_parameters")]
 
 
 def byte_alphabet():
@@ -58,14 +63,15 @@ def make_tokenizer():
                                    clean_up_tokenization_spaces=False)
 
 
-def make_model(tied, dtype, rope, seed):
+def make_model(kind, own, tied, dtype, rope, seed):
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=LAYERS,
-                         num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM,
-                         max_position_embeddings=CONTEXT, rope_parameters={"rope_theta": 5000.0, **rope},
-                         rms_norm_eps=1e-5, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-                         attn_implementation="eager")
-    model = LlamaForCausalLM(config)
+    config = AutoConfig.for_model(kind, vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FFN,
+                                  num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
+                                  head_dim=HEAD_DIM, max_position_embeddings=CONTEXT,
+                                  rope_parameters={"rope_theta": 5000.0, **rope}, rms_norm_eps=1e-5,
+                                  tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+                                  attn_implementation="eager", **own)
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -90,7 +96,7 @@ def as_older_versions_did(folder, how):
 
 
 def compute(folder, tokenizer):
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
     ids = tokenizer(TEXT)["input_ids"]
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "av"}], add_generation_prompt=True,
                                          return_tensors="pt", return_dict=True)
@@ -100,9 +106,9 @@ def compute(folder, tokenizer):
     return logits, {"chat": chat["input_ids"][0].tolist(), "answer": answer.tolist()}
 
 
-def make(root, tokenizer, seed, name, tied, dtype, shard, rope, how):
+def make(root, tokenizer, seed, name, kind, own, tied, dtype, shard, rope, how):
     folder = os.path.join(root, name)
-    make_model(tied, dtype, rope, seed).save_pretrained(folder, max_shard_size=shard)
+    make_model(kind, own, tied, dtype, rope, seed).save_pretrained(folder, max_shard_size=shard)
     tokenizer.save_pretrained(folder)
     if how != "rope_parameters":
         as_older_versions_did(folder, how)

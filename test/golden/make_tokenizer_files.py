@@ -82,7 +82,7 @@ def train(control):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([t for t in golden.texts() if t and "\0" not in t] * 2), model_writer=model, model_type="bpe",
-        vocab_size=900 + len(control), character_coverage=0.98, byte_fallback=True, normalization_rule_name="identity",
+        vocab_size=1200 + len(control), character_coverage=0.98, byte_fallback=True, normalization_rule_name="identity",
         remove_extra_whitespaces=False, add_dummy_prefix=True, split_digits=True, allow_whitespace_only_pieces=True,
         control_symbols=control, user_defined_symbols=["<tool>", "<tool>>"], num_threads=1, minloglevel=2,
     )
@@ -124,7 +124,7 @@ THOUGHTS = [
     [golden.message("user", "q"), golden.message("assistant", "<think>\nwhy\n</think>\n\nbecause")],
     [golden.message("user", "q"), golden.message("assistant", "<think>a</think>b"), golden.message("user", "r"), golden.message("assistant", "s")],
     [golden.message("user", "q"), golden.message("assistant", "a</think>\nb</think>\n\nc"), golden.message("assistant", "d")],
-    [golden.message("system", "s"), golden.message("assistant", "\n\nfirst"), golden.message("user", "<tool_response>x</tool_response>")],
+    [golden.message("system", "s"), golden.message("assistant", "first"), golden.message("user", "<tool_response>x</tool_response>")],
 ]
 
 

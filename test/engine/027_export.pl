@@ -1,4 +1,4 @@
-# 023_export.pl: `export JOBDIR`: its files, what it refuses, and that it leaves
+# 027_export.pl: `export JOBDIR`: its files, what it refuses, and that it leaves
 # all of a directory or nothing, whatever interrupts it.
 use strict;
 use warnings;
