@@ -143,9 +143,10 @@ write_files(exporting *e, const char *directory)
 {
 	ft_dtype to = choose_type(e->setup.file, formats[e->format].to);
 
-	if (ft_model_file_config(e->setup.file)->experts > 0)
-		return ft_hint(ft_fail(FT_UNSUPPORTED, "mixtures of experts are not exported yet"),
-					   "The adapter alone is, in PEFT's format.");
+	if (ft_model_file_config(e->setup.file)->experts > 0 && formats[e->format].kind != SAFETENSORS)
+		return ft_hint(
+			ft_fail(FT_UNSUPPORTED, "mixtures of experts are not written to GGUF files yet"),
+			"Formats that can hold them: peft, safetensors.");
 	switch (formats[e->format].kind)
 	{
 		case SAFETENSORS:
