@@ -251,7 +251,7 @@ CREATE FUNCTION @extschema@.finetune_import(model pg_catalog.text, base_model pg
 	AS 'MODULE_PATHNAME', 'pgft_import';
 
 COMMENT ON FUNCTION @extschema@.finetune_export(pg_catalog.text, pg_catalog.text, pg_catalog.text)
-	IS 'write a tuned model into a new directory on the server: a PEFT or GGUF adapter, or merged with its base as safetensors or GGUF';
+	IS 'write a tuned model into a new directory on the server: an adapter, or merged with its base';
 COMMENT ON FUNCTION @extschema@.finetune_import(pg_catalog.text, pg_catalog.text, pg_catalog.text)
 	IS 'make a model out of a PEFT adapter in a directory on the server';
 COMMENT ON COLUMN finetune.models.storage IS 'where the weights are: file or database';

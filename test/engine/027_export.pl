@@ -110,7 +110,20 @@ sub refused
 	refused(export_job('gguf', base => { path => $JobTest::base, digest => '0' x 64 }), 'mismatch', qr/has digest/,
 		'another base');
 }
+refused(export_job('gguf', base => { path => 'test/golden/tiny_mixtral/plain/base.gguf' }, adapter => undef), 'unsupported',
+	qr/a mixture of experts is not written as GGUF Formats "safetensors" and "gguf-adapter" are\./, 'experts in GGUF');
 ok(!-e $out && !-e "$out.tmp", 'these leave nothing');
+
+# of experts in a directory
+{
+	my %mixture = (base => { path => 'test/golden/tiny_mixtral/plain/base.gguf' },
+		adapter => 'test/golden/tiny_mixtral/plain/adapter');
+	my ($code) = run_engine('export', export_job('safetensors', %mixture));
+	is($code, 0, 'experts as safetensors');
+	my $directory = decode_json(scalar qx($JobTest::engine inspect $out));
+	is_deeply([ @$directory{qw(experts experts_per_token unsupported)} ], [ 5, 2, [] ], 'which can be used');
+	remove();
+}
 
 # --- Interruptions
 

@@ -208,6 +208,7 @@ CLASSES = [
     ("MistralForCausalLM", {"sliding_window": 9}),
     ("Qwen2ForCausalLM", {"hidden_size": 40, "tie_word_embeddings": True}),
     ("Qwen3ForCausalLM", {}),
+    ("MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 ]
 
 
@@ -224,7 +225,9 @@ def random_model(path, name, more, vocabulary, tokenizer):
     model.save_pretrained(path)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(os.path.join(tokenizer, file), path)
-    tuned = get_peft_model(model, LoraConfig(r=3, lora_alpha=7, task_type="CAUSAL_LM", target_modules="all-linear"))
+    # PEFT's adapters of experts have a form of their own
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"] if name == "MixtralForCausalLM" else "all-linear"
+    tuned = get_peft_model(model, LoraConfig(r=3, lora_alpha=7, task_type="CAUSAL_LM", target_modules=targets))
     with torch.no_grad():
         for key, value in tuned.named_parameters():
             if "lora_B" in key:
@@ -244,6 +247,8 @@ def check_directory(work, name, more, vocabulary, ids, tokenizer):
     path = export(folder, base, adapter, "safetensors")
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     compare(f"{name}: transformers, merged safetensors", of_torch(model, ids), expected)
+    if name == "MixtralForCausalLM":
+        return
     path = os.path.join(export(folder, base, adapter, "gguf-f32"), "model.gguf")
     names = {tensor.name for tensor in gguf.GGUFReader(path).tensors} - {"rope_freqs.weight"}
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
