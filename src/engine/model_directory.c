@@ -135,7 +135,8 @@ ft_directory_open(ft_model_file *file)
 	status = list_names(file->path, &names, &n);
 	if (status == FT_OK)
 	{
-		qsort(names, n, sizeof names[0], compare_strings);
+		if (n > 1)
+			qsort(names, n, sizeof names[0], compare_strings);
 		status = open_parts(file, names, n);
 	}
 	for (size_t i = 0; i < n; i++)
