@@ -428,8 +428,8 @@ test_no_files(void **state)
 	assert_int_equal(ft_model_file_open("/nonexistent/model.gguf", &file), FT_NOT_FOUND);
 	assert_non_null(strstr(ft_error_message(), "/nonexistent/model.gguf"));
 	assert_non_null(mkdtemp(folder));
-	/* a directory is a model of another format, which this one is not */
-	assert_int_equal(ft_model_file_open(folder, &file), FT_NOT_FOUND);
+	/* one in the layout of Hugging Face would have a config.json */
+	assert_int_equal(ft_model_file_open(folder, &file), FT_CORRUPT);
 	snprintf(fifo, sizeof fifo, "%s/fifo", folder);
 	assert_int_equal(mkfifo(fifo, 0600), 0);
 	/* must not wait for a writer */
