@@ -235,6 +235,27 @@ test_plan(void **state)
 	tiny_close(&run);
 }
 
+/* Sizes that are each within bounds, and together beyond any memory. */
+static void
+test_plan_overflow(void **state)
+{
+	const ft_config c = {.hidden = 1 << 20,
+						 .ffn = 1 << 22,
+						 .layers = 4096,
+						 .heads = 8192,
+						 .kv_heads = 8192,
+						 .head_dim = 4096,
+						 .experts = 256,
+						 .experts_per_token = 2,
+						 .vocab = 1 << 24,
+						 .max_positions = 1 << 28};
+	ft_memory_plan plan;
+
+	(void) state;
+	assert_true(ft_config_parameters(&c) == INT64_MAX);
+	assert_int_equal(ft_memory_plan_make(&c, FT_METHOD_FULL, 16, 2048, &plan), FT_NO_MEMORY);
+}
+
 static void
 test_plan_fits(void **state)
 {
@@ -793,6 +814,7 @@ main(void)
 		cmocka_unit_test(test_beside),
 		cmocka_unit_test(test_plan),
 		cmocka_unit_test(test_plan_fits),
+		cmocka_unit_test(test_plan_overflow),
 		cmocka_unit_test(test_defaults),
 		cmocka_unit_test(test_rope),
 		cmocka_unit_test(test_refused_configs),
