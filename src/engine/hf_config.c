@@ -499,6 +499,8 @@ ft_config_parameters(const ft_config *c)
 	int64_t q = (int64_t) c->heads * c->head_dim;
 	int64_t kv = (int64_t) c->kv_heads * c->head_dim;
 	int64_t layer = hidden * (2 * q + 2 * kv) + 2 * hidden;
+	int64_t rest = hidden + c->vocab * hidden * (c->tied_embeddings ? 1 : 2);
+	int64_t all;
 
 	if (c->experts > 0)
 		layer += c->experts * (3 * hidden * c->ffn + hidden);
@@ -508,5 +510,8 @@ ft_config_parameters(const ft_config *c)
 		layer += q + 2 * kv;
 	if (c->qk_norm)
 		layer += 2 * c->head_dim;
-	return c->layers * layer + hidden + c->vocab * hidden * (c->tied_embeddings ? 1 : 2);
+	if (__builtin_mul_overflow((int64_t) c->layers, layer, &all) ||
+		__builtin_add_overflow(all, rest, &all))
+		return INT64_MAX;
+	return all;
 }

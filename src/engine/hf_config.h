@@ -19,7 +19,8 @@ ft_status ft_hf_config_read(const char *text, size_t n, ft_config *config);
 /* The ends of generation that generation_config.json lists, added to those of *config. */
 ft_status ft_hf_generation_read(const char *text, size_t n, ft_config *config);
 
-/* Values of all tensors of such a model, a tied head counted once. */
+/* Values of all tensors of such a model, a tied head counted once; INT64_MAX where they are more.
+ */
 int64_t ft_config_parameters(const ft_config *config);
 
 /* The classes that are known, for a hint. */

@@ -35,7 +35,7 @@ sub inspected
 # --- Whole ones
 
 my %types = (plain => { f32 => 20 }, old => { bf16 => 21 }, new => { bf16 => 20 }, half => { f16 => 21 }, untied => { f32 => 21 },
-	qwen2 => { bf16 => 26 }, qwen3 => { bf16 => 24 });
+	qwen2 => { bf16 => 26 }, qwen3 => { bf16 => 24 }, mixtral => { bf16 => 35 });
 for my $name (sort keys %types)
 {
 	my $d = inspected("$golden/$name");

@@ -176,6 +176,7 @@ test_golden(void **state)
 	check_golden("untied", false, FT_F32, json, tensors);
 	check_golden("qwen2", true, FT_BF16, json, tensors);
 	check_golden("qwen3", true, FT_BF16, json, tensors);
+	check_golden("mixtral", false, FT_BF16, json, tensors);
 	ft_safetensors_close(tensors);
 	json_decref(json);
 }
@@ -233,6 +234,27 @@ test_plan(void **state)
 	ft_arena_free(&arena);
 	ft_adapter_free(adapter);
 	tiny_close(&run);
+}
+
+/* Sizes that are each within bounds, and together beyond any memory. */
+static void
+test_plan_overflow(void **state)
+{
+	const ft_config c = {.hidden = 1 << 20,
+						 .ffn = 1 << 22,
+						 .layers = 4096,
+						 .heads = 8192,
+						 .kv_heads = 8192,
+						 .head_dim = 4096,
+						 .experts = 256,
+						 .experts_per_token = 2,
+						 .vocab = 1 << 24,
+						 .max_positions = 1 << 28};
+	ft_memory_plan plan;
+
+	(void) state;
+	assert_true(ft_config_parameters(&c) == INT64_MAX);
+	assert_int_equal(ft_memory_plan_make(&c, FT_METHOD_FULL, 16, 2048, &plan), FT_NO_MEMORY);
 }
 
 static void
@@ -793,6 +815,7 @@ main(void)
 		cmocka_unit_test(test_beside),
 		cmocka_unit_test(test_plan),
 		cmocka_unit_test(test_plan_fits),
+		cmocka_unit_test(test_plan_overflow),
 		cmocka_unit_test(test_defaults),
 		cmocka_unit_test(test_rope),
 		cmocka_unit_test(test_refused_configs),

@@ -38,7 +38,9 @@ MODELS = [("plain", "llama", {}, True, torch.float32, "16KB", DEFAULT, "rope_the
            {"rope_type": "linear", "factor": 2.0}, "rope_parameters"),
           ("qwen2", "qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}, True,
            torch.bfloat16, "1GB", DEFAULT, "rope_parameters"),
-          ("qwen3", "qwen3", {}, True, torch.bfloat16, "1GB", DEFAULT, "rope_parameters")]
+          ("qwen3", "qwen3", {}, True, torch.bfloat16, "1GB", DEFAULT, "rope_parameters"),
+          ("mixtral", "mixtral", {"num_local_experts": 3, "num_experts_per_tok": 2}, False, torch.bfloat16, "16KB",
+           DEFAULT, "rope_parameters")]
 
 
 def byte_alphabet():
@@ -96,7 +98,8 @@ def as_older_versions_did(folder, how):
 
 
 def compute(folder, tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager",
+                                                 experts_implementation="eager")
     ids = tokenizer(TEXT)["input_ids"]
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "av"}], add_generation_prompt=True,
                                          return_tensors="pt", return_dict=True)

@@ -73,7 +73,7 @@ sub digests { return answer("SELECT base_digest, weights_digest FROM finetune.mo
 # --- Registered and asked
 
 my %size;
-for my $name (qw(plain old new half untied qwen2 qwen3))
+for my $name (qw(plain old new half untied qwen2 qwen3 mixtral))
 {
 	bring($name);
 	$size{$name} = 0;
