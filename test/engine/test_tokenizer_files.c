@@ -73,7 +73,7 @@ open_tokenizer(const char *name)
 {
 	char path[256];
 	ft_tokenizer_files *files;
-	ft_tokenizer *tokenizer;
+	ft_tokenizer *tokenizer = NULL;
 
 	snprintf(path, sizeof path, FILES "/%s", name);
 	if (read_directory(path, &files) != FT_OK ||
