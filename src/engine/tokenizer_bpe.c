@@ -20,13 +20,6 @@ typedef struct ft_bpe_symbol
 	int32_t next;
 } ft_bpe_symbol;
 
-typedef struct ft_bpe_candidate
-{
-	int32_t rank;
-	int32_t at; /* the left symbol */
-	int32_t merged;
-} ft_bpe_candidate;
-
 /* --- the table of merges --- */
 
 static int
@@ -104,53 +97,59 @@ find_merge(const ft_bpe *bpe, int32_t left, int32_t right)
 
 /* --- the heap --- */
 
-/* Lowest rank first, leftmost among equals. */
-static bool
-before(const ft_bpe_candidate *a, const ft_bpe_candidate *b)
+/* Lowest rank first, leftmost among equals: one number says both. */
+static uint64_t
+make_key(int32_t rank, int32_t at)
 {
-	return a->rank < b->rank || (a->rank == b->rank && a->at < b->at);
+	return (uint64_t) (uint32_t) rank << 32 | (uint32_t) at;
 }
 
+/* Four children an entry: half the levels of two, and they stand in a cache line or two. */
+#define CHILDREN 4
+
 static ft_status
-push(ft_bpe_work *work, ft_bpe_candidate candidate)
+push(ft_bpe_work *work, uint64_t key)
 {
 	void *memory = work->heap;
 	size_t i = work->heap_size;
 
-	FT_TRY(ft_grow(&memory, &work->heap_capacity, i + 1, sizeof(ft_bpe_candidate)));
+	FT_TRY(ft_grow(&memory, &work->heap_capacity, i + 1, sizeof(uint64_t)));
 	work->heap = memory;
 	work->heap_size++;
-	while (i > 0 && before(&candidate, &work->heap[(i - 1) / 2]))
+	while (i > 0 && key < work->heap[(i - 1) / CHILDREN])
 	{
-		work->heap[i] = work->heap[(i - 1) / 2];
-		i = (i - 1) / 2;
+		work->heap[i] = work->heap[(i - 1) / CHILDREN];
+		i = (i - 1) / CHILDREN;
 	}
-	work->heap[i] = candidate;
+	work->heap[i] = key;
 	return FT_OK;
 }
 
-static ft_bpe_candidate
+static uint64_t
 pop(ft_bpe_work *work)
 {
-	ft_bpe_candidate top = work->heap[0];
-	ft_bpe_candidate last = work->heap[--work->heap_size];
+	uint64_t *heap = work->heap;
+	uint64_t top = heap[0];
+	uint64_t last = heap[--work->heap_size];
 	size_t n = work->heap_size;
 	size_t i = 0;
 
 	for (;;)
 	{
-		size_t child = 2 * i + 1;
+		size_t child = CHILDREN * i + 1;
+		size_t end = child + CHILDREN < n ? child + CHILDREN : n;
+		size_t least = child;
 
 		if (child >= n)
 			break;
-		if (child + 1 < n && before(&work->heap[child + 1], &work->heap[child]))
-			child++;
-		if (!before(&work->heap[child], &last))
+		for (size_t c = child + 1; c < end; c++)
+			least = heap[c] < heap[least] ? c : least;
+		if (heap[least] >= last)
 			break;
-		work->heap[i] = work->heap[child];
-		i = child;
+		heap[i] = heap[least];
+		i = least;
 	}
-	work->heap[i] = last;
+	heap[i] = last;
 	return top;
 }
 
@@ -169,7 +168,7 @@ consider(const ft_bpe *bpe, ft_bpe_work *work, int32_t left)
 	m = find_merge(bpe, s->token, work->symbols[s->next].token);
 	if (m == NULL)
 		return FT_OK;
-	return push(work, (ft_bpe_candidate){m->rank, left, m->merged});
+	return push(work, make_key(m->rank, left));
 }
 
 static ft_status
@@ -191,25 +190,26 @@ merge_symbols(const ft_bpe *bpe, ft_bpe_work *work)
 {
 	while (work->heap_size > 0)
 	{
-		ft_bpe_candidate c = pop(work);
-		ft_bpe_symbol *left = &work->symbols[c.at];
+		uint64_t key = pop(work);
+		int32_t at = (int32_t) (uint32_t) key;
+		ft_bpe_symbol *left = &work->symbols[at];
 		ft_bpe_symbol *right;
 		const ft_merge *m;
 
 		if (left->token < 0 || left->next < 0)
 			continue;
 		right = &work->symbols[left->next];
-		/* the pair may have changed since; what it would become decides, not what it was */
+		/* the pair may have changed since; one of the same rank has its turn as well */
 		m = find_merge(bpe, left->token, right->token);
-		if (m == NULL || m->merged != c.merged)
+		if (m == NULL || (uint32_t) m->rank != key >> 32)
 			continue;
-		left->token = c.merged;
+		left->token = m->merged;
 		right->token = -1;
 		left->next = right->next;
 		if (left->next >= 0)
-			work->symbols[left->next].previous = c.at;
+			work->symbols[left->next].previous = at;
 		FT_TRY(consider(bpe, work, left->previous));
-		FT_TRY(consider(bpe, work, c.at));
+		FT_TRY(consider(bpe, work, at));
 	}
 	return FT_OK;
 }

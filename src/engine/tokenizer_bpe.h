@@ -32,7 +32,7 @@ typedef struct ft_bpe_work
 {
 	struct ft_bpe_symbol *symbols;
 	size_t symbols_capacity;
-	struct ft_bpe_candidate *heap;
+	uint64_t *heap; /* rank and place of merges to come */
 	size_t heap_capacity;
 	size_t heap_size;
 } ft_bpe_work;
