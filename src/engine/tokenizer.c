@@ -161,7 +161,8 @@ add_token(ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of, size_
 	/* some converters to GGUF store chat tokens as user-defined ones */
 	to->special = type == FT_TOKEN_CONTROL || type == FT_TOKEN_UNKNOWN ||
 				  (user_defined && v->added == NULL && looks_special(s));
-	to->added = (type == FT_TOKEN_CONTROL || user_defined) && s.length > 0;
+	to->added =
+		(type == FT_TOKEN_CONTROL || type == FT_TOKEN_UNKNOWN || user_defined) && s.length > 0;
 	to->at = t->text.length;
 	if (v->byte_fallback && (type == FT_TOKEN_NORMAL || type == FT_TOKEN_BYTE))
 		byte = byte_named(s);

@@ -60,17 +60,24 @@ open_vocabulary(gguf_build *b, ft_model_file **file)
 }
 
 static void
-expect(const ft_model_file *file, const char *text, const int32_t *wanted, size_t n)
+expect_of(const ft_model_file *file, const char *text, bool special, const int32_t *wanted,
+		  size_t n)
 {
 	ft_tokenizer *t;
 	ft_ids ids = {0};
 
 	assert_int_equal(ft_tokenizer_create(ft_model_file_vocabulary(file), &t), FT_OK);
-	assert_int_equal(ft_tokenizer_encode(t, text, strlen(text), false, &ids), FT_OK);
+	assert_int_equal(ft_tokenizer_encode(t, text, strlen(text), special, &ids), FT_OK);
 	assert_int_equal(ids.length, n);
 	assert_memory_equal(ids.data, wanted, n * sizeof(int32_t));
 	ft_ids_free(&ids);
 	ft_tokenizer_free(t);
+}
+
+static void
+expect(const ft_model_file *file, const char *text, const int32_t *wanted, size_t n)
+{
+	expect_of(file, text, false, wanted, n);
 }
 
 /* The highest score first; bytes for what has no token, the unknown one for bytes that have none.
@@ -89,6 +96,8 @@ test_scores(void **state)
 	expect(file, "aab\n", (int32_t[]){8, 7, 3}, 3);
 	expect(file, "xyz b", (int32_t[]){4, 0, 4, 6}, 4);
 	expect(file, "</s>", (int32_t[]){4, 0}, 2);
+	/* where special tokens are meant, the unknown one is one of them */
+	expect_of(file, "</s><unk>", true, (int32_t[]){2, 0}, 2);
 	ft_model_file_close(file);
 }
 
