@@ -27,6 +27,18 @@
 
 #define UNUSED __attribute__((unused))
 
+/* What sanitizers look for shows in a part of the shapes, which the plain build judges all. */
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED true
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED true
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED false
+#endif
+
 typedef struct test_variant
 {
 	const char *cpu; /* PG_FINETUNE_CPU */

@@ -255,7 +255,7 @@ check_row_fixed(int type, ft_dtype in)
 	static const int64_t rows[3] = {40, 24, 17};
 	enum
 	{
-		ROWS = 70
+		ROWS = SANITIZED ? 33 : 70
 	};
 	stacked s = stacked_random(type, 288, rows);
 	ft_weight *w = stacked_weight(&s, FT_USE_SERVE);
