@@ -288,13 +288,15 @@ weigh_grad_task(void *context, int worker, int64_t begin, int64_t end)
 		float weight = job->given[i];
 		float *dx = ft_at(job->y, p, 0);
 		const float *x = row_as_f32(job, job->x, p, scratch);
-		float *product = job->x.dtype == FT_F32 ? ft_at(job->weighted, p, 0) : scratch;
+		float *product = scratch;
 
 		kernels->dots(job->weights + i, x, dx, n, 1, n);
 		for (int64_t j = 0; j < n; j++)
 			dx[j] *= weight;
 		if (job->weighted.data == NULL)
 			continue;
+		if (job->x.dtype == FT_F32)
+			product = ft_at(job->weighted, p, 0);
 		for (int64_t j = 0; j < n; j++)
 			product[j] = weight * x[j];
 		if (product == scratch)
