@@ -81,6 +81,8 @@ sub kill_at
 		}
 		else
 		{
+			# what the job before leaves goes after its end, and has checkpoints of its own
+			wait_until(sub { !(() = glob "$jobs/*") }) or die 'a job has left its directory';
 			arm_at($step);
 			$id = start_job($node, $what, %fifty);
 			comes_to($what, $step);
