@@ -31,9 +31,6 @@
 #include "storage/lock.h"
 #include "utils/snapmgr.h"
 
-/* Such an engine gives way to queries, as a training one does */
-#define ENGINE_NICENESS 10
-
 /* How long a sleep may be, for the client to be looked after */
 #define SLEEP_MS 1000
 
@@ -216,7 +213,7 @@ run_engine(SessionRun *run)
 
 	pgft_job_file_write(&run->task->file, run->directory);
 	take_place(&tag);
-	run->child = pgft_child_start(run->task->name, argv, ENGINE_NICENESS);
+	run->child = pgft_child_start(run->task->name, argv, PGFT_BACKGROUND_NICENESS);
 	attend(run);
 	pgft_child_end_current();
 	(void) LockRelease(&tag, ExclusiveLock, false);
