@@ -3,11 +3,15 @@
  */
 #include "gguf_build.h"
 
+#include <setjmp.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 static void
 put(ft_text *to, const void *bytes, size_t n)
@@ -254,4 +258,34 @@ gguf_build_open(const void *bytes, size_t n, char path[64])
 		abort();
 	snprintf(path, 64, "/proc/self/fd/%d", fd);
 	return fd;
+}
+
+ft_status
+gguf_build_open_model(gguf_build *b, ft_model_file **model)
+{
+	ft_text bytes = {0};
+	char path[64];
+	ft_status status;
+	int fd;
+
+	gguf_build_finish(b, &bytes);
+	fd = gguf_build_open(bytes.data, bytes.length, path);
+	*model = NULL;
+	status = ft_model_file_open(path, model);
+	close(fd);
+	ft_text_free(&bytes);
+	return status;
+}
+
+void
+gguf_build_refused(gguf_build *b, ft_status code, const char *words)
+{
+	ft_model_file *model;
+	ft_status status = gguf_build_open_model(b, &model);
+
+	if (status == FT_OK)
+		fail_msg("accepted, expected: %s", words);
+	if (status != code || strstr(ft_error_message(), words) == NULL)
+		fail_msg("%s: \"%s\", expected %s: \"…%s…\"", ft_status_name(status), ft_error_message(),
+				 ft_status_name(code), words);
 }

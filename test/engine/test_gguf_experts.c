@@ -34,35 +34,6 @@ static const struct
 	{"ffn_up", "w3", HIDDEN, FFN},
 };
 
-static ft_status
-open_built(gguf_build *b, ft_model_file **file)
-{
-	ft_text bytes = {0};
-	char path[64];
-	ft_status status;
-	int fd;
-
-	gguf_build_finish(b, &bytes);
-	fd = gguf_build_open(bytes.data, bytes.length, path);
-	status = ft_model_file_open(path, file);
-	close(fd);
-	ft_text_free(&bytes);
-	return status;
-}
-
-static void
-refused(gguf_build *b, ft_status code, const char *words)
-{
-	ft_model_file *file;
-	ft_status status = open_built(b, &file);
-
-	if (status == FT_OK)
-		fail_msg("accepted, expected: %s", words);
-	if (status != code || strstr(ft_error_message(), words) == NULL)
-		fail_msg("%s: \"%s\", expected %s: \"…%s…\"", ft_status_name(status), ft_error_message(),
-				 ft_status_name(code), words);
-}
-
 /* A matrix of the fixtures: every byte tells layer, matrix and expert. */
 static unsigned char
 mark(int layer, int matrix, int expert)
@@ -185,7 +156,7 @@ test_stacked(void **state)
 			for (int m = 0; m < 3; m++)
 				stacked(&b, layer, m, m == 1 ? types[i] : F32, EXPERTS);
 		frame(&b);
-		if (open_built(&b, &file) != FT_OK)
+		if (gguf_build_open_model(&b, &file) != FT_OK)
 			fail_msg("%s", ft_error_message());
 		check_experts(file, i == 0 ? FT_F32 : FT_Q8_0);
 		ft_model_file_close(file);
@@ -203,7 +174,7 @@ test_one_tensor_each(void **state)
 		for (int i = 0; i < 3 * EXPERTS; i++)
 			single(&b, layer, i % 3, i / 3);
 	frame(&b);
-	if (open_built(&b, &file) != FT_OK)
+	if (gguf_build_open_model(&b, &file) != FT_OK)
 		fail_msg("%s", ft_error_message());
 	check_experts(file, FT_F32);
 	ft_model_file_close(file);
@@ -249,14 +220,14 @@ test_keys_refused(void **state)
 	{
 		gguf_build_u32(&b, keys[i].key, keys[i].value);
 		complete(&b);
-		refused(&b, keys[i].code, keys[i].words);
+		gguf_build_refused(&b, keys[i].code, keys[i].words);
 	}
 	gguf_build_bool(&b, "llama.expert_weights_norm", false);
 	complete(&b);
-	refused(&b, FT_UNSUPPORTED, "\"llama.expert_weights_norm\"");
+	gguf_build_refused(&b, FT_UNSUPPORTED, "\"llama.expert_weights_norm\"");
 	gguf_build_f32(&b, "llama.expert_weights_scale", 2.5f);
 	complete(&b);
-	refused(&b, FT_UNSUPPORTED, "\"llama.expert_weights_scale\"");
+	gguf_build_refused(&b, FT_UNSUPPORTED, "\"llama.expert_weights_scale\"");
 }
 
 static void
@@ -270,35 +241,38 @@ test_tensors_refused(void **state)
 	(void) state;
 	stacked(&b, 0, 0, F32, EXPERTS - 1);
 	complete(&b);
-	refused(&b, FT_CORRUPT, "\"blk.0.ffn_gate_exps.weight\" holds 2 experts, expected 3");
+	gguf_build_refused(&b, FT_CORRUPT,
+					   "\"blk.0.ffn_gate_exps.weight\" holds 2 experts, expected 3");
 	gguf_build_tensor(&b, "blk.1.ffn_up_exps.weight", F32, wide, 3, NULL,
 					  HIDDEN * (FFN + 1) * EXPERTS * 4);
 	complete(&b);
-	refused(&b, FT_CORRUPT, "experts.0.w3.weight\" has shape [65, 32], expected [64, 32]");
+	gguf_build_refused(&b, FT_CORRUPT,
+					   "experts.0.w3.weight\" has shape [65, 32], expected [64, 32]");
 	gguf_build_tensor(&b, "blk.1.ffn_up_exps.weight", 77, wide, 3, NULL, 64);
 	complete(&b);
-	refused(&b, FT_UNSUPPORTED, "type unknown (77)");
+	gguf_build_refused(&b, FT_UNSUPPORTED, "type unknown (77)");
 	gguf_build_tensor(&b, "blk.0.ffn_gate_inp.weight", F32, router, 2, NULL,
 					  HIDDEN * (EXPERTS + 1) * 4);
 	complete(&b);
-	refused(&b, FT_CORRUPT, "block_sparse_moe.gate.weight\" has shape [4, 32]");
+	gguf_build_refused(&b, FT_CORRUPT, "block_sparse_moe.gate.weight\" has shape [4, 32]");
 	/* both forms of one matrix, an expert too many, what only relatives have */
 	single(&b, 0, 2, 1);
 	complete(&b);
-	refused(&b, FT_CORRUPT, "experts.1.w3.weight\" stands twice");
+	gguf_build_refused(&b, FT_CORRUPT, "experts.1.w3.weight\" stands twice");
 	single(&b, 0, 2, EXPERTS);
 	complete(&b);
-	refused(&b, FT_UNSUPPORTED, "\"blk.0.ffn_up.3.weight\"");
+	gguf_build_refused(&b, FT_UNSUPPORTED, "\"blk.0.ffn_up.3.weight\"");
 	gguf_build_tensor(&b, "blk.0.ffn_gate_shexp.weight", F32, flat, 2, NULL, HIDDEN * FFN * 4);
 	complete(&b);
-	refused(&b, FT_UNSUPPORTED, "\"blk.0.ffn_gate_shexp.weight\"");
+	gguf_build_refused(&b, FT_UNSUPPORTED, "\"blk.0.ffn_gate_shexp.weight\"");
 	/* experts that the keys do not know of */
 	stacked(&b, 0, 0, F32, EXPERTS);
 	gguf_build_llama(&b);
-	refused(&b, FT_UNSUPPORTED, "\"blk.0.ffn_gate_exps.weight\"");
+	gguf_build_refused(&b, FT_UNSUPPORTED, "\"blk.0.ffn_gate_exps.weight\"");
 	gguf_build_skip(&b, "blk.1.ffn_down_exps.weight");
 	complete(&b);
-	refused(&b, FT_CORRUPT, "model.layers.1.block_sparse_moe.experts.0.w2.weight\" is missing");
+	gguf_build_refused(&b, FT_CORRUPT,
+					   "model.layers.1.block_sparse_moe.experts.0.w2.weight\" is missing");
 }
 
 /* A file that was cut anywhere is an error that names it. */

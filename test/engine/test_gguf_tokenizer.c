@@ -39,11 +39,6 @@ add_scores(gguf_build *b)
 static ft_status
 open_vocabulary(gguf_build *b, ft_model_file **file)
 {
-	ft_text bytes = {0};
-	char path[64];
-	ft_status status;
-	int fd;
-
 	gguf_build_string(b, "tokenizer.ggml.model", "llama");
 	gguf_build_strings(b, "tokenizer.ggml.tokens", tokens, N);
 	gguf_build_i32s(b, "tokenizer.ggml.token_type", types, N);
@@ -51,12 +46,7 @@ open_vocabulary(gguf_build *b, ft_model_file **file)
 	gguf_build_u32(b, "tokenizer.ggml.eos_token_id", 2);
 	gguf_build_u32(b, "tokenizer.ggml.unknown_token_id", 0);
 	gguf_build_llama(b);
-	gguf_build_finish(b, &bytes);
-	fd = gguf_build_open(bytes.data, bytes.length, path);
-	status = ft_model_file_open(path, file);
-	close(fd);
-	ft_text_free(&bytes);
-	return status;
+	return gguf_build_open_model(b, file);
 }
 
 static void
