@@ -63,6 +63,15 @@ CREATE INDEX job_home ON finetune.job (home)
 	WHERE phase IN ('pending', 'queued', 'running', 'uploading');
 COMMENT ON INDEX finetune.job_home IS 'unfinished jobs by where they were created';
 
+CREATE FUNCTION finetune.queue_position(home pg_catalog.text, priority pg_catalog.int4,
+										created_at pg_catalog.timestamptz, id pg_catalog.uuid)
+	RETURNS pg_catalog.int8
+	LANGUAGE C STABLE STRICT PARALLEL SAFE COST 10000 SET search_path = pg_catalog, pg_temp
+	AS 'MODULE_PATHNAME', 'pgft_queue_position';
+REVOKE ALL ON FUNCTION finetune.queue_position(pg_catalog.text, pg_catalog.int4, pg_catalog.timestamptz, pg_catalog.uuid) FROM PUBLIC;
+COMMENT ON FUNCTION finetune.queue_position(pg_catalog.text, pg_catalog.int4, pg_catalog.timestamptz, pg_catalog.uuid)
+	IS 'how many jobs that were created there wait up to this one; null when it does not wait';
+
 ALTER TABLE finetune.job
 	DROP CONSTRAINT job_phase_check,
 	ADD CONSTRAINT job_phase_check
@@ -110,22 +119,7 @@ CREATE OR REPLACE VIEW finetune.job_detail AS
 		   CASE WHEN p.phase OPERATOR(pg_catalog.=) 'pending'
 					 AND j.attempt OPERATOR(pg_catalog.=) 0
 					 AND j.home IS NOT NULL
-				-- Two ranges of job_waiting, which a plan without statistics finds, too
-				THEN (SELECT pg_catalog.count(*)
-					  FROM finetune.job a
-					  WHERE a.phase OPERATOR(pg_catalog.=) 'pending'
-						AND a.attempt OPERATOR(pg_catalog.=) 0
-						AND a.home OPERATOR(pg_catalog.=) j.home
-						AND a.priority OPERATOR(pg_catalog.>) j.priority)
-					 OPERATOR(pg_catalog.+)
-					 (SELECT pg_catalog.count(*)
-					  FROM finetune.job a
-					  WHERE a.phase OPERATOR(pg_catalog.=) 'pending'
-						AND a.attempt OPERATOR(pg_catalog.=) 0
-						AND a.home OPERATOR(pg_catalog.=) j.home
-						AND a.priority OPERATOR(pg_catalog.=) j.priority
-						AND ROW(a.created_at, a.id)
-							OPERATOR(pg_catalog.<=) ROW(j.created_at, j.id))
+				THEN finetune.queue_position(j.home, j.priority, j.created_at, j.id)
 				END AS queue_position,
 		   j.attempt AS attempts,
 		   j.device,
