@@ -72,7 +72,7 @@ install_all()
 wanted="engine"
 wants sql tap soak faults && wanted+=" all"
 wants engine && wanted+=" unit-tests cuda emulated"
-wants engine tap && wanted+=" fault-shim"
+wants engine tap soak faults && wanted+=" fault-shim"
 runnable=yes
 # shellcheck disable=SC2086 # a list of words
 if wants engine sql tap soak faults; then
