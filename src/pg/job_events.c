@@ -357,9 +357,9 @@ pgft_job_events_apply(PgftJobEvents *events, List *lines)
 	ListCell *cell;
 
 	pgft_job_begin(&catalog);
-	if (!pgft_job_is_mine(events->job))
-		events->lost = true;
-	else
+	/* Once lines were refused none may follow: a job that is resumed meanwhile would miss them. */
+	events->lost = events->lost || !pgft_job_is_mine(events->job);
+	if (!events->lost)
 	{
 		foreach (cell, lines)
 		{
