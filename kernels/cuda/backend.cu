@@ -31,6 +31,7 @@ static const ft_ops cuda_ops = {
 	ft_cuda_copy,
 	ft_cuda_zero,
 	ft_cuda_weight_create,
+	ft_cuda_weight_view,
 	ft_cuda_weight_free,
 	ft_cuda_weight_bytes,
 	ft_cuda_linear,

@@ -95,6 +95,7 @@ struct ft_weight
 	int64_t pitch; /* values from one row of dense to the next */
 	unsigned use;
 	void *dense; /* [rows, pitch] bf16 or f32, with FT_USE_TRAIN */
+	bool is_view; /* dense is the caller's own, and all there is */
 	ft_dtype dense_type;
 	int n_parts;
 	ft_packed *parts; /* with FT_USE_SERVE or FT_USE_EMBED */
@@ -277,6 +278,7 @@ ft_status ft_cuda_copy(ft_stream *s, void *to, const void *from, size_t bytes);
 ft_status ft_cuda_zero(ft_stream *s, void *memory, size_t bytes);
 ft_status ft_cuda_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsigned use,
 								ft_weight **weight);
+ft_status ft_cuda_weight_view(ft_device *device, ft_mat matrix, ft_weight **weight);
 void ft_cuda_weight_free(ft_weight *weight);
 int64_t ft_cuda_weight_bytes(const ft_weight *weight);
 ft_status
