@@ -406,23 +406,35 @@ add_base_facts(const PgftJob *job, PgftModelFacts *facts)
 	}
 }
 
+/* Keep the weights as files, in a transaction that has no snapshot to hold; their digest. */
+static char *
+keep_as_files(PgftJob *job, const char *directory, PgftGoOn go_on)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char *digest;
+
+	StartTransactionCommand();
+	digest = MemoryContextStrdup(context, pgft_full_keep(&job->id, directory, go_on));
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return digest;
+}
+
 /* Begin the transaction, and store the weights; their digest. */
 static char *
 begin_with_weights(PgftJob *job, const char *directory, PgftGoOn go_on, PgftCatalog *catalog)
 {
 	bool full = pgft_options_full(job->options);
-	MemoryContext context = CurrentMemoryContext;
 	char *digest = NULL;
 
 	/* files come before the row that names them */
 	if (full && pgft_options_as_files(job->options))
-		digest = pgft_full_keep(&job->id, directory, go_on);
+		digest = keep_as_files(job, directory, go_on);
 	pgft_job_begin(catalog);
 	if (digest != NULL)
 		return digest;
-	digest = full ? pgft_weights_store_full(&job->model_id, directory, go_on)
-				  : pgft_weights_store(&job->model_id, directory);
-	return MemoryContextStrdup(context, digest);
+	return full ? pgft_weights_store_full(&job->model_id, directory, go_on)
+				: pgft_weights_store(&job->model_id, directory);
 }
 
 /*
