@@ -566,7 +566,7 @@ pgft_base_size(PG_FUNCTION_ARGS)
 	if (server == NULL || server->fdwid != pgft_wrapper_oid(true) ||
 		pg_foreign_server_aclcheck(serverid, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
 		PG_RETURN_NULL();
-	if (strcmp(server->servertype, pgft_model_kind_name(PGFT_MODEL_FULL)) == 0)
+	if (pgft_model_kind_by_name(server->servertype, &model.kind) && model.kind == PGFT_MODEL_FULL)
 	{
 		PgftModel *full = find_by_name(server->servername);
 
