@@ -565,6 +565,131 @@ test_result_is_what_was_trained(void **state)
 	}
 }
 
+/* Every family, with biases, normed heads, windows and experts. */
+typedef struct family
+{
+	const char *folder;
+	const char *documents;
+	bool vocabulary; /* else no directory can be made */
+} family;
+
+/* The loss of a batch by the model as any other loads it. */
+static double
+frozen_loss(const ft_model_file *file, const ft_ops *ops, ft_device *device,
+			const ft_microbatch *batch)
+{
+	ft_loss_sums sums = {0};
+	ft_transformer *t;
+	ft_model *model;
+
+	must(ft_model_load(file, ops, device, FT_USE_TRAIN, 0, &model));
+	must(ft_transformer_create(model, NULL, batch->all, &t));
+	must(ft_transformer_evaluate(t, batch, &sums));
+	ft_transformer_free(t);
+	ft_model_free(model);
+	return sums.loss;
+}
+
+/* What is written holds the model's weights. */
+static void
+check_written(const ft_full *full, ft_stream *stream, const ft_model_file *base)
+{
+	const ft_model *from = full->model;
+	char *directory = tiny_directory();
+	char path[FT_PATH_SIZE];
+	ft_model_file *file;
+	ft_model *model;
+	float *trained = weights_of(from);
+	float *loaded;
+
+	must(ft_full_write(full, stream, base, directory, NULL, NULL));
+	must(ft_path_join(path, directory, "model"));
+	must(ft_model_file_open(path, &file));
+	must(ft_model_load_trainable(file, from->ops, from->device, 0, &model));
+	loaded = weights_of(model);
+	assert_memory_equal(trained, loaded, (size_t) full->layout->n * sizeof(float));
+	free(trained);
+	free(loaded);
+	ft_model_free(model);
+	ft_model_file_close(file);
+	tiny_remove(directory);
+	free(directory);
+}
+
+/* The weights that are trained give the frozen model's loss, and learn. */
+static void
+check_family(const family *f, bool bf16)
+{
+	const char *backend = getenv("PG_FINETUNE_TEST_BACKEND");
+	ft_options o = full_options();
+	char path[FT_PATH_SIZE];
+	ft_model_file *file;
+	const ft_ops *ops;
+	ft_device *device;
+	ft_model *model;
+	ft_microbatch batch;
+	ft_transformer *t;
+	ft_full *full;
+	ft_loss_sums sums[5] = {{0}};
+	double norm;
+	int n;
+	hand_document *documents = read_documents(f->documents, &n);
+	double weight = weight_by_hand(documents, n);
+
+	snprintf(path, sizeof path, "test/golden/%s/base.gguf", f->folder);
+	must(ft_model_file_open(path, &file));
+	if (bf16)
+		setenv("PG_FINETUNE_CPU", "bf16", 1);
+	must(ft_device_open_named(backend ? backend : "cpu", 2,
+							  bf16 ? FT_NUMERICS_FAST : FT_NUMERICS_REFERENCE, &ops, &device));
+	unsetenv("PG_FINETUNE_CPU");
+	pack_by_hand(&batch, documents, n, NEVER_SHARED);
+	must(ft_model_load_trainable(file, ops, device, 0, &model));
+	must(ft_transformer_create(model, NULL, batch.tokens, &t));
+	must(ft_full_create(model, &o, &full));
+	t->weight_gradients = full->gradients;
+	for (int step = 0; step < 5; step++)
+	{
+		must(ft_weight_gradients_zero(full->gradients, t->stream));
+		must(ft_transformer_train(t, &batch, 1.0 / weight, &sums[step]));
+		must(ft_full_step(full, t->stream, step + 1, LEARNING_RATE, &norm));
+	}
+	assert_true(fabs(sums[0].loss / frozen_loss(file, ops, device, &batch) - 1) <
+				(bf16 ? 5e-3 : 1e-6));
+	assert_true(sums[4].loss < sums[0].loss * 0.95);
+	if (f->vocabulary)
+		check_written(full, t->stream, file);
+	ft_full_free(full);
+	ft_transformer_free(t);
+	ft_microbatch_free(&batch);
+	ft_model_free(model);
+	ops->device_close(device);
+	ft_model_file_close(file);
+	free(documents);
+}
+
+static void
+test_families(void **state)
+{
+	static const char own[] = "test/golden/families/documents.json";
+	static const family families[] = {
+		{"families/mistral", own, false},
+		{"families/qwen2", own, false},
+		{"families/qwen2_tied", own, false},
+		{"families/qwen3", own, false},
+		{"families/qwen3_tied", own, false},
+		{"tiny_mixtral/plain", TINY_LLAMA "/documents.json", true},
+		{"tiny_mixtral/window", TINY_LLAMA "/documents.json", true},
+	};
+
+	(void) state;
+	for (size_t i = 0; i < sizeof families / sizeof families[0]; i++)
+	{
+		check_family(&families[i], false);
+		check_family(&families[i], true);
+	}
+}
+
 /* Frequencies that no configuration can say are found before the training. */
 static void
 test_check_refuses(void **state)
@@ -599,6 +724,7 @@ main(void)
 		cmocka_unit_test(test_non_finite_fails),
 		cmocka_unit_test(test_frozen_model),
 		cmocka_unit_test(test_result_is_what_was_trained),
+		cmocka_unit_test(test_families),
 		cmocka_unit_test(test_check_refuses),
 	};
 
