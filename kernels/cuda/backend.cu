@@ -66,6 +66,7 @@ static const ft_ops cuda_ops = {
 	ft_cuda_cross_entropy,
 	ft_cuda_sum_squares,
 	ft_cuda_adamw,
+	ft_cuda_adamw_8bit,
 	ft_cuda_sample,
 };
 

@@ -334,6 +334,9 @@ ft_cuda_cross_entropy(ft_stream *s, ft_mat logits, const int32_t *targets, const
 ft_status ft_cuda_sum_squares(ft_stream *s, double *result, const float *x, int64_t n);
 ft_status ft_cuda_adamw(ft_stream *s, float *param, float *m, float *v, const float *grad,
 						int64_t n, const ft_adamw *settings);
+ft_status ft_cuda_adamw_8bit(ft_stream *s, ft_mat param, uint8_t *m, uint8_t *v,
+							 uint8_t *m_exponents, uint8_t *v_exponents, const float *grad,
+							 const ft_adamw *settings);
 ft_status
 ft_cuda_sample(ft_stream *s, ft_mat logits, const ft_sample *params, int32_t *ids, float *logprobs);
 

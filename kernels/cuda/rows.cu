@@ -64,21 +64,21 @@ embed_plain(view<Y> y, view<const W> matrix, const int32_t *ids)
 static ft_status
 embed_view(ft_stream *s, ft_mat y, ft_mat matrix, const int32_t *ids)
 {
-	return with_type(
-		"embed", matrix.dtype,
-		[&](auto from)
-		{
-			return with_type("embed", y.dtype,
-							 [&](auto to)
-							 {
-								 typedef typename decltype(from)::type W;
-								 typedef typename decltype(to)::type Y;
+	return with_type("embed", matrix.dtype,
+					 [&](auto from)
+					 {
+						 return with_type("embed", y.dtype,
+										  [&](auto to)
+										  {
+											  typedef typename decltype(from)::type W;
+											  typedef typename decltype(to)::type Y;
 
-								 FT_LAUNCH((embed_plain<W, Y>), grid_of(y), THREADS, 0, s->stream,
-										   view_of<Y>(y), view_of<const W>(matrix), ids);
-								 return ft_cuda_launched("embed");
-							 });
-		});
+											  FT_LAUNCH((embed_plain<W, Y>), grid_of(y), THREADS, 0,
+														s->stream, view_of<Y>(y),
+														view_of<const W>(matrix), ids);
+											  return ft_cuda_launched("embed");
+										  });
+					 });
 }
 
 ft_status
