@@ -192,13 +192,27 @@ can_pause(void)
 	return can;
 }
 
-/* With more room the job can go on, so a full disk does not end it. */
+/* Are weights that have been trained to become files outside of the server's own directories? */
+static bool
+is_keeping_files(PgftJobWorker *worker)
+{
+	return strcmp(worker->job->phase, "uploading") == 0 &&
+		   pgft_options_as_files(worker->job->options);
+}
+
+/*
+ * With more room the job can go on, so a full disk does not end it; nor does what
+ * is wrong with a directory that is the operator's, when all is trained.
+ */
 PgftOutcome
 pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message, const char *hint)
 {
-	if (sqlstate == ERRCODE_DISK_FULL && can_pause())
+	bool full_disk = sqlstate == ERRCODE_DISK_FULL;
+
+	if ((full_disk || is_keeping_files(worker)) && can_pause())
 	{
-		hint = psprintf("Make room, then call finetune('RESUME', '%s').", worker->job->name);
+		hint = psprintf("%s, then call finetune('RESUME', '%s').",
+						full_disk ? "Make room" : "Put that right", worker->job->name);
 		return pgft_job_pause_by_error(worker->job, sqlstate, message, hint)
 				   ? PGFT_OUTCOME_LEAVE
 				   : pgft_worker_lost(worker);

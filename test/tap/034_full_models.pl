@@ -167,6 +167,9 @@ answer("SELECT finetune_export('light', '$out/light')");
 answer("SELECT finetune_import('imported', 'whole', '$out/light')");
 is(ask('imported'), $light_said, 'an adapter is imported over it');
 is(answer("SELECT (finetune_estimate('whole', 'TABLE fact'))->'base_model'"), '"whole"', 'an estimate');
+my $estimate = decode_json(answer("SELECT finetune_estimate('tiny', 'TABLE fact', NULL, '{\"method\": \"full\"}')"));
+is($estimate->{trainable_parameters}, $estimate->{parameters}, 'an estimate of method full');
+is($estimate->{options}{method}, 'full', 'with its options');
 $node->restart;
 is(ask('light'), $light_said, 'the adapter after a restart');
 
@@ -257,13 +260,20 @@ substr($weights, -1) ^= "\x01";
 write_file("$folder/$filed/model.safetensors", $weights);
 fails("SELECT complete('again', 'x')", '55000',
 	qr/the files of model "again" have changed\n.*DETAIL:  They are in directory "pg_finetune_full\/$filed"\.\n.*HINT:  Bring back/s, 'files that have changed');
-$job = wait_for_status($node, answer(create('twice', 'tiny', { %full, storage => 'file' })), 'ERROR');
+my $twice = answer(create('twice', 'tiny', { %full, storage => 'file' }));
+$job = wait_for_status($node, $twice, 'PAUSED');
 like("$job->{error}{code}: $job->{error}{message}", qr/^55000: directory "pg_finetune_full\/$filed" is there already, with other files$/,
 	'they are not written over');
+is($job->{status}, 'PAUSED', 'the job waits, with what it has trained');
+is($job->{error}{hint}, "Put that right, then call finetune('RESUME', '$twice').", 'for it to be put right');
 is(slurp_file("$folder/$filed/model.safetensors"), $weights, 'and left as they are');
 substr($weights, -1) ^= "\x01";
 write_file("$folder/$filed/model.safetensors", $weights);
 is(ask('again'), $said, 'until they are back');
+answer("SELECT finetune('RESUME', '$twice')");
+is(wait_for_status($node, $twice, 'SUCCESS')->{status}, 'SUCCESS', 'and the job ends well');
+is(ask('twice'), $said, 'with the same files');
+answer('DROP SERVER twice');
 is(join(' ', glob "$folder/*"), "$folder/$filed", 'nothing else is left');
 
 # where they cannot be kept
