@@ -13,8 +13,9 @@
  * are meant.
  *
  * Errors: 42704, 42501 as of pgft_model_lookup; 42809 for a model that is not
- * an adapter, or, with method full, a full model; 55000 for one without weights; 22023 for one over
- * another base, and for other weights than "from_weights" says.
+ * an adapter, or, with method full, a full model; 55000 for one without
+ * weights; 22023 for one over another base, and for other weights than
+ * "from_weights" says.
  */
 extern PgftModel *pgft_from_model(const PgftModel *base, Jsonb **options);
 

@@ -24,6 +24,7 @@
 #include "fmgr.h"
 #include "full_model.h"
 #include "funcapi.h"
+#include "job_file.h"
 #include "paths.h"
 #include "storage/fd.h"
 #include "utils/builtins.h"
@@ -44,7 +45,7 @@ pgft_full_path(const PgftModel *model, bool missing_ok)
 	char *path = NULL;
 
 	/* it becomes a file's name */
-	if (digest != NULL && strspn(digest, "0123456789abcdef") == strlen(digest))
+	if (digest != NULL && digest[0] != '\0' && strspn(digest, "0123456789abcdef") == strlen(digest))
 		path = pgft_full_folder_path(digest);
 	if (path != NULL && pgft_is_directory(path))
 		return path;
@@ -70,7 +71,10 @@ make_folder(void)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("a model cannot be kept as files without a directory for them"),
 						errhint("Set pg_finetune.model_directory.")));
-	pgft_make_directory(folder);
+	if (mkdir(folder, S_IRWXU) < 0 && errno != EEXIST)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not create directory \"" PGFT_FULL_FOLDER
+												   "\" in pg_finetune.model_directory: %m")));
 	return folder;
 }
 
@@ -111,9 +115,8 @@ take_place(const char *temporary, const char *digest)
 	if (rename(temporary, path) == 0)
 		return;
 	if (errno != EEXIST && errno != ENOTEMPTY)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not rename directory \"%s\" to \"%s\": %m", temporary, path)));
+		ereport(ERROR, (errcode_for_file_access(),
+						errmsg("could not rename a directory to \"%s\": %m", path)));
 	if (strcmp(pgft_weights_base_digest(path, shown), digest) != 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("directory \"%s\" is there already, with other files", shown),
@@ -143,6 +146,14 @@ pgft_full_keep(const pg_uuid_t *job, const char *written, PgftGoOn go_on)
 	PG_END_TRY();
 	pgft_sync_directory(folder);
 	return digest;
+}
+
+char *
+pgft_full_words(const char *message)
+{
+	char *folder = pgft_full_folder_path("");
+
+	return folder == NULL ? pstrdup(message) : pgft_replace_text(message, folder, PGFT_FULL_FOLDER);
 }
 
 void

@@ -31,6 +31,12 @@ extern void pgft_full_check_create(bool files);
  */
 extern char *pgft_full_keep(const pg_uuid_t *job, const char *written, PgftGoOn go_on);
 
+/*
+ * A copy of an error's message that says where the folder of these directories is
+ * no more exactly than every user may know.
+ */
+extern char *pgft_full_words(const char *message);
+
 /* Remove what a copy of that job that was killed has left. */
 extern void pgft_full_clean(const pg_uuid_t *job);
 

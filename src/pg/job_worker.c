@@ -19,6 +19,7 @@
 #include "access/xact.h"
 #include "catalog.h"
 #include "commands/extension.h"
+#include "full_model.h"
 #include "job_worker.h"
 #include "launcher.h"
 #include "miscadmin.h"
@@ -405,6 +406,8 @@ attempt_failed(PgftJobWorker *worker)
 		if (outcome != PGFT_OUTCOME_GO_ON)
 			return outcome;
 	}
+	if (is_keeping_files(worker))
+		edata->message = pgft_full_words(edata->message);
 	if (is_transient(edata->sqlerrcode))
 	{
 		pgft_worker_remember(worker, edata->sqlerrcode, edata->message);

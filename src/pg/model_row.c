@@ -555,8 +555,8 @@ follow_row(Relation relation, HeapTuple row)
 
 /*
  * Trigger on finetune.model: before and after the insertion of a row, after a
- * rename, and after a full model has got its weights.  Whoever has a table may put the function on
- * it, so it looks where it was called.
+ * rename, and after a full model has got its weights.  Whoever has a table may
+ * put the function on it, so it looks where it was called.
  */
 PG_FUNCTION_INFO_V1(pgft_model_row);
 Datum

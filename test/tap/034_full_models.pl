@@ -280,7 +280,22 @@ is(join(' ', glob "$folder/*"), "$folder/$filed", 'nothing else is left');
 chmod 0500, $folder;
 fails(create('x', 'tiny', { %full, storage => 'file' }), '42501',
 	qr/could not write to directory "pg_finetune_full" in pg_finetune\.model_directory: Permission denied/, 'a folder that cannot be written to');
+stop_jobs($node);
 chmod 0700, $folder;
+$id = answer(create('later', 'whole', { %full, storage => 'file' }));
+chmod 0500, $folder;
+let_jobs_run($node);
+$job = wait_for_status($node, $id, 'PAUSED');
+like("$job->{error}{code}: $job->{error}{message}", qr/^42501: could not create directory "pg_finetune_full\/tmp\.[-0-9a-f]+": Permission denied$/,
+	'nor by a job, which is paused');
+answer("SELECT finetune('CANCEL', '$id')");
+chmod 0700, $folder;
+rename($folder, "$folder.aside") or die $!;
+chmod 0500, $models;
+fails(create('x', 'tiny', { %full, storage => 'file' }), '42501',
+	qr/could not create directory "pg_finetune_full" in pg_finetune\.model_directory: Permission denied/, 'a folder that cannot be made');
+chmod 0700, $models;
+rename("$folder.aside", $folder) or die $!;
 answer("ALTER SYSTEM SET pg_finetune.model_directory = ''");
 $node->reload;
 ok(wait_until(sub { answer('SHOW pg_finetune.model_directory') eq '' }), 'no directory of models');

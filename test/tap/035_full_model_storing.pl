@@ -231,6 +231,9 @@ for my $kind (@kinds)
 	}
 	ends_well($id, $what, 2);
 	disarm($control);
+	like(answer("SELECT '58030: ' || message FROM finetune.events WHERE job_id = '$id' AND type = 'attempt_failed'"),
+		qr/^58030: could not rename a directory to "pg_finetune_full\/$digest": Input\/output error$/, "$what: an event says so")
+	  if $action eq EIO && $calls[$n] =~ /^rename /;
 	is(digest_of("$folder/$digest"), $digest, "$what: all files are there afterwards");
 	answer('DROP SERVER filed');
 	nothing_left($what);
