@@ -345,6 +345,19 @@ mkdir $restored->basedir . '/none/pg_finetune_full';
 mkdir $restored->basedir . "/none/pg_finetune_full/$filed";
 copy($_, $_ =~ s{.*/}{$restored->basedir . "/none/pg_finetune_full/$filed/"}er) or die "$_: $!" for glob "$folder/$filed/*";
 is(ask('again', $restored), $said, 'files are copied by hand');
+
+# rows in any order, several tables at a time
+my $archive = $node->basedir . '/archive';
+$node->command_ok([ 'pg_dump', '-Fd', '-j2', '-d', $node->connstr('postgres'), '-f', $archive ], 'pg_dump -j');
+$restored->safe_psql('postgres', 'CREATE DATABASE parallel');
+$restored->command_ok([ 'pg_restore', '-j3', '-e', '-d', $restored->connstr('parallel'), $archive ], 'pg_restore -j');
+is($restored->safe_psql('parallel', "SELECT complete(name, 'item 4', '{\"max_tokens\": 8}')#>>'{choices,0,messages}' FROM finetune.models WHERE name IN ('whole', 'light') ORDER BY name"),
+	"$light_said\n$said", 'they answer');
+is( $restored->safe_psql('parallel', <<'SQL'), 'light whole', 'servers depend on what they need, and no others');
+SELECT string_agg(s.srvname || ' ' || b.srvname, ', ' ORDER BY 1) FILTER (WHERE s.srvname IN ('whole', 'light', 'orphan', 'further', 'continued', 'again'))
+FROM pg_depend JOIN pg_foreign_server s ON objid = s.oid JOIN pg_foreign_server b ON refobjid = b.oid
+WHERE classid = 'pg_foreign_server'::regclass AND refclassid = classid
+SQL
 $restored->stop;
 
 # --- Dropped
