@@ -193,24 +193,23 @@ can_pause(void)
 	return can;
 }
 
-/* Are weights that have been trained to become files outside of the server's own directories? */
+/* Is a full model trained, which has taken long, and only to be stored? */
 static bool
-is_keeping_files(PgftJobWorker *worker)
+is_storing_full(PgftJobWorker *worker)
 {
-	return strcmp(worker->job->phase, "uploading") == 0 &&
-		   pgft_options_as_files(worker->job->options);
+	return strcmp(worker->job->phase, "uploading") == 0 && pgft_options_full(worker->job->options);
 }
 
 /*
- * With more room the job can go on, so a full disk does not end it; nor does what
- * is wrong with a directory that is the operator's, when all is trained.
+ * With more room the job can go on, so a full disk does not end it; nor does
+ * anything else that keeps a full model from being stored.
  */
 PgftOutcome
 pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message, const char *hint)
 {
 	bool full_disk = sqlstate == ERRCODE_DISK_FULL;
 
-	if ((full_disk || is_keeping_files(worker)) && can_pause())
+	if ((full_disk || is_storing_full(worker)) && can_pause())
 	{
 		hint = psprintf("%s, then call finetune('RESUME', '%s').",
 						full_disk ? "Make room" : "Put that right", worker->job->name);
@@ -406,7 +405,7 @@ attempt_failed(PgftJobWorker *worker)
 		if (outcome != PGFT_OUTCOME_GO_ON)
 			return outcome;
 	}
-	if (is_keeping_files(worker))
+	if (is_storing_full(worker))
 		edata->message = pgft_full_words(edata->message);
 	if (is_transient(edata->sqlerrcode))
 	{

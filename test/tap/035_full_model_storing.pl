@@ -172,6 +172,21 @@ for my $end ('CANCEL', 'DROP SERVER', 'PAUSE')
 	nothing_left($end);
 }
 
+# --- Refused: what was trained is kept until it can be stored
+
+answer(<<'SQL');
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today' USING ERRCODE = '23514'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON finetune.weights FOR EACH ROW WHEN (NEW.part = 2) EXECUTE FUNCTION refuse();
+SQL
+$id = start_full('refused');
+my $job = wait_for_status($node, $id, 'PAUSED');
+is("$job->{status} $job->{error}{code} $job->{error}{message}", 'PAUSED 23514 not today', 'refused: the job is paused');
+is($job->{error}{hint}, "Put that right, then call finetune('RESUME', '$id').", 'refused: hint');
+answer("DROP TRIGGER refuse ON finetune.weights; SELECT finetune('RESUME', '$id')");
+is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'refused: resumed, the job ends well');
+is(stored('refused'), $expected, 'refused: with all parts once');
+answer('DROP SERVER refused');
+
 # --- Ended with the server, and killed
 
 for my $end ('shutdown', 'kill')
