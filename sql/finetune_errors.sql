@@ -160,6 +160,14 @@ SELECT try_create('TABLE t', options => '{"from_model": 1}');
 SELECT try_create('TABLE t', options => '{"prompt_template": "m"}');
 SELECT try_create('TABLE t', options => '{"early_stopping_patience": 0}');
 SELECT try_create('TABLE t', options => '{"early_stopping_patience": 2, "validation_fraction": 0}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_r": 8}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_alpha": "auto"}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_dropout": 0}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_target_modules": "all-linear"}');
+SELECT try_create('TABLE t', options => '{"method": "full", "use_rslora": false}');
+SELECT try_create('TABLE t', options => '{"method": "full", "storage": "disk"}');
+SELECT try_create('TABLE t', options => '{"storage": "file"}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_r": null, "storage": "database"}') ~ 'absent.gguf';
 SELECT try_create('TABLE t', options => '{"lora_r": 16.0, "lora_alpha": "auto", "max_epochs": "auto",
 	"learning_rate": null, "lora_target_modules": ["q_proj", "v_proj"], "method": "lora"}') ~ 'absent.gguf';
 SELECT try_create('TABLE t', options => NULL) ~ 'absent.gguf';

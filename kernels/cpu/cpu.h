@@ -52,6 +52,7 @@ struct ft_weight
 	int64_t rows;
 	int64_t cols;
 	uint16_t *dense; /* bf16 [rows, cols] row-major for library products, or NULL */
+	ft_mat view;     /* the caller's own matrix, in place of all else; data NULL: none */
 	int n_parts;     /* 0 when not packed */
 	int64_t n_groups;
 	ft_part *parts;
@@ -129,6 +130,7 @@ ft_status ft_cpu_copy(ft_stream *s, void *to, const void *from, size_t bytes);
 ft_status ft_cpu_zero(ft_stream *s, void *memory, size_t bytes);
 ft_status ft_cpu_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsigned use,
 							   ft_weight **weight);
+ft_status ft_cpu_weight_view(ft_device *device, ft_mat matrix, ft_weight **weight);
 void ft_cpu_weight_free(ft_weight *weight);
 int64_t ft_cpu_weight_bytes(const ft_weight *weight);
 ft_status
@@ -183,6 +185,9 @@ ft_status ft_cpu_cross_entropy(ft_stream *s, ft_mat logits, const int32_t *targe
 ft_status ft_cpu_sum_squares(ft_stream *s, double *result, const float *x, int64_t n);
 ft_status ft_cpu_adamw(ft_stream *s, float *param, float *m, float *v, const float *grad, int64_t n,
 					   const ft_adamw *settings);
+ft_status
+ft_cpu_adamw_8bit(ft_stream *s, ft_mat param, uint8_t *m, uint8_t *v, uint8_t *m_exponents,
+				  uint8_t *v_exponents, const float *grad, const ft_adamw *settings);
 ft_status
 ft_cpu_sample(ft_stream *s, ft_mat logits, const ft_sample *params, int32_t *ids, float *logprobs);
 

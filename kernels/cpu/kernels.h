@@ -76,6 +76,10 @@ typedef struct ft_kernels
 
 	void (*adamw)(float *param, float *m, float *v, const float *grad, int64_t n,
 				  const ft_adamw *settings);
+	/* Whole blocks of moments of 8 bits, [first, first + blocks), the last one up to value n. */
+	void (*adamw_8bit)(void *param, bool bf16, uint8_t *m, uint8_t *v, uint8_t *m_exponents,
+					   uint8_t *v_exponents, const float *grad, int64_t first, int64_t blocks,
+					   int64_t n, const ft_adamw *settings);
 } ft_kernels;
 
 extern const ft_kernels ft_kernels_portable;

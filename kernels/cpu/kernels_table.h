@@ -43,4 +43,5 @@ const ft_kernels KERNELS_NAME = {
 	.find_above = find_above,
 	.exp_scale = exp_scale,
 	.adamw = adamw,
+	.adamw_8bit = adamw_8bit,
 };

@@ -174,6 +174,26 @@ ft_cpu_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsign
 	return FT_OK;
 }
 
+ft_status
+ft_cpu_weight_view(ft_device *device, ft_mat matrix, ft_weight **result)
+{
+	ft_weight *w;
+
+	FT_TRY(ft_check_float("weight_view", matrix));
+	if (matrix.rows < 0 || matrix.cols < 1 || matrix.ld != matrix.cols)
+		return ft_bad_shape("weight_view", "the matrix", matrix, matrix.rows, matrix.cols);
+	w = calloc(1, sizeof *w);
+	if (w == NULL)
+		return ft_fail(FT_NO_MEMORY, "out of memory for a weight");
+	w->device = device;
+	w->use = FT_USE_TRAIN | FT_USE_EMBED;
+	w->rows = matrix.rows;
+	w->cols = matrix.cols;
+	w->view = matrix;
+	*result = w;
+	return FT_OK;
+}
+
 void
 ft_cpu_weight_free(ft_weight *w)
 {

@@ -31,6 +31,7 @@ static const ft_ops cuda_ops = {
 	ft_cuda_copy,
 	ft_cuda_zero,
 	ft_cuda_weight_create,
+	ft_cuda_weight_view,
 	ft_cuda_weight_free,
 	ft_cuda_weight_bytes,
 	ft_cuda_linear,
@@ -65,6 +66,7 @@ static const ft_ops cuda_ops = {
 	ft_cuda_cross_entropy,
 	ft_cuda_sum_squares,
 	ft_cuda_adamw,
+	ft_cuda_adamw_8bit,
 	ft_cuda_sample,
 };
 

@@ -300,12 +300,38 @@ ft_cuda_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsig
 	return FT_OK;
 }
 
+ft_status
+ft_cuda_weight_view(ft_device *device, ft_mat matrix, ft_weight **result)
+{
+	ft_weight *w;
+
+	if (matrix.dtype != FT_F32 && matrix.dtype != FT_BF16)
+		return ft_cuda_unsupported("weight_view", matrix.dtype, FT_F32);
+	if (matrix.rows < 0 || matrix.cols < 1 || matrix.ld != matrix.cols)
+		return ft_fail(FT_INVALID, "weight_view: the matrix is [%lld, %lld] with row stride %lld",
+					   (long long) matrix.rows, (long long) matrix.cols, (long long) matrix.ld);
+	w = (ft_weight *) calloc(1, sizeof *w);
+	if (w == NULL)
+		return ft_fail(FT_NO_MEMORY, "out of memory");
+	w->device = device;
+	w->rows = matrix.rows;
+	w->cols = matrix.cols;
+	w->pitch = matrix.ld;
+	w->use = FT_USE_TRAIN | FT_USE_EMBED;
+	w->dense = matrix.data;
+	w->is_view = true;
+	w->dense_type = matrix.dtype;
+	*result = w;
+	return FT_OK;
+}
+
 void
 ft_cuda_weight_free(ft_weight *w)
 {
 	if (w == NULL)
 		return;
-	ft_cuda_mem_free(w->device, FT_MEM_DEVICE, w->dense);
+	if (!w->is_view)
+		ft_cuda_mem_free(w->device, FT_MEM_DEVICE, w->dense);
 	ft_cuda_mem_free(w->device, FT_MEM_DEVICE, w->packed);
 	free(w->parts);
 	free(w);

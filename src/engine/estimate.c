@@ -179,19 +179,30 @@ peak_memory(void)
 	return (int64_t) kilobytes * 1024;
 }
 
+/* Of the adapter; or of the gradient and the moments of all weights, which are the model's. */
+static int64_t
+trained_bytes(const ft_trainer *t)
+{
+	if (t->full != NULL)
+		return t->full->arena.bytes + t->full->gradients->arena.bytes;
+	return t->adapter->n * (int64_t) sizeof(float);
+}
+
 /* What is planned, or more where this process has already had more. */
 static json_t *
 memory_json(const estimate *e, bool host_is_device)
 {
 	const ft_trainer *t = e->trainer;
-	int64_t device = t->model->bytes + t->adapter->n * (int64_t) sizeof(float) +
-					 t->transformer->arena.bytes + t->arena.bytes;
+	int64_t device =
+		t->model->bytes + trained_bytes(t) + t->transformer->arena.bytes + t->arena.bytes;
 	int64_t documents = (int64_t) t->dataset->n_train + t->dataset->n_validation;
 	/* moments for checkpoints, index of the documents, order of an epoch */
 	int64_t host = t->moments.n * 2 * (int64_t) sizeof(float) +
 				   documents * (int64_t) (sizeof(ft_document) + sizeof(uint32_t));
 	int64_t peak = peak_memory();
 
+	if (t->full != NULL && t->full->best != NULL)
+		host += t->model->parameters->arena.bytes;
 	if (host_is_device)
 	{
 		host += device;
@@ -211,6 +222,7 @@ prepare(estimate *e)
 	int64_t capacity;
 	ft_status status;
 
+	s->trains = true;
 	FT_TRY(ft_setup_lock(s));
 	FT_TRY(ft_setup_open_base(s));
 	FT_TRY(ft_setup_open_dataset(s));

@@ -43,6 +43,7 @@ typedef struct ft_options
 	int early_stopping_patience; /* evaluations (early_stopping.h); 0: none */
 	double validation_fraction;
 	uint64_t seed;
+	bool full;      /* method full: all of the base's own weights are trained */
 	unsigned given; /* what an adapter to continue from must have: FT_GIVEN_* */
 } ft_options;
 

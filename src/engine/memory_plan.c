@@ -4,6 +4,7 @@
 #include "memory_plan.h"
 
 #include "buffer.h"
+#include "full.h"
 #include "hf_config.h"
 #include "optimizer.h"
 #include "transformer.h"
@@ -133,14 +134,22 @@ plan_adapter(const ft_adapter *adapter, ft_memory_plan *plan)
 	return status;
 }
 
-static void
-plan_full(const ft_config *c, ft_memory_plan *plan)
+/* All weights in one place, with their gradient and moments. */
+static ft_status
+plan_full(const ft_config *c, int64_t tokens, ft_memory_plan *plan)
 {
-	int64_t n = ft_config_parameters(c);
-	int64_t moment = n + (n + 255) / 256 * (int64_t) sizeof(float);
+	ft_weight_layout *layout;
+	int64_t gradient;
+	int64_t moments;
 
-	plan->optimizer = n * (int64_t) sizeof(float) + 2 * moment;
-	plan->host = 2 * moment;
+	FT_TRY(ft_weight_layout_create(c, &layout));
+	plan->weights = layout->matrices * BF16_BYTES +
+					(layout->n - layout->matrices) * (int64_t) sizeof(float) +
+					rope_bytes(c, tokens);
+	ft_weight_layout_free(layout);
+	FT_TRY(ft_full_bytes(c, true, &gradient, &moments));
+	plan->optimizer = gradient + moments;
+	return FT_OK;
 }
 
 /* --- the plan --- */
@@ -150,7 +159,6 @@ ft_memory_plan_make(const ft_config *config, ft_method method, int rank, int64_t
 					ft_memory_plan *plan)
 {
 	ft_model model = model_of(config);
-	ft_adapter none = {.layers = config->layers, .ops = &counting};
 	ft_adapter *adapter = NULL;
 	ft_status status = FT_OK;
 
@@ -159,7 +167,7 @@ ft_memory_plan_make(const ft_config *config, ft_method method, int rank, int64_t
 					   (long long) ft_config_parameters(config));
 	*plan = (ft_memory_plan){.weights = weight_bytes(config, method) + rope_bytes(config, tokens)};
 	if (method == FT_METHOD_FULL)
-		plan_full(config, plan);
+		status = plan_full(config, tokens, plan);
 	else
 	{
 		status =
@@ -168,8 +176,7 @@ ft_memory_plan_make(const ft_config *config, ft_method method, int rank, int64_t
 			status = plan_adapter(adapter, plan);
 	}
 	if (status == FT_OK)
-		status = ft_transformer_bytes(&model, adapter != NULL ? adapter : &none, tokens,
-									  &plan->activations);
+		status = ft_transformer_bytes(&model, adapter, tokens, &plan->activations);
 	ft_adapter_free(adapter);
 	plan->total = plan->weights + plan->adapter + plan->optimizer + plan->activations;
 	return status;

@@ -136,6 +136,64 @@ find_tensor(loader *l, const char *name, int64_t rows, int64_t cols, const ft_mo
 	return FT_OK;
 }
 
+/* A stored tensor into a matrix or vector on the device, of f32 or bf16. */
+static ft_status
+load_values(loader *l, const ft_model_tensor *t, ft_mat to)
+{
+	const ft_ops *ops = l->model->ops;
+	void *host = NULL;
+	void *stored = NULL;
+	ft_status status;
+
+	FT_TRY(ft_alloc(&host, t->bytes, 1));
+	status = ft_model_file_read(l->file, t, host);
+	if (status == FT_OK && t->dtype == to.dtype)
+		status = ops->copy_to_device(l->stream, to.data, host, t->bytes);
+	else if (status == FT_OK)
+	{
+		status = ops->mem_alloc(l->model->device, FT_MEM_DEVICE, t->bytes, &stored);
+		if (status == FT_OK)
+			status = ops->copy_to_device(l->stream, stored, host, t->bytes);
+		if (status == FT_OK)
+			status = ops->convert(l->stream, to, ft_mat_make(stored, t->dtype, to.rows, to.cols));
+	}
+	if (status == FT_OK)
+		status = ops->stream_synchronize(l->stream);
+	if (stored)
+		ops->mem_free(l->model->device, FT_MEM_DEVICE, stored);
+	free(host);
+	return status;
+}
+
+/* Where the parameters have a tensor. */
+static int64_t
+place_of(const loader *l, const char *name)
+{
+	int64_t n;
+
+	return ft_weight_layout_find(l->model->parameters->layout, name, &n);
+}
+
+/* The named tensors, which stand one after the other in the parameters, as one weight. */
+static ft_status
+load_parameters(loader *l, int n, const char *const *names, const int64_t *rows, int64_t cols,
+				ft_weight **weight)
+{
+	const ft_parameters *p = l->model->parameters;
+	int64_t all = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		const ft_model_tensor *t;
+
+		FT_TRY(find_tensor(l, names[i], rows[i], cols, &t));
+		FT_TRY(load_values(l, t, ft_parameters_at(p, place_of(l, names[i]), rows[i], cols)));
+		all += rows[i];
+	}
+	return l->model->ops->weight_view(
+		l->model->device, ft_parameters_at(p, place_of(l, names[0]), all, cols), weight);
+}
+
 /* Stack the named tensors [rows_i, cols] into one weight. */
 static ft_status
 load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int64_t cols,
@@ -144,6 +202,8 @@ load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int
 	ft_mat parts[MAX_PARTS];
 	ft_status status = FT_OK;
 
+	if (l->model->parameters != NULL)
+		return load_parameters(l, n, names, rows, cols, weight);
 	memset(parts, 0, sizeof parts);
 	for (int i = 0; i < n && status == FT_OK; i++)
 	{
@@ -166,10 +226,16 @@ load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int
 	return status;
 }
 
-/* Device memory of n f32 values that the model owns. */
+/* Device memory of n f32 values that the model owns: of its own, or of its parameters the vector at
+ * that place (-1: it is none of them). */
 static ft_status
-device_floats(ft_model *model, int64_t n, float **values)
+device_floats(ft_model *model, int64_t place, int64_t n, float **values)
 {
+	if (model->parameters != NULL && place >= 0)
+	{
+		*values = ft_parameters_at(model->parameters, place, 1, n).data;
+		return FT_OK;
+	}
 	FT_TRY(model->ops->mem_alloc(model->device, FT_MEM_DEVICE, (size_t) n * sizeof(float),
 								 (void **) values));
 	model->bytes += n * (int64_t) sizeof(float);
@@ -180,32 +246,10 @@ device_floats(ft_model *model, int64_t n, float **values)
 static ft_status
 load_vector_to(loader *l, const char *name, int64_t n, float *vector)
 {
-	const ft_ops *ops = l->model->ops;
 	const ft_model_tensor *t;
-	void *host = NULL;
-	void *stored = NULL;
-	ft_status status;
 
 	FT_TRY(find_tensor(l, name, 1, n, &t));
-	FT_TRY(ft_alloc(&host, t->bytes, 1));
-	status = ft_model_file_read(l->file, t, host);
-	if (status == FT_OK && t->dtype == FT_F32)
-		status = ops->copy_to_device(l->stream, vector, host, t->bytes);
-	else if (status == FT_OK)
-	{
-		status = ops->mem_alloc(l->model->device, FT_MEM_DEVICE, t->bytes, &stored);
-		if (status == FT_OK)
-			status = ops->copy_to_device(l->stream, stored, host, t->bytes);
-		if (status == FT_OK)
-			status = ops->convert(l->stream, ft_mat_make(vector, FT_F32, 1, n),
-								  ft_mat_make(stored, t->dtype, 1, n));
-	}
-	if (status == FT_OK)
-		status = ops->stream_synchronize(l->stream);
-	if (stored)
-		ops->mem_free(l->model->device, FT_MEM_DEVICE, stored);
-	free(host);
-	return status;
+	return load_values(l, t, ft_mat_make(vector, FT_F32, 1, n));
 }
 
 /* The router, which is small and chooses, is used row-fixed in training, too: so that training and
@@ -245,7 +289,9 @@ load_experts(loader *l, int index)
 static ft_status
 load_vector(loader *l, const char *name, int64_t n, float **vector)
 {
-	FT_TRY(device_floats(l->model, n, vector));
+	int64_t place = l->model->parameters != NULL ? place_of(l, name) : -1;
+
+	FT_TRY(device_floats(l->model, place, n, vector));
 	return load_vector_to(l, name, n, *vector);
 }
 
@@ -260,8 +306,11 @@ load_attention_extras(loader *l, int index)
 	char name[128];
 	int64_t at = 0;
 
+	if (c->qkv_bias && l->model->parameters != NULL)
+		at = l->model->parameters->layout->layers[index].qkv_bias;
 	if (c->qkv_bias)
-		FT_TRY(device_floats(l->model, out[0] + out[1] + out[2], &layer->qkv_bias));
+		FT_TRY(device_floats(l->model, at, out[0] + out[1] + out[2], &layer->qkv_bias));
+	at = 0;
 	for (int t = FT_Q_PROJ; c->qkv_bias && t <= FT_V_PROJ; t++)
 	{
 		snprintf(name, sizeof name, "model.layers.%d.%s.bias", index, targets[t].module);
@@ -378,8 +427,8 @@ load_rope(loader *l)
 	float *tables = NULL;
 	ft_status status;
 
-	FT_TRY(device_floats(model, n, &model->rope_cos));
-	FT_TRY(device_floats(model, n, &model->rope_sin));
+	FT_TRY(device_floats(model, -1, n, &model->rope_cos));
+	FT_TRY(device_floats(model, -1, n, &model->rope_sin));
 	FT_TRY(ft_alloc((void **) &inverse, (size_t) half, sizeof(float)));
 	status = inverse_frequencies(l, inverse);
 	if (status == FT_OK)
@@ -495,9 +544,9 @@ choose_positions(const ft_model_file *file, const ft_device_info *info, int *pos
 				   "Set the option context_length to a smaller number.");
 }
 
-ft_status
-ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use,
-			  int max_positions, ft_model **model)
+static ft_status
+load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use, bool trainable,
+	 int max_positions, ft_model **model)
 {
 	const ft_config *config = ft_model_file_config(file);
 	ft_device_info info;
@@ -522,6 +571,10 @@ ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, u
 		status = ft_alloc((void **) &l.used, (size_t) ft_model_file_tensors(file), sizeof *l.used);
 	if (status == FT_OK)
 		status = ops->stream_create(device, &l.stream);
+	if (status == FT_OK && trainable)
+		status = ft_parameters_create(config, ops, device, m->compute, &m->parameters);
+	if (status == FT_OK && trainable)
+		m->bytes += m->parameters->arena.bytes;
 	if (status == FT_OK)
 		status = load_all(&l);
 	if (l.stream)
@@ -534,6 +587,20 @@ ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, u
 	}
 	*model = m;
 	return FT_OK;
+}
+
+ft_status
+ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use,
+			  int max_positions, ft_model **model)
+{
+	return load(file, ops, device, use, false, max_positions, model);
+}
+
+ft_status
+ft_model_load_trainable(const ft_model_file *file, const ft_ops *ops, ft_device *device,
+						int max_positions, ft_model **model)
+{
+	return load(file, ops, device, FT_USE_TRAIN, true, max_positions, model);
 }
 
 static void
@@ -549,6 +616,14 @@ free_weights(const ft_ops *ops, ft_weight **weights, int n)
 	for (int i = 0; weights != NULL && i < n; i++)
 		free_weight(ops, weights[i]);
 	free(weights);
+}
+
+/* Of a vector; the parameters' go with them. */
+static void
+free_vector(const ft_model *model, float *vector)
+{
+	if (vector && model->parameters == NULL)
+		model->ops->mem_free(model->device, FT_MEM_DEVICE, vector);
 }
 
 static void
@@ -571,21 +646,22 @@ ft_model_free(ft_model *model)
 		free_weight(model->ops, layer->out);
 		free_weight(model->ops, layer->gate_up);
 		free_weight(model->ops, layer->down);
-		free_memory(model, layer->attention_norm);
-		free_memory(model, layer->ffn_norm);
+		free_vector(model, layer->attention_norm);
+		free_vector(model, layer->ffn_norm);
 		free_weight(model->ops, layer->router);
 		free_weights(model->ops, layer->experts_gate_up, model->config.experts);
 		free_weights(model->ops, layer->experts_down, model->config.experts);
-		free_memory(model, layer->qkv_bias);
-		free_memory(model, layer->q_norm);
-		free_memory(model, layer->k_norm);
+		free_vector(model, layer->qkv_bias);
+		free_vector(model, layer->q_norm);
+		free_vector(model, layer->k_norm);
 	}
 	if (model->head != model->embedding)
 		free_weight(model->ops, model->head);
 	free_weight(model->ops, model->embedding);
-	free_memory(model, model->final_norm);
+	free_vector(model, model->final_norm);
 	free_memory(model, model->rope_cos);
 	free_memory(model, model->rope_sin);
+	ft_parameters_free(model->parameters);
 	free(model->layers);
 	free(model);
 }

@@ -2,7 +2,8 @@
  * model.h: a decoder's weights on a device.
  *
  * The base is immutable and shared: training, serving and any number of
- * adapters read the same ft_model.  QKV and gate/up are stacked into one weight
+ * adapters read the same ft_model; where all weights are trained, they are views
+ * of its parameters, which then change.  QKV and gate/up are stacked into one weight
  * each, so that each is one product.
  */
 #ifndef FT_MODEL_H
@@ -10,6 +11,7 @@
 
 #include "model_file.h"
 #include "ops.h"
+#include "parameters.h"
 
 typedef struct ft_layer
 {
@@ -40,14 +42,19 @@ typedef struct ft_model
 	ft_layer *layers;
 	float *rope_cos; /* [max_positions, D/2] */
 	float *rope_sin;
-	int rope_positions; /* rows of the tables */
-	int64_t bytes;      /* device memory held */
+	int rope_positions;        /* rows of the tables */
+	int64_t bytes;             /* device memory held */
+	ft_parameters *parameters; /* what the weights are views of; NULL: they never change */
 } ft_model;
 
 /* Load onto the device for the given use (FT_USE_TRAIN, FT_USE_SERVE); max_positions bounds the
  * RoPE tables and the context (0: the config's own). */
 ft_status ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device,
 						unsigned use, int max_positions, ft_model **model);
+/* The same for training all of its weights, which stand at (*model)->parameters: from whatever type
+ * into f32, or bf16 where products are in bf16. */
+ft_status ft_model_load_trainable(const ft_model_file *file, const ft_ops *ops, ft_device *device,
+								  int max_positions, ft_model **model);
 void ft_model_free(ft_model *model);
 
 /* The seven linear layers of a block that LoRA can adapt, in the order of the adapter's storage. */

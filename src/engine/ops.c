@@ -35,6 +35,7 @@ ft_ops_check(const ft_ops *ops)
 	CHECK(copy);
 	CHECK(zero);
 	CHECK(weight_create);
+	CHECK(weight_view);
 	CHECK(weight_free);
 	CHECK(weight_bytes);
 	CHECK(linear);
@@ -69,6 +70,7 @@ ft_ops_check(const ft_ops *ops)
 	CHECK(cross_entropy);
 	CHECK(sum_squares);
 	CHECK(adamw);
+	CHECK(adamw_8bit);
 	CHECK(sample);
 #undef CHECK
 	return FT_OK;

@@ -32,10 +32,11 @@
 #ifndef FT_OPS_H
 #define FT_OPS_H
 
+#include "small_moments.h"
 #include "status.h"
 #include "tensor.h"
 
-#define FT_OPS_VERSION 2
+#define FT_OPS_VERSION 3
 #define FT_KV_BLOCK 16    /* tokens in a block of the paged KV cache */
 #define FT_MAX_EXPERTS 64 /* so that no product of a model's sizes overflows 64 bits */
 
@@ -64,9 +65,10 @@ typedef struct ft_device_config
 
 typedef struct ft_device_info
 {
-	char name[64];          /* "cpu", "cuda:0 (NVIDIA H200)" */
-	char features[128];     /* "avx512 vnni", "sm_90" */
-	int threads;            /* that operations run on; 0 on a GPU */
+	char name[64];      /* "cpu", "cuda:0 (NVIDIA H200)" */
+	char features[128]; /* "avx512 vnni", "sm_90" */
+	int threads;        /* that operations run on; 0 on a GPU */
+	ft_numerics numerics;
 	ft_dtype compute_dtype; /* of activations that enter matrix products, for this numerics */
 	int64_t memory_total;   /* bytes */
 	int64_t memory_free;
@@ -141,6 +143,7 @@ typedef struct ft_adamw
 	float weight_decay; /* decoupled */
 	float grad_scale;   /* gradients are multiplied by this first (clipping) */
 	int64_t step;       /* 1 for the first update */
+	uint32_t noise[4];  /* of this step, for adamw_8bit */
 } ft_adamw;
 
 typedef struct ft_sample
@@ -180,6 +183,10 @@ typedef struct ft_ops
 	 * [Σ rows_i, cols].  The parts may be freed afterwards. */
 	ft_status (*weight_create)(ft_device *device, const ft_mat *parts, int n_parts, unsigned use,
 							   ft_weight **weight);
+	/* A weight that is the caller's own matrix (device, f32 or bf16, ld = cols), which must outlive
+	 * it and may change between operations.  For linear(), row_fixed too, linear_grad_input() and
+	 * embed(). */
+	ft_status (*weight_view)(ft_device *device, ft_mat matrix, ft_weight **weight);
 	void (*weight_free)(ft_weight *weight);
 	int64_t (*weight_bytes)(const ft_weight *weight); /* device memory held */
 
@@ -309,6 +316,12 @@ typedef struct ft_ops
 	ft_status (*sum_squares)(ft_stream *s, double *result, const float *x, int64_t n);
 	ft_status (*adamw)(ft_stream *s, float *param, float *m, float *v, const float *grad, int64_t n,
 					   const ft_adamw *settings);
+	/* The same for param [1, n] f32 or bf16, with moments of 8 bits (small_moments.h): m and v [n],
+	 * and an exponent for each block of FT_MOMENT_BLOCK.  These, and bf16 values, are rounded by
+	 * chance. */
+	ft_status (*adamw_8bit)(ft_stream *s, ft_mat param, uint8_t *m, uint8_t *v,
+							uint8_t *m_exponents, uint8_t *v_exponents, const float *grad,
+							const ft_adamw *settings);
 	/* ids[i] (device) drawn from row i of logits [n, V] (f32, may be overwritten) by params[i]
 	 * (host); logprobs[i] (device, may be NULL): log softmax of the untouched logits at ids[i]. */
 	ft_status (*sample)(ft_stream *s, ft_mat logits, const ft_sample *params, int32_t *ids,

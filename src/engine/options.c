@@ -10,6 +10,7 @@
 
 #define ALL_TARGETS ((1u << FT_TARGET_COUNT) - 1)
 #define MAX_EPOCHS 50
+#define FULL_LEARNING_RATE 2e-5 /* what TRL and others begin with */
 
 /* --- reading --- */
 
@@ -77,16 +78,19 @@ read_flag(const char *key, const json_t *value, bool *to)
 }
 
 static ft_status
-read_method(const json_t *value)
+read_method(const json_t *value, ft_options *o)
 {
 	if (is_unset(value))
 		return FT_OK;
 	if (!json_is_string(value))
 		return ft_fail(FT_INVALID, "option \"method\" is no string");
+	o->full = strcmp(json_string_value(value), "full") == 0;
+	if (o->full)
+		return FT_OK;
 	if (strcmp(json_string_value(value), "lora") != 0)
 		return ft_hint(
 			ft_fail(FT_UNSUPPORTED, "method \"%.40s\" is not supported", json_string_value(value)),
-			"The supported method is lora.");
+			"The supported methods are lora and full.");
 	return FT_OK;
 }
 
@@ -186,7 +190,7 @@ read_option(const char *key, const json_t *value, ft_options *o)
 	if (IS("max_steps"))
 		return read_integer(key, value, 0, INT32_MAX, &o->max_steps);
 	if (IS("method"))
-		return read_method(value);
+		return read_method(value, o);
 	if (IS("lora_r"))
 		return read_int(key, value, 1, 1024, &o->lora_r);
 	if (IS("lora_alpha"))
@@ -259,6 +263,26 @@ note_given(const char *key, const json_t *value, ft_options *o)
 	}
 }
 
+/* An option of adapters says nothing where there is none. */
+static ft_status
+check_full(const json_t *object)
+{
+	const char *key;
+	json_t *value;
+
+	json_object_foreach ((json_t *) object, key, value)
+	{
+		bool own = strncmp(key, "lora_", 5) == 0 || strcmp(key, "use_rslora") == 0;
+
+		if (own && !is_unset(value))
+			return ft_fail(FT_INVALID,
+						   "option \"%s\" does not go with method full, which has no "
+						   "adapter",
+						   key);
+	}
+	return FT_OK;
+}
+
 ft_status
 ft_options_read(const json_t *object, ft_options *options)
 {
@@ -283,7 +307,7 @@ ft_options_read(const json_t *object, ft_options *options)
 		FT_TRY(read_option(key, value, options));
 		note_given(key, value, options);
 	}
-	return FT_OK;
+	return options->full ? check_full(object) : FT_OK;
 }
 
 /* --- values for what is unset --- */
@@ -346,7 +370,7 @@ ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
 	if (isnan(o->lora_alpha))
 		o->lora_alpha = 2.0 * o->lora_r;
 	if (isnan(o->learning_rate))
-		o->learning_rate = auto_learning_rate(config);
+		o->learning_rate = o->full ? FULL_LEARNING_RATE : auto_learning_rate(config);
 	if (o->batch_size == 0)
 		o->batch_size = auto_batch_size(data);
 	if (o->max_epochs == 0 && o->max_steps > 0)
@@ -402,19 +426,26 @@ target_names(unsigned targets)
 	return list;
 }
 
-json_t *
-ft_options_json(const ft_options *o)
+static void
+set_adapter_options(json_t *json, const ft_options *o)
 {
-	json_t *json = json_object();
-
-	json_object_set_new(json, "method", json_string("lora"));
-	json_object_set_new(json, "max_epochs", json_integer(o->max_epochs));
-	json_object_set_new(json, "max_steps", json_integer(o->max_steps));
 	json_object_set_new(json, "lora_r", json_integer(o->lora_r));
 	json_object_set_new(json, "lora_alpha", json_real(o->lora_alpha));
 	json_object_set_new(json, "lora_dropout", json_real(0.0));
 	json_object_set_new(json, "lora_target_modules", target_names(o->lora_target_modules));
 	json_object_set_new(json, "use_rslora", json_boolean(o->use_rslora));
+}
+
+json_t *
+ft_options_json(const ft_options *o)
+{
+	json_t *json = json_object();
+
+	json_object_set_new(json, "method", json_string(o->full ? "full" : "lora"));
+	json_object_set_new(json, "max_epochs", json_integer(o->max_epochs));
+	json_object_set_new(json, "max_steps", json_integer(o->max_steps));
+	if (!o->full)
+		set_adapter_options(json, o);
 	json_object_set_new(json, "learning_rate", json_real(o->learning_rate));
 	json_object_set_new(json, "lr_scheduler", json_string(scheduler_names[o->lr_scheduler]));
 	json_object_set_new(json, "min_lr_ratio", json_real(o->min_lr_ratio));

@@ -4,6 +4,7 @@
 #include "setup.h"
 
 #include "files.h"
+#include "hf_config.h"
 #include "process.h"
 #include "programs.h"
 
@@ -150,7 +151,12 @@ ft_setup_open_base(ft_setup *s)
 
 	FT_TRY(ft_job_read(s->directory, &s->job));
 	job = s->job;
+	if (s->trains && job->options.full && job->adapter != NULL)
+		return ft_hint(ft_fail(FT_INVALID, "method full does not continue from an adapter"),
+					   "Method lora does; or export the model and continue from that.");
 	FT_TRY(ft_model_file_open(job->base_path, &s->file));
+	if (s->trains && job->options.full)
+		FT_TRY(ft_full_check(s->file, s->directory));
 	if (!job->options.all_linear)
 		FT_TRY(ft_target_check(ft_model_file_config(s->file), job->options.lora_target_modules));
 	ft_events_long_call(s->events, FT_LONG_CALL_SECONDS);
@@ -208,12 +214,15 @@ ft_setup_open_device(ft_setup *s)
 {
 	const ft_job *job = s->job;
 
+	int length =
+		ft_options_max_length(&job->options, ft_model_file_config(s->file), job->context_length);
+
 	FT_TRY(ft_device_open_named(job->device, job->threads, job->numerics, &s->ops, &s->device));
 	ft_events_long_call(s->events, FT_LONG_CALL_SECONDS);
-	FT_TRY(ft_model_load(
-		s->file, s->ops, s->device, FT_USE_TRAIN,
-		ft_options_max_length(&job->options, ft_model_file_config(s->file), job->context_length),
-		&s->model));
+	if (s->trains && job->options.full)
+		FT_TRY(ft_model_load_trainable(s->file, s->ops, s->device, length, &s->model));
+	else
+		FT_TRY(ft_model_load(s->file, s->ops, s->device, FT_USE_TRAIN, length, &s->model));
 	return ft_setup_tick(s);
 }
 
@@ -263,6 +272,9 @@ ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
 	char path[FT_PATH_SIZE];
 	ft_status status;
 
+	*adapter = NULL;
+	if (o->full)
+		return FT_OK;
 	FT_TRY(ft_path_join(path, s->directory, "initial_adapter"));
 	if (s->job->adapter != NULL)
 		FT_TRY(copy_initial_adapter(s, path));
@@ -302,10 +314,13 @@ ft_setup_send_dataset(ft_setup *s)
 }
 
 static int64_t
-trainable_parameters(const ft_adapter *adapter, const ft_config *config)
+trainable_parameters(const ft_setup *s, const ft_adapter *adapter)
 {
+	const ft_config *config = &s->model->config;
 	int64_t n = 0;
 
+	if (adapter == NULL)
+		return ft_config_parameters(config);
 	for (int t = 0; t < FT_TARGET_COUNT; t++)
 	{
 		int in;
@@ -340,5 +355,5 @@ ft_setup_send_plan(ft_setup *s, const ft_trainer *t)
 		json_pack("{s:I, s:i, s:o, s:I}", "total_steps", (json_int_t) t->total_steps, "epochs",
 				  (int) ((t->total_steps + t->steps_per_epoch - 1) / t->steps_per_epoch), "options",
 				  ft_options_json(t->options), "trainable_parameters",
-				  (json_int_t) trainable_parameters(t->adapter, &s->model->config)));
+				  (json_int_t) trainable_parameters(s, t->adapter)));
 }

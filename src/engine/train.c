@@ -1,5 +1,6 @@
 /*
- * train.c: the program `train JOBDIR`: from job.json to an adapter (README.md).
+ * train.c: the program `train JOBDIR`: from job.json to an adapter, or with
+ * method full to a model (README.md).
  *
  * Whatever decides the result is fixed before the first step, in plan.json, so
  * that an attempt on a machine with less free memory goes on as the first one
@@ -15,6 +16,7 @@
 #include <string.h>
 
 #define CHECKPOINT_SECONDS 30.0 /* of work that a killed run may lose */
+#define CHECKPOINT_SHARE 20     /* but no more than one part of so many is spent on writing them */
 #define MAX_PLAN (1 << 20)
 
 typedef struct run
@@ -28,6 +30,7 @@ typedef struct run
 	double step_seconds; /* spent in steps by this attempt */
 	int64_t step_tokens; /* trained on by this attempt */
 	double saved_at;     /* when the last checkpoint was written */
+	double save_seconds; /* what that took */
 	int64_t saved_step;  /* and of which step; as one that was resumed from */
 	bool evaluating;     /* the state is between a step and its evaluation */
 	double round_at;     /* up to when state.elapsed is counted */
@@ -136,6 +139,21 @@ create_trainer(run *r, const char *plan)
 	return FT_OK;
 }
 
+static ft_status
+resume_full(run *r)
+{
+	ft_trainer *t = r->trainer;
+	ft_run_state state;
+	bool found;
+
+	FT_TRY(ft_full_load(r->setup.directory, r->identity, &state, t->full, t->transformer->stream,
+						&found));
+	if (!found)
+		return FT_OK;
+	r->resumed_from = r->saved_step = state.step;
+	return ft_trainer_resume(t, &state);
+}
+
 /* Put the newest checkpoint's values into the trainer. */
 static ft_status
 resume(run *r)
@@ -146,6 +164,8 @@ resume(run *r)
 	ft_adapter *best;
 	ft_status status;
 
+	if (t->full != NULL)
+		return resume_full(r);
 	FT_TRY(ft_checkpoint_load(r->setup.directory, r->identity, r->setup.model, &state, &saved,
 							  &best, &t->moments));
 	if (saved == NULL)
@@ -171,6 +191,7 @@ prepare(run *r)
 {
 	char plan[FT_PATH_SIZE];
 
+	r->setup.trains = true;
 	FT_TRY(ft_checkpoint_clean(r->setup.directory));
 	FT_TRY(ft_setup_open_base(&r->setup));
 	FT_TRY(ft_setup_open_dataset(&r->setup));
@@ -269,10 +290,11 @@ static ft_status
 send_completed(run *r)
 {
 	const ft_trainer *t = r->trainer;
+	const char *result = t->full != NULL ? FT_FULL_RESULT : "adapter";
 
 	return ft_events_send(
 		r->setup.events, "completed",
-		json_pack("{s:s, s:o, s:o, s:o, s:I, s:I, s:I, s:f}", "adapter", "adapter", "training_loss",
+		json_pack("{s:s, s:o, s:o, s:o, s:I, s:I, s:I, s:f}", result, result, "training_loss",
 				  ft_real_or_null(t->state.training_loss), "validation_loss",
 				  ft_real_or_null(t->state.validation_loss), "validation_token_accuracy",
 				  ft_real_or_null(t->state.validation_accuracy), "steps",
@@ -314,15 +336,31 @@ save(run *r)
 	count_elapsed(r);
 	ft_events_long_call(r->setup.events, FT_LONG_CALL_SECONDS);
 	FT_TRY(ft_metric_log_sync(r->metrics));
-	FT_TRY(ft_trainer_read_moments(t));
-	FT_TRY(ft_checkpoint_save(r->setup.directory, r->identity, &t->state, t->adapter, t->best,
-							  &r->setup.model->config, r->setup.job->base_name, &t->moments));
+	if (t->full != NULL)
+		FT_TRY(ft_full_save(r->setup.directory, r->identity, &t->state, t->full,
+							t->transformer->stream));
+	else
+	{
+		FT_TRY(ft_trainer_read_moments(t));
+		FT_TRY(ft_checkpoint_save(r->setup.directory, r->identity, &t->state, t->adapter, t->best,
+								  &r->setup.model->config, r->setup.job->base_name, &t->moments));
+	}
 	r->saved_at = ft_monotonic_seconds();
+	r->save_seconds = r->saved_at - r->round_at;
 	r->saved_step = t->state.step;
 	snprintf(name, sizeof name, "checkpoint-%lld", (long long) t->state.step);
 	return ft_events_send(
 		r->setup.events, "checkpoint",
 		json_pack("{s:I, s:s}", "step", (json_int_t) t->state.step, "path", name));
+}
+
+/* How long to go without a checkpoint; one of all weights is as large as they are, three times. */
+static double
+checkpoint_seconds(const run *r)
+{
+	double seconds = CHECKPOINT_SHARE * r->save_seconds;
+
+	return seconds > CHECKPOINT_SECONDS ? seconds : CHECKPOINT_SECONDS;
 }
 
 static ft_status
@@ -341,16 +379,29 @@ one_step(run *r)
 	if (ft_evaluation_due(t->options, t->state.step, t->total_steps))
 		FT_TRY(evaluate(r));
 	if (ft_checkpoint_due(t->options, t->state.step, t->total_steps) ||
-		ft_monotonic_seconds() - r->saved_at >= CHECKPOINT_SECONDS)
+		ft_monotonic_seconds() - r->saved_at >= checkpoint_seconds(r))
 		FT_TRY(save(r));
 	return FT_OK;
+}
+
+/* A signal is not looked for: the work is done, and told of in a moment. */
+static ft_status
+write_result(run *r)
+{
+	const ft_trainer *t = r->trainer;
+	char path[FT_PATH_SIZE];
+
+	if (t->full != NULL)
+		return ft_full_write(t->full, t->transformer->stream, r->setup.file, r->setup.directory,
+							 NULL, NULL);
+	FT_TRY(ft_path_join(path, r->setup.directory, "adapter"));
+	return ft_peft_save(t->adapter, &r->setup.model->config, r->setup.job->base_name, path);
 }
 
 static ft_status
 train(run *r)
 {
 	ft_trainer *t = r->trainer;
-	char path[FT_PATH_SIZE];
 
 	r->saved_at = r->round_at = ft_monotonic_seconds();
 	if (t->state.step == 0)
@@ -361,8 +412,7 @@ train(run *r)
 		FT_TRY(send_stopped_early(r));
 	FT_TRY(ft_early_stopping_take_best(t));
 	ft_events_long_call(r->setup.events, FT_LONG_CALL_SECONDS);
-	FT_TRY(ft_path_join(path, r->setup.directory, "adapter"));
-	FT_TRY(ft_peft_save(t->adapter, &r->setup.model->config, r->setup.job->base_name, path));
+	FT_TRY(write_result(r));
 	return send_completed(r);
 }
 

@@ -22,17 +22,13 @@
 #include "utils/jsonb.h"
 #include "weights.h"
 
-/* What the engine needs of a base, or of a tuned model over one. */
+/* What the engine needs of a model. */
 static void
 describe_model(PgftModel *model, PgftJobFile *file)
 {
-	PgftModel *base = model->kind == PGFT_MODEL_BASE ? model : model->base;
+	PgftModel *base = pgft_model_root(model);
 
 	pgft_model_require_ready(model);
-	if (model->kind == PGFT_MODEL_FULL)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("model \"%s\" cannot be evaluated", model->name),
-						errdetail("Fully tuned models are not supported yet.")));
 	pgft_model_resolve(base);
 	file->base = base;
 	file->replay_from = -1;

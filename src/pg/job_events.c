@@ -13,6 +13,7 @@
 #include "catalog/pg_type.h"
 #include "job_events.h"
 #include "json.h"
+#include "options.h"
 #include "shmem.h"
 #include "utils/builtins.h"
 #include "utils/float.h"
@@ -321,7 +322,8 @@ on_completed(PgftJobEvents *events, Jsonb *event)
 	pgft_job_notify(&events->job->id);
 	events->job->phase = "uploading";
 	pgft_slot_set_phase(PGFT_PHASE_UPLOADING);
-	events->adapter = keep_string(events, event, "adapter");
+	events->result =
+		keep_string(events, event, pgft_options_full(events->job->options) ? "model" : "adapter");
 	events->completed = true;
 }
 

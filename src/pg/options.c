@@ -47,9 +47,11 @@ typedef struct OptionSpec
 	const char *const *choices; /* of OPTION_CHOICE; the first is the default */
 	int supported;              /* how many of the choices can be had so far */
 	const char *fallback;       /* default as JSON text, NULL when it depends on model or data */
+	const char *const *later;   /* choices that cannot be had so far; NULL: none */
 } OptionSpec;
 
 static const char *const methods[] = {"lora", "qlora", "full", "dpo", NULL};
+static const char *const methods_later[] = {"qlora", "dpo", NULL};
 static const char *const schedulers[] = {"cosine", "linear", "constant", NULL};
 static const char *const storages[] = {"database", "file", NULL};
 
@@ -64,7 +66,7 @@ static const char *const modules[] = {"q_proj",    "k_proj",  "v_proj",    "o_pr
 static const OptionSpec option_specs[] = {
 	{"max_epochs", OPTION_INTEGER, OPTION_AUTO, 1, 50},
 	{"max_steps", OPTION_INTEGER, OPTION_AUTO, 1, INT_LIMIT},
-	{"method", OPTION_CHOICE, 0, 0, 0, methods, 1, "\"lora\""},
+	{"method", OPTION_CHOICE, 0, 0, 0, methods, 4, "\"lora\"", methods_later},
 	{"lora_r", OPTION_INTEGER, OPTION_ADAPTER, 1, 512, NULL, 0, "16"},
 	{"lora_alpha", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN | OPTION_ADAPTER, 0, 65536},
 	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX | OPTION_LATER, 0, 1, NULL, 0, "0"},
@@ -85,7 +87,7 @@ static const OptionSpec option_specs[] = {
 	{"validation_fraction", OPTION_NUMBER, 0, 0, 0.9, NULL, 0, "0.1"},
 	{"seed", OPTION_INTEGER, 0, 0, SEED_LIMIT, NULL, 0, "42"},
 	{"priority", OPTION_INTEGER, OPTION_QUEUE_ONLY, -1000, 1000, NULL, 0, "0"},
-	{"storage", OPTION_CHOICE, OPTION_QUEUE_ONLY, 0, 0, storages, 1, "\"database\""},
+	{"storage", OPTION_CHOICE, OPTION_QUEUE_ONLY, 0, 0, storages, 2, "\"database\""},
 	{"n_checkpoints", OPTION_INTEGER, 0, 1, 10000},
 	{"early_stopping_patience", OPTION_INTEGER, 0, 1, 10000},
 	{"from_model", OPTION_STRING, OPTION_QUEUE_ONLY},
@@ -284,7 +286,8 @@ check_value(const OptionSpec *spec, JsonbValue *value)
 			choice = string_among(value, spec->choices);
 			if (choice < 0)
 				bad_value(spec, value);
-			if (choice >= spec->supported)
+			if (choice >= spec->supported ||
+				(spec->later != NULL && string_among(value, spec->later) >= 0))
 				not_yet(spec, spec->choices[choice]);
 			break;
 		case OPTION_MODULES:
@@ -376,11 +379,43 @@ check_keys(Jsonb *given)
 	}
 }
 
+/* Is the option about an adapter? */
+static bool
+is_of_adapter(const OptionSpec *spec)
+{
+	return strncmp(spec->name, "lora_", 5) == 0 || strcmp(spec->name, "use_rslora") == 0;
+}
+
+/* Options that contradict the method. */
+static void
+check_method(Jsonb *given)
+{
+	if (!pgft_options_full(given))
+	{
+		if (pgft_options_as_files(given))
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("option \"storage\" can be file only with method \"full\""),
+							errhint("Adapters are small, and are kept in the database.")));
+		return;
+	}
+	for (int i = 0; i < lengthof(option_specs); i++)
+	{
+		JsonbValue *value = get_option(given, option_specs[i].name);
+
+		if (is_of_adapter(&option_specs[i]) && value != NULL && value->type != jbvNull)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"%s\" cannot be given with method \"full\"", option_specs[i].name),
+				 errhint("That method trains the model's own weights, not an adapter.")));
+	}
+}
+
 static Jsonb *
 resolve(Jsonb *given)
 {
 	JsonbParseState *state = NULL;
-	bool continued;
+	bool continued, full;
 
 	check_keys(given);
 	for (int i = 0; i < lengthof(option_specs); i++)
@@ -393,6 +428,8 @@ resolve(Jsonb *given)
 			check_value(&option_specs[i], value);
 	}
 
+	check_method(given);
+	full = pgft_options_full(given);
 	continued = pgft_options_string(given, "from_model") != NULL;
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < lengthof(option_specs); i++)
@@ -407,7 +444,7 @@ resolve(Jsonb *given)
 				value->val.numeric = int64_to_numeric((int64) get_number(value));
 			push_option(&state, spec->name, value);
 		}
-		else if (continued && (spec->flags & OPTION_ADAPTER))
+		else if ((continued && (spec->flags & OPTION_ADAPTER)) || (full && is_of_adapter(spec)))
 			;
 		else if (strcmp(spec->name, "lora_alpha") == 0)
 		{
@@ -473,6 +510,26 @@ char *
 pgft_options_string(Jsonb *options, const char *name)
 {
 	return pgft_json_string(&options->root, name);
+}
+
+static bool
+option_is(Jsonb *options, const char *name, const char *expected)
+{
+	char *value = pgft_options_string(options, name);
+
+	return value != NULL && strcmp(value, expected) == 0;
+}
+
+bool
+pgft_options_full(Jsonb *resolved)
+{
+	return option_is(resolved, "method", "full");
+}
+
+bool
+pgft_options_as_files(Jsonb *resolved)
+{
+	return option_is(resolved, "storage", "file");
 }
 
 int

@@ -31,6 +31,10 @@ extern Jsonb *pgft_options_for_engine(Jsonb *resolved);
 /* An option that is a string; NULL when it is not there. */
 extern char *pgft_options_string(Jsonb *options, const char *name);
 
+/* Do resolved options ask for a full model?  For its weights to be kept as files? */
+extern bool pgft_options_full(Jsonb *resolved);
+extern bool pgft_options_as_files(Jsonb *resolved);
+
 /* The job's place in the queue; 0 unless the options say otherwise. */
 extern int pgft_options_priority(Jsonb *resolved);
 

@@ -16,6 +16,7 @@ judge('test_gradients');
 judge('test_ops_experts');
 judge('test_experts');
 judge('test_families');
+judge('test_full', 'fast');
 
 # The threads of a block in another order show a missing barrier.
 judge('test_ops_rows', 'fast', PG_FINETUNE_EMULATOR_REVERSE => 1);

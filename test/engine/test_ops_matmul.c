@@ -248,6 +248,51 @@ test_linear_train(void **state)
 			}
 }
 
+/* A matrix of the caller's is a weight for training, and row-fixed, too; what it has changed to
+ * counts. */
+static void
+test_linear_view(void **state)
+{
+	static const ft_dtype types[] = {FT_F32, FT_BF16};
+
+	(void) state;
+	for (int type = 0; type < 2; type++)
+		for (int c = 0; c < COUNT_OF(part_cols); c++)
+		{
+			tensor m = tensor_random(39, part_cols[c], 0, types[type]);
+			tensor other = tensor_random(39, part_cols[c], 0, types[type]);
+			stacked s = {.rows = 39, .cols = part_cols[c]};
+			ft_weight *w;
+
+			must(ops->weight_view(device, m.mat, &w));
+			must(ops->copy(stream, m.mat.data, other.mat.data,
+						   (size_t) (39 * part_cols[c]) * (types[type] == FT_F32 ? 4 : 2)));
+			for (int r = 0; r < COUNT_OF(row_counts); r++)
+			{
+				tensor dy = tensor_random(row_counts[r], 39, 2, types[type]);
+				tensor dx = tensor_zero(row_counts[r], part_cols[c], 1, FT_F32);
+
+				check_linear(&s, other.value, w, row_counts[r], types[type], false);
+				check_linear(&s, other.value, w, row_counts[r], types[type], true);
+				multiply(dx.value, dy.value, false, other.value, false, row_counts[r], s.cols,
+						 s.rows, 1, 0);
+				must(ops->linear_grad_input(stream, dx.mat, dy.mat, w, 0));
+				check_tensor("linear_grad_input of a view", &dx, dx.value);
+				tensor_free(&dy);
+				tensor_free(&dx);
+			}
+			ops->weight_free(w);
+			m.mat.ld++;
+			assert_int_equal(ops->weight_view(device, m.mat, &w), FT_INVALID);
+			m.mat.ld--;
+			m.mat.dtype = FT_F16;
+			assert_int_equal(ops->weight_view(device, m.mat, &w), FT_UNSUPPORTED);
+			m.mat.dtype = types[type];
+			tensor_free(&m);
+			tensor_free(&other);
+		}
+}
+
 /* A row's result has the same bits whether it is alone or the first, middle or last of many. */
 static void
 check_row_fixed(int type, ft_dtype in)
@@ -438,10 +483,10 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_matmul),       cmocka_unit_test(test_linear_serve),
-		cmocka_unit_test(test_linear_train), cmocka_unit_test(test_row_fixed),
-		cmocka_unit_test(test_lora),         cmocka_unit_test(test_lora_row_fixed),
-		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_matmul),         cmocka_unit_test(test_linear_serve),
+		cmocka_unit_test(test_linear_train),   cmocka_unit_test(test_linear_view),
+		cmocka_unit_test(test_row_fixed),      cmocka_unit_test(test_lora),
+		cmocka_unit_test(test_lora_row_fixed), cmocka_unit_test(test_refusals),
 	};
 
 	return run_variants("matmul", tests, sizeof tests / sizeof *tests);
