@@ -249,6 +249,7 @@ static const ft_ops cpu_ops = {
 	.weight_create = ft_cpu_weight_create,
 	.weight_free = ft_cpu_weight_free,
 	.weight_bytes = ft_cpu_weight_bytes,
+	.dequantise = ft_cpu_dequantise,
 	.linear = ft_cpu_linear,
 	.linear_grad_input = ft_cpu_linear_grad_input,
 	.matmul = ft_cpu_matmul,

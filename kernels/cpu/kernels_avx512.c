@@ -4,6 +4,7 @@
 #include "kernels.h"
 
 #include "gemm_kernel.h"
+#include "nf4_kernel.h"
 #include "panel_kernel.h"
 #include "rows_kernel.h"
 #include "softmax_kernel.h"

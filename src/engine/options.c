@@ -77,16 +77,17 @@ read_flag(const char *key, const json_t *value, bool *to)
 }
 
 static ft_status
-read_method(const json_t *value)
+read_method(const json_t *value, ft_options *o)
 {
 	if (is_unset(value))
 		return FT_OK;
 	if (!json_is_string(value))
 		return ft_fail(FT_INVALID, "option \"method\" is no string");
-	if (strcmp(json_string_value(value), "lora") != 0)
+	o->qlora = strcmp(json_string_value(value), "qlora") == 0;
+	if (!o->qlora && strcmp(json_string_value(value), "lora") != 0)
 		return ft_hint(
 			ft_fail(FT_UNSUPPORTED, "method \"%.40s\" is not supported", json_string_value(value)),
-			"The supported method is lora.");
+			"The supported methods are lora and qlora.");
 	return FT_OK;
 }
 
@@ -186,7 +187,7 @@ read_option(const char *key, const json_t *value, ft_options *o)
 	if (IS("max_steps"))
 		return read_integer(key, value, 0, INT32_MAX, &o->max_steps);
 	if (IS("method"))
-		return read_method(value);
+		return read_method(value, o);
 	if (IS("lora_r"))
 		return read_int(key, value, 1, 1024, &o->lora_r);
 	if (IS("lora_alpha"))
@@ -407,7 +408,7 @@ ft_options_json(const ft_options *o)
 {
 	json_t *json = json_object();
 
-	json_object_set_new(json, "method", json_string("lora"));
+	json_object_set_new(json, "method", json_string(o->qlora ? "qlora" : "lora"));
 	json_object_set_new(json, "max_epochs", json_integer(o->max_epochs));
 	json_object_set_new(json, "max_steps", json_integer(o->max_steps));
 	json_object_set_new(json, "lora_r", json_integer(o->lora_r));

@@ -211,7 +211,8 @@ ft_setup_open_device(ft_setup *s)
 	FT_TRY(ft_device_open_named(job->device, job->threads, job->numerics, &s->ops, &s->device));
 	ft_events_long_call(s->events, FT_LONG_CALL_SECONDS);
 	FT_TRY(ft_model_load(
-		s->file, s->ops, s->device, FT_USE_TRAIN,
+		s->file, s->ops, s->device,
+		FT_USE_TRAIN | (job->options.qlora ? (unsigned) FT_USE_DEQUANTISE : 0),
 		ft_options_max_length(&job->options, ft_model_file_config(s->file), job->context_length),
 		&s->model));
 	return ft_setup_tick(s);

@@ -64,7 +64,7 @@ static const char *const modules[] = {"q_proj",    "k_proj",  "v_proj",    "o_pr
 static const OptionSpec option_specs[] = {
 	{"max_epochs", OPTION_INTEGER, OPTION_AUTO, 1, 50},
 	{"max_steps", OPTION_INTEGER, OPTION_AUTO, 1, INT_LIMIT},
-	{"method", OPTION_CHOICE, 0, 0, 0, methods, 1, "\"lora\""},
+	{"method", OPTION_CHOICE, 0, 0, 0, methods, 2, "\"lora\""},
 	{"lora_r", OPTION_INTEGER, OPTION_ADAPTER, 1, 512, NULL, 0, "16"},
 	{"lora_alpha", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN | OPTION_ADAPTER, 0, 65536},
 	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX | OPTION_LATER, 0, 1, NULL, 0, "0"},
