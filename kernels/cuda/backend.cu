@@ -33,6 +33,7 @@ static const ft_ops cuda_ops = {
 	ft_cuda_weight_create,
 	ft_cuda_weight_free,
 	ft_cuda_weight_bytes,
+	ft_cuda_dequantise,
 	ft_cuda_linear,
 	ft_cuda_linear_grad_input,
 	ft_cuda_matmul,

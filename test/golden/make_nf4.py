@@ -28,10 +28,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from make_tiny_llama import (CLIP, LEARNING_RATE, STEPS, WEIGHT_DECAY, adapt, forward, make_documents, randomise,
-                             short_name, write_gguf)
+from make_tiny_llama import (CLIP, STEPS, WEIGHT_DECAY, adapt, forward, make_documents, randomise, short_name,
+                             write_gguf)
 
 VOCABULARY, RANK = 29, 2
+LEARNING_RATE = 2e-3
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
          "rms_norm_eps": 1e-6, "attn_implementation": "eager", "tie_word_embeddings": False,
