@@ -139,8 +139,8 @@ from_nf4(ft_stream *s, ft_mat y, ft_mat x)
 					 {
 						 typedef typename decltype(to)::type Y;
 
-						 FT_LAUNCH((nf4_values<Y>), (unsigned) ft_divide_up(n, 2 * THREADS), THREADS,
-								   0, s->stream, (Y *) y.data, n, t);
+						 FT_LAUNCH((nf4_values<Y>), (unsigned) ft_divide_up(n, 2 * THREADS),
+								   THREADS, 0, s->stream, (Y *) y.data, n, t);
 						 return ft_cuda_launched("dequantise");
 					 });
 }
