@@ -342,7 +342,9 @@ test_memory_as_planned(void **state)
 	/* a layer has q and o, k and v, and the three of the feed-forward network */
 	linear = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 64);
 	nf4 = 2 * (5 * ft_nf4_bytes(64 * 64) + 2 * ft_nf4_bytes(32 * 64));
-	assert_int_equal(matrix_bytes(r.run.model), nf4);
+	/* seven matrices of two layers, which a GPU may begin at multiples of 256 bytes */
+	assert_in_range(matrix_bytes(r.run.model), nf4,
+					strcmp(r.run.ops->name, "cpu") == 0 ? nf4 : nf4 + 14 * 255);
 	assert_int_equal(lora.weights - qlora.weights, 2 * linear - nf4);
 	end(&r);
 
