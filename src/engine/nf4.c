@@ -5,9 +5,9 @@
 
 #include "buffer.h"
 
-#include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define CODES 16
 #define MAP 256
@@ -60,35 +60,36 @@ dynamic_map(float *map)
 static void
 read_values(float *x, ft_mat m, int64_t first, int n)
 {
-	for (int i = 0; i < n; i++)
-	{
-		if (m.dtype == FT_F32)
-			x[i] = ((const float *) m.data)[first + i];
-		else if (m.dtype == FT_BF16)
-			x[i] = ft_bf16_to_f32(((const uint16_t *) m.data)[first + i]);
-		else
-			x[i] = ft_f16_to_f32(((const uint16_t *) m.data)[first + i]);
-	}
+	const uint16_t *half = (const uint16_t *) m.data + first;
+
+	if (m.dtype == FT_F32)
+		memcpy(x, (const float *) m.data + first, (size_t) n * sizeof *x);
+	for (int i = 0; i < n && m.dtype == FT_BF16; i++)
+		x[i] = ft_bf16_to_f32(half[i]);
+	for (int i = 0; i < n && m.dtype == FT_F16; i++)
+		x[i] = ft_f16_to_f32(half[i]);
 }
 
+/* The largest magnitude; not finite where any value is not.  By the bits of the magnitudes, which
+ * are in the order of the values and compare faster. */
 static float
 largest(const float *x, int n)
 {
-	float most = 0;
+	union
+	{
+		float f;
+		int32_t i;
+	} most = {0};
 
 	for (int i = 0; i < n; i++)
-		most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-	return most;
-}
+	{
+		int32_t bits;
 
-static int
-not_finite(const float *x, int n)
-{
-	int found = 0;
-
-	for (int i = 0; i < n; i++)
-		found += !(fabsf(x[i]) <= FLT_MAX);
-	return found;
+		memcpy(&bits, x + i, sizeof bits);
+		bits &= INT32_MAX;
+		most.i = bits > most.i ? bits : most.i;
+	}
+	return most.f;
 }
 
 /* 64 values, of which a last block's missing ones are 0. */
@@ -168,10 +169,10 @@ quantise_blocks(const ft_nf4 *to, ft_mat m, float *scales)
 		float x[FT_NF4_BLOCK] = {0};
 
 		read_values(x, m, first, (int) (n - first < FT_NF4_BLOCK ? n - first : FT_NF4_BLOCK));
-		if (not_finite(x, FT_NF4_BLOCK))
+		scales[b] = largest(x, FT_NF4_BLOCK);
+		if (!isfinite(scales[b]))
 			return ft_fail(FT_CORRUPT, "a value near column %lld of row %lld is not finite",
 						   (long long) (first % m.cols), (long long) (first / m.cols));
-		scales[b] = largest(x, FT_NF4_BLOCK);
 		quantise_block(to->codes + b * (FT_NF4_BLOCK / 2), x, scales[b], bounds);
 	}
 	return FT_OK;

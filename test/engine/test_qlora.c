@@ -110,10 +110,11 @@ typedef struct training
 } training;
 
 static void
-begin(training *r, const char *base, const char *adapter, ft_numerics numerics, unsigned use)
+begin_with(training *r, const char *base, const char *adapter, ft_numerics numerics, unsigned use,
+		   const char *rows)
 {
 	int n;
-	hand_document *documents = read_documents(GOLDEN "/documents.json", &n);
+	hand_document *documents = read_documents(rows, &n);
 
 	memset(r, 0, sizeof *r);
 	open_base(&r->run, base, numerics, use);
@@ -124,6 +125,12 @@ begin(training *r, const char *base, const char *adapter, ft_numerics numerics, 
 	must(ft_arena_allocate(&r->arena, r->run.ops, r->run.device));
 	must(ft_transformer_create(r->run.model, r->adapter, r->batch.tokens, &r->t));
 	free(documents);
+}
+
+static void
+begin(training *r, const char *base, const char *adapter, ft_numerics numerics, unsigned use)
+{
+	begin_with(r, base, adapter, numerics, use, GOLDEN "/documents.json");
 }
 
 static void
@@ -295,6 +302,75 @@ test_quantised_base_as_lora(void **state)
 	}
 	tiny_remove(directory);
 	free(directory);
+}
+
+/* Put the values of a weight that is held in few bits in the place of another. */
+static void
+replace(const training *to, ft_weight **weight, const training *from, const ft_weight *quantised,
+		int64_t rows, int64_t cols)
+{
+	const ft_ops *ops = from->run.ops;
+	size_t bytes = (size_t) (rows * cols) * sizeof(float);
+	ft_mat values;
+	void *y;
+
+	must(ops->mem_alloc(from->run.device, FT_MEM_DEVICE, bytes, &y));
+	must(ops->dequantise(from->t->stream, ft_mat_make(y, FT_F32, rows, cols), quantised));
+	values = ft_mat_make(on_host(from->t, y, rows * cols), FT_F32, rows, cols);
+	ops->mem_free(from->run.device, FT_MEM_DEVICE, y);
+	ops->weight_free(*weight);
+	must(ops->weight_create(to->run.device, &values, 1, FT_USE_TRAIN, weight));
+	free(values.data);
+}
+
+/* A mixture of experts, each of which is dequantised for its rows: as method lora over the same
+ * values. */
+static void
+test_experts(void **state)
+{
+	const char *base = "test/golden/tiny_mixtral/plain/base.gguf";
+	const char *adapter = "test/golden/tiny_mixtral/plain/adapter";
+	training lora;
+	training qlora;
+	const ft_config *c;
+	float *gradients[2];
+	double losses[2];
+	double before;
+
+	(void) state;
+	begin_with(&lora, base, adapter, FT_NUMERICS_REFERENCE, FT_USE_TRAIN,
+			   TINY_LLAMA "/documents.json");
+	begin_with(&qlora, base, adapter, FT_NUMERICS_REFERENCE, QLORA, TINY_LLAMA "/documents.json");
+	c = &lora.run.model->config;
+	assert_true(c->experts > 0);
+	before = gradient(&lora);
+	for (int i = 0; i < c->layers; i++)
+	{
+		ft_layer *to = &lora.run.model->layers[i];
+		const ft_layer *from = &qlora.run.model->layers[i];
+		int64_t q = (int64_t) c->heads * c->head_dim;
+
+		replace(&lora, &to->qkv, &qlora, from->qkv, q + 2 * (int64_t) c->kv_heads * c->head_dim,
+				c->hidden);
+		replace(&lora, &to->out, &qlora, from->out, c->hidden, q);
+		for (int e = 0; e < c->experts; e++)
+		{
+			replace(&lora, &to->experts_gate_up[e], &qlora, from->experts_gate_up[e],
+					2 * (int64_t) c->ffn, c->hidden);
+			replace(&lora, &to->experts_down[e], &qlora, from->experts_down[e], c->hidden, c->ffn);
+		}
+	}
+	losses[0] = gradient(&lora);
+	losses[1] = gradient(&qlora);
+	gradients[0] = on_host(lora.t, lora.t->lora->gradient, lora.adapter->n);
+	gradients[1] = on_host(qlora.t, qlora.t->lora->gradient, lora.adapter->n);
+	assert_true(fabs(before / losses[0] - 1) > 1e-4);
+	assert_true(fabs(losses[1] / losses[0] - 1) < 1e-6);
+	close_to("gradient", gradients[1], gradients[0], lora.adapter->n, 1e-5);
+	free(gradients[0]);
+	free(gradients[1]);
+	end(&lora);
+	end(&qlora);
 }
 
 /* Bytes of the blocks' matrices on the device. */
@@ -486,6 +562,7 @@ main(void)
 		cmocka_unit_test(test_ten_steps_equal_pytorch),
 		cmocka_unit_test(test_other_arithmetic),
 		cmocka_unit_test(test_quantised_base_as_lora),
+		cmocka_unit_test(test_experts),
 		cmocka_unit_test(test_memory_as_planned),
 		cmocka_unit_test(test_resume),
 		cmocka_unit_test(test_not_finite),
