@@ -35,7 +35,7 @@
 #include "status.h"
 #include "tensor.h"
 
-#define FT_OPS_VERSION 2
+#define FT_OPS_VERSION 3
 #define FT_KV_BLOCK 16    /* tokens in a block of the paged KV cache */
 #define FT_MAX_EXPERTS 64 /* so that no product of a model's sizes overflows 64 bits */
 
