@@ -251,6 +251,7 @@ static const ft_ops cpu_ops = {
 	.weight_view = ft_cpu_weight_view,
 	.weight_free = ft_cpu_weight_free,
 	.weight_bytes = ft_cpu_weight_bytes,
+	.dequantise = ft_cpu_dequantise,
 	.linear = ft_cpu_linear,
 	.linear_grad_input = ft_cpu_linear_grad_input,
 	.matmul = ft_cpu_matmul,

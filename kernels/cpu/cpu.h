@@ -42,7 +42,7 @@ typedef struct ft_part
 	int64_t rows;
 	int64_t first_group;
 	int64_t group_bytes;
-	uint8_t *groups; /* [ceil(rows / 16)][group_bytes] */
+	uint8_t *groups; /* [ceil(rows / 16)][group_bytes]; of NF4 its bytes, which are not packed */
 } ft_part;
 
 struct ft_weight
@@ -133,6 +133,7 @@ ft_status ft_cpu_weight_create(ft_device *device, const ft_mat *parts, int n_par
 ft_status ft_cpu_weight_view(ft_device *device, ft_mat matrix, ft_weight **weight);
 void ft_cpu_weight_free(ft_weight *weight);
 int64_t ft_cpu_weight_bytes(const ft_weight *weight);
+ft_status ft_cpu_dequantise(ft_stream *s, ft_mat y, const ft_weight *w);
 ft_status
 ft_cpu_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, bool row_fixed);
 ft_status

@@ -32,6 +32,9 @@ typedef struct ft_kernels
 	void (*unpack[FT_DTYPE_COUNT])(float *panel, const uint8_t *group, int64_t first, int64_t k,
 								   const uint8_t *ahead);
 
+	/* 64 values a block of NF4 codes, each times its block's scale. */
+	void (*nf4)(float *y, const uint8_t *codes, const float *scales, int64_t blocks);
+
 	/* panel[t][16] = rows[j · ld + t], for j < n <= 16 and t < k, zero for the other columns. */
 	void (*fill_panel)(float *panel, const float *rows, int64_t ld, int64_t n, int64_t k);
 

@@ -5,6 +5,7 @@
 
 #include "adamw_kernel.h"
 #include "gemm_kernel.h"
+#include "nf4_kernel.h"
 #include "panel_kernel.h"
 #include "rows_kernel.h"
 #include "softmax_kernel.h"

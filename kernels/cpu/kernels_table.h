@@ -21,6 +21,7 @@ const ft_kernels KERNELS_NAME = {
 			[FT_Q5_K] = unpack_q5_k,
 			[FT_Q6_K] = unpack_q6_k,
 		},
+	.nf4 = nf4,
 	.fill_panel = fill_panel,
 	.to_f32 = to_f32,
 	.to_bf16 = to_bf16,

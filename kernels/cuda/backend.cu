@@ -34,6 +34,7 @@ static const ft_ops cuda_ops = {
 	ft_cuda_weight_view,
 	ft_cuda_weight_free,
 	ft_cuda_weight_bytes,
+	ft_cuda_dequantise,
 	ft_cuda_linear,
 	ft_cuda_linear_grad_input,
 	ft_cuda_matmul,

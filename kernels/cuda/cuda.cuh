@@ -100,6 +100,8 @@ struct ft_weight
 	int n_parts;
 	ft_packed *parts; /* with FT_USE_SERVE or FT_USE_EMBED */
 	void *packed;     /* memory of all parts that are not views of dense */
+	ft_mat *stored;   /* [n_parts] as they came, with FT_USE_DEQUANTISE */
+	void *raw;        /* their memory */
 	int64_t bytes;
 };
 
@@ -281,6 +283,7 @@ ft_status ft_cuda_weight_create(ft_device *device, const ft_mat *parts, int n_pa
 ft_status ft_cuda_weight_view(ft_device *device, ft_mat matrix, ft_weight **weight);
 void ft_cuda_weight_free(ft_weight *weight);
 int64_t ft_cuda_weight_bytes(const ft_weight *weight);
+ft_status ft_cuda_dequantise(ft_stream *s, ft_mat y, const ft_weight *w);
 ft_status
 ft_cuda_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, bool row_fixed);
 ft_status

@@ -27,6 +27,7 @@ typedef struct ft_options
 	unsigned lora_target_modules; /* bit per ft_target */
 	bool all_linear;              /* no list was given: all that the base has */
 	bool use_rslora;
+	bool qlora; /* method qlora: LoRA over the blocks' matrices in few bits (model.h) */
 	double learning_rate;
 	ft_scheduler lr_scheduler;
 	double min_lr_ratio; /* of the learning rate, at the end */

@@ -2,16 +2,17 @@
  * memory_plan.h: the memory that training takes, from a model's configuration
  * alone.
  *
- * For methods lora and full activations, adapter, weights that are trained and
- * optimizer are planned by the code that plans them in training (transformer.c,
- * lora.c, adapter.c, optimizer.c, weight_layout.c, full.c), on a device that
- * hands out no memory.  What has no code of its own yet is counted by these
- * formulas, with P parameters, of which L are those of linear layers:
+ * Activations, adapter, weights that are trained and optimizer are planned by
+ * the code that plans them in training (transformer.c, lora.c, adapter.c,
+ * optimizer.c, weight_layout.c, full.c), on a device that hands out no memory.
+ * With qlora the matrix that is dequantised for a product is among the
+ * activations.  Weights that are not trained are counted by these formulas, with
+ * P parameters:
  *
- *     weights    2 P bytes (bf16), 4 for norms and biases; the cosine and sine
+ *     lora       2 P bytes (bf16), 4 for norms and biases; the cosine and sine
  *                tables 4 · D a position
- *     qlora      L in NF4 instead: 4 bits, absmax in 8 bits a block of 64, and
- *                f32 a 256 of these; and the largest layer's matrix in bf16
+ *     qlora      the linear layers' in NF4 instead (ft_nf4_bytes), as over a base
+ *                that is not quantised itself
  *
  * Everything is for products in bf16 (numerics "fast", on a CPU that has them,
  * or a GPU).

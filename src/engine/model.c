@@ -8,6 +8,7 @@
 #include "model.h"
 
 #include "buffer.h"
+#include "nf4.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -29,7 +30,8 @@ typedef struct loader
 	ft_model *model;
 	ft_stream *stream;
 	unsigned use;
-	bool *used; /* per tensor of the file */
+	unsigned matrix_use; /* of the blocks' matrices */
+	bool *used;          /* per tensor of the file */
 } loader;
 
 static const struct
@@ -194,6 +196,28 @@ load_parameters(loader *l, int n, const char *const *names, const int64_t *rows,
 		l->model->device, ft_parameters_at(p, place_of(l, names[0]), all, cols), weight);
 }
 
+/* Replace a host matrix of a plain type by its NF4. */
+static ft_status
+quantise_part(const loader *l, const char *name, ft_mat *part)
+{
+	void *nf4;
+	ft_status status;
+
+	FT_TRY(ft_alloc(&nf4, (size_t) ft_nf4_bytes(part->rows * part->cols), 1));
+	status = ft_nf4_quantise(*part, nf4);
+	if (status != FT_OK)
+	{
+		char reason[256];
+
+		snprintf(reason, sizeof reason, "%s", ft_error_message());
+		free(nf4);
+		return ft_fail(status, "%s: tensor \"%s\": %s", ft_model_file_path(l->file), name, reason);
+	}
+	free(part->data);
+	*part = ft_mat_make(nf4, FT_NF4, part->rows, part->cols);
+	return FT_OK;
+}
+
 /* Stack the named tensors [rows_i, cols] into one weight. */
 static ft_status
 load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int64_t cols,
@@ -216,6 +240,9 @@ load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int
 		status = ft_alloc(&parts[i].data, t->bytes, 1);
 		if (status == FT_OK)
 			status = ft_model_file_read(l->file, t, parts[i].data);
+		if (status == FT_OK && use == FT_USE_DEQUANTISE &&
+			ft_dtype_get(t->dtype)->block_values == 1)
+			status = quantise_part(l, names[i], &parts[i]);
 	}
 	if (status == FT_OK)
 		status = l->model->ops->weight_create(l->model->device, parts, n, use, weight);
@@ -278,9 +305,9 @@ load_experts(loader *l, int index)
 			snprintf(names[i], sizeof names[i],
 					 "model.layers.%d.block_sparse_moe.experts.%d.%s.weight", index, e,
 					 matrices[i]);
-		FT_TRY(load_weight(l, 2, gate_up, (int64_t[]){c->ffn, c->ffn}, c->hidden, l->use,
+		FT_TRY(load_weight(l, 2, gate_up, (int64_t[]){c->ffn, c->ffn}, c->hidden, l->matrix_use,
 						   &layer->experts_gate_up[e]));
-		FT_TRY(load_weight(l, 1, &down, (int64_t[]){c->hidden}, c->ffn, l->use,
+		FT_TRY(load_weight(l, 1, &down, (int64_t[]){c->hidden}, c->ffn, l->matrix_use,
 						   &layer->experts_down[e]));
 	}
 	return FT_OK;
@@ -346,14 +373,15 @@ load_layer(loader *l, int index)
 	snprintf(norm, sizeof norm, "model.layers.%d.post_attention_layernorm.weight", index);
 	FT_TRY(load_vector(l, norm, c->hidden, &layer->ffn_norm));
 	FT_TRY(load_attention_extras(l, index));
-	FT_TRY(load_weight(l, 3, &name[FT_Q_PROJ], (int64_t[]){q, kv, kv}, c->hidden, l->use,
+	FT_TRY(load_weight(l, 3, &name[FT_Q_PROJ], (int64_t[]){q, kv, kv}, c->hidden, l->matrix_use,
 					   &layer->qkv));
-	FT_TRY(load_weight(l, 1, &name[FT_O_PROJ], (int64_t[]){c->hidden}, q, l->use, &layer->out));
+	FT_TRY(
+		load_weight(l, 1, &name[FT_O_PROJ], (int64_t[]){c->hidden}, q, l->matrix_use, &layer->out));
 	if (c->experts > 0)
 		return load_experts(l, index);
-	FT_TRY(load_weight(l, 2, &name[FT_GATE_PROJ], (int64_t[]){c->ffn, c->ffn}, c->hidden, l->use,
-					   &layer->gate_up));
-	FT_TRY(load_weight(l, 1, &name[FT_DOWN_PROJ], (int64_t[]){c->hidden}, c->ffn, l->use,
+	FT_TRY(load_weight(l, 2, &name[FT_GATE_PROJ], (int64_t[]){c->ffn, c->ffn}, c->hidden,
+					   l->matrix_use, &layer->gate_up));
+	FT_TRY(load_weight(l, 1, &name[FT_DOWN_PROJ], (int64_t[]){c->hidden}, c->ffn, l->matrix_use,
 					   &layer->down));
 	return FT_OK;
 }
@@ -551,6 +579,7 @@ load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned u
 	const ft_config *config = ft_model_file_config(file);
 	ft_device_info info;
 	loader l = {.file = file, .use = use & (FT_USE_TRAIN | FT_USE_SERVE)};
+	bool quantised = use & FT_USE_DEQUANTISE;
 	ft_model *m = NULL;
 	ft_status status;
 
@@ -565,6 +594,8 @@ load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned u
 	m->rope_positions = max_positions;
 	if (m->config.window >= max_positions)
 		m->config.window = 0; /* it hides nothing */
+	m->quantised = quantised;
+	l.matrix_use = quantised ? FT_USE_DEQUANTISE : l.use;
 	l.model = m;
 	status = ft_alloc((void **) &m->layers, (size_t) config->layers, sizeof *m->layers);
 	if (status == FT_OK)

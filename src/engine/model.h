@@ -35,7 +35,10 @@ typedef struct ft_model
 	ft_config config;
 	const ft_ops *ops;
 	ft_device *device;
-	ft_dtype compute;     /* of activations that enter products */
+	ft_dtype compute; /* of activations that enter products */
+	/* The blocks' matrices, but not a router, are held in few bits, and dequantised before each
+	 * product (transformer.h): with FT_USE_DEQUANTISE. */
+	bool quantised;
 	ft_weight *embedding; /* [V, C] */
 	ft_weight *head;      /* [V, C]; the same object as embedding when tied */
 	float *final_norm;    /* [C] */
@@ -48,7 +51,9 @@ typedef struct ft_model
 } ft_model;
 
 /* Load onto the device for the given use (FT_USE_TRAIN, FT_USE_SERVE); max_positions bounds the
- * RoPE tables and the context (0: the config's own). */
+ * RoPE tables and the context (0: the config's own).  With FT_USE_DEQUANTISE beside FT_USE_TRAIN
+ * the blocks' matrices are held as they are in the file where that is quantised, else in NF4
+ * (nf4.h). */
 ft_status ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device,
 						unsigned use, int max_positions, ft_model **model);
 /* The same for training all of its weights, which stand at (*model)->parameters: from whatever type

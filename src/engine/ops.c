@@ -38,6 +38,7 @@ ft_ops_check(const ft_ops *ops)
 	CHECK(weight_view);
 	CHECK(weight_free);
 	CHECK(weight_bytes);
+	CHECK(dequantise);
 	CHECK(linear);
 	CHECK(linear_grad_input);
 	CHECK(matmul);

@@ -79,7 +79,10 @@ enum
 {
 	FT_USE_TRAIN = 1, /* linear() and linear_grad_input() for many rows */
 	FT_USE_SERVE = 2, /* linear() row-fixed, from 1 row on, stored type kept packed */
-	FT_USE_EMBED = 4  /* embed() */
+	FT_USE_EMBED = 4, /* embed() */
+	/* dequantise(), and alone nothing else: parts are kept as they are stored; only so may they be
+	 * in NF4 */
+	FT_USE_DEQUANTISE = 8
 };
 
 /* Sequences of a serving batch: row_start[n + 1] and context[n] say that sequence i's rows are
@@ -189,6 +192,10 @@ typedef struct ft_ops
 	ft_status (*weight_view)(ft_device *device, ft_mat matrix, ft_weight **weight);
 	void (*weight_free)(ft_weight *weight);
 	int64_t (*weight_bytes)(const ft_weight *weight); /* device memory held */
+
+	/* y = the values of w (FT_USE_DEQUANTISE), in f32 or, rounded, in bf16.  y [rows, cols] of w,
+	 * ld = cols. */
+	ft_status (*dequantise)(ft_stream *s, ft_mat y, const ft_weight *w);
 
 	/* --- matrix products --- */
 

@@ -80,18 +80,25 @@ read_flag(const char *key, const json_t *value, bool *to)
 static ft_status
 read_method(const json_t *value, ft_options *o)
 {
+	const char *name;
+
 	if (is_unset(value))
 		return FT_OK;
 	if (!json_is_string(value))
 		return ft_fail(FT_INVALID, "option \"method\" is no string");
-	o->full = strcmp(json_string_value(value), "full") == 0;
-	if (o->full)
-		return FT_OK;
-	if (strcmp(json_string_value(value), "lora") != 0)
-		return ft_hint(
-			ft_fail(FT_UNSUPPORTED, "method \"%.40s\" is not supported", json_string_value(value)),
-			"The supported methods are lora and full.");
+	name = json_string_value(value);
+	o->qlora = strcmp(name, "qlora") == 0;
+	o->full = strcmp(name, "full") == 0;
+	if (!o->qlora && !o->full && strcmp(name, "lora") != 0)
+		return ft_hint(ft_fail(FT_UNSUPPORTED, "method \"%.40s\" is not supported", name),
+					   "The supported methods are lora, qlora and full.");
 	return FT_OK;
+}
+
+static const char *
+method_name(const ft_options *o)
+{
+	return o->qlora ? "qlora" : o->full ? "full" : "lora";
 }
 
 static ft_status
@@ -441,7 +448,7 @@ ft_options_json(const ft_options *o)
 {
 	json_t *json = json_object();
 
-	json_object_set_new(json, "method", json_string(o->full ? "full" : "lora"));
+	json_object_set_new(json, "method", json_string(method_name(o)));
 	json_object_set_new(json, "max_epochs", json_integer(o->max_epochs));
 	json_object_set_new(json, "max_steps", json_integer(o->max_steps));
 	if (!o->full)

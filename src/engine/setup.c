@@ -222,7 +222,10 @@ ft_setup_open_device(ft_setup *s)
 	if (s->trains && job->options.full)
 		FT_TRY(ft_model_load_trainable(s->file, s->ops, s->device, length, &s->model));
 	else
-		FT_TRY(ft_model_load(s->file, s->ops, s->device, FT_USE_TRAIN, length, &s->model));
+		FT_TRY(ft_model_load(
+			s->file, s->ops, s->device,
+			FT_USE_TRAIN | (job->options.qlora ? (unsigned) FT_USE_DEQUANTISE : 0), length,
+			&s->model));
 	return ft_setup_tick(s);
 }
 

@@ -16,6 +16,15 @@ qkv_columns(const ft_config *c)
 	return (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim;
 }
 
+/* Values of the largest matrix of a block, or of an expert. */
+static int64_t
+largest_matrix(const ft_config *c)
+{
+	int64_t rows = qkv_columns(c) > 2 * (int64_t) c->ffn ? qkv_columns(c) : 2 * (int64_t) c->ffn;
+
+	return rows * c->hidden;
+}
+
 /* --- memory --- */
 
 static ft_status
@@ -76,6 +85,8 @@ want_scratch(ft_transformer *t)
 	if (widest < c->hidden)
 		widest = c->hidden;
 	FT_TRY(ft_arena_want(&t->arena, &t->rotated, c->qk_norm ? n * qkv_columns(c) : 0, compute));
+	FT_TRY(
+		ft_arena_want(&t->arena, &t->matrix, t->model->quantised ? largest_matrix(c) : 0, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->normed, n * c->hidden, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->product, n * ffn, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->branch, n * branch, FT_F32));
@@ -232,6 +243,23 @@ ft_transformer_round(ft_transformer *t, ft_mat m, void *narrow, ft_mat *rounded)
 	return t->ops->convert(t->stream, *rounded, m);
 }
 
+ft_status
+ft_transformer_product(ft_transformer *t, ft_mat y, ft_mat x, const ft_weight *weight,
+					   bool gradient)
+{
+	ft_mat matrix = ft_mat_make(t->matrix, t->model->compute, gradient ? x.cols : y.cols,
+								gradient ? y.cols : x.cols);
+
+	if (t->model->quantised)
+	{
+		FT_TRY(t->ops->dequantise(t->stream, matrix, weight));
+		return t->ops->matmul(t->stream, y, x, false, matrix, !gradient, 1.0f, 0.0f);
+	}
+	if (gradient)
+		return t->ops->linear_grad_input(t->stream, y, x, weight, 0.0f);
+	return t->ops->linear(t->stream, y, x, weight, 0.0f, false);
+}
+
 /* --- forward --- */
 
 /* y = x·Wᵀ with LoRA and a bias (NULL: none), in the compute type: both are added in f32 before
@@ -244,7 +272,7 @@ adapted_linear(ft_transformer *t, int layer, ft_lora_group group, ft_mat y, ft_m
 
 	if (y.dtype != FT_F32)
 		sum = ft_mat_make(t->wide, FT_F32, y.rows, y.cols);
-	FT_TRY(t->ops->linear(t->stream, sum, x, weight, 0.0f, false));
+	FT_TRY(ft_transformer_product(t, sum, x, weight, false));
 	if (t->lora != NULL)
 		FT_TRY(ft_lora_forward(t->lora, t->stream, layer, group, sum, x,
 							   ft_transformer_u(t, layer, group, x.rows)));

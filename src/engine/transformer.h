@@ -8,7 +8,8 @@
  * inputs and the SwiGLU product.
  *
  * The residual stream, norms, softmax and loss are f32.  Activations that enter
- * a product are in the model's compute type.
+ * a product are in the model's compute type, and so is a matrix that is held
+ * quantised, dequantised for one product at a time.
  */
 #ifndef FT_TRANSFORMER_H
 #define FT_TRANSFORMER_H
@@ -116,6 +117,7 @@ typedef struct ft_transformer
 	float *branch;   /* [T, C] output of o or down; gradient of a normed input or of `attended` */
 	float *wide;     /* [T, widest] linear outputs before they are rounded to the compute type */
 	void *narrow;    /* [T, widest] compute: a gradient rounded for a product */
+	void *matrix;    /* [the largest of the blocks'] compute: dequantised; where they are held so */
 	float *dhidden;  /* [T, C] gradient of the residual stream */
 	float *dproduct; /* as product */
 	void *dqkv;      /* [T, (H + 2G)·D] compute */
@@ -165,6 +167,9 @@ ft_status ft_transformer_loss(ft_transformer *transformer, const ft_microbatch *
 /* backward.c: from dhidden to lora->gradient and weight_gradients; overwrites what was saved. */
 ft_status ft_transformer_backward(ft_transformer *transformer, const ft_microbatch *batch);
 
+/* y = x·Wᵀ or, `gradient`, y = x·W of a block's weight; x in the compute type. */
+ft_status ft_transformer_product(ft_transformer *transformer, ft_mat y, ft_mat x,
+								 const ft_weight *weight, bool gradient);
 /* `m` (f32) in the compute type: itself, or rounded into `narrow`. */
 ft_status
 ft_transformer_round(ft_transformer *transformer, ft_mat m, void *narrow, ft_mat *rounded);

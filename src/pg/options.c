@@ -51,7 +51,7 @@ typedef struct OptionSpec
 } OptionSpec;
 
 static const char *const methods[] = {"lora", "qlora", "full", "dpo", NULL};
-static const char *const methods_later[] = {"qlora", "dpo", NULL};
+static const char *const methods_later[] = {"dpo", NULL};
 static const char *const schedulers[] = {"cosine", "linear", "constant", NULL};
 static const char *const storages[] = {"database", "file", NULL};
 

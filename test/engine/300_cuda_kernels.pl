@@ -8,6 +8,8 @@ use Test::More;
 # Kernels differ by type rather than by numerics: the slower programs run for one of the two.
 judge('test_ops_rows');
 judge('test_blocks');
+judge('test_nf4', 'fast');
+judge('test_qlora');
 judge('test_k_quants');
 judge('test_ops_transformer', 'fast');
 judge('test_ops_heads', 'fast');

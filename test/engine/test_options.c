@@ -202,6 +202,26 @@ test_round_trip(void **state)
 }
 
 static void
+test_methods(void **state)
+{
+	static const char *const methods[] = {"lora", "qlora"};
+
+	(void) state;
+	for (int i = 0; i < 2; i++)
+	{
+		ft_options o = {0};
+		json_t *json = json_pack("{s:s}", "method", methods[i]);
+
+		must(ft_options_read(json, &o));
+		json_decref(json);
+		assert_int_equal(o.qlora, i == 1);
+		json = ft_options_json(&o);
+		assert_string_equal(json_string_value(json_object_get(json, "method")), methods[i]);
+		json_decref(json);
+	}
+}
+
+static void
 test_caller_options_are_left_alone(void **state)
 {
 	(void) state;
@@ -219,6 +239,7 @@ main(void)
 		cmocka_unit_test(test_targets_of_experts),
 		cmocka_unit_test(test_steps_without_epochs),
 		cmocka_unit_test(test_round_trip),
+		cmocka_unit_test(test_methods),
 		cmocka_unit_test(test_caller_options_are_left_alone),
 	};
 
