@@ -43,7 +43,9 @@ typedef struct ft_options
 	int early_stopping_patience; /* evaluations (early_stopping.h); 0: none */
 	double validation_fraction;
 	uint64_t seed;
-	unsigned given; /* what an adapter to continue from must have: FT_GIVEN_* */
+	unsigned given;  /* what an adapter to continue from must have: FT_GIVEN_* */
+	bool dpo;        /* method dpo: LoRA trained on preference pairs (preference.h) */
+	double dpo_beta; /* of that method; 0: unset */
 } ft_options;
 
 enum

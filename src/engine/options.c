@@ -10,11 +10,12 @@
 
 #define ALL_TARGETS ((1u << FT_TARGET_COUNT) - 1)
 #define MAX_EPOCHS 50
+#define DPO_LEARNING_RATE 5e-5
 
 /* --- reading --- */
 
 /* Options that this engine knows but cannot do; any value but null, false or "auto" is refused. */
-static const char *const unsupported[] = {"prompt_template", "dpo_beta"};
+static const char *const unsupported[] = {"prompt_template"};
 
 /* Options that are the caller's own business. */
 static const char *const callers[] = {"priority", "storage"};
@@ -77,16 +78,19 @@ read_flag(const char *key, const json_t *value, bool *to)
 }
 
 static ft_status
-read_method(const json_t *value)
+read_method(const json_t *value, ft_options *o)
 {
 	if (is_unset(value))
 		return FT_OK;
 	if (!json_is_string(value))
 		return ft_fail(FT_INVALID, "option \"method\" is no string");
+	o->dpo = strcmp(json_string_value(value), "dpo") == 0;
+	if (o->dpo)
+		return FT_OK;
 	if (strcmp(json_string_value(value), "lora") != 0)
 		return ft_hint(
 			ft_fail(FT_UNSUPPORTED, "method \"%.40s\" is not supported", json_string_value(value)),
-			"The supported method is lora.");
+			"The supported methods are lora and dpo.");
 	return FT_OK;
 }
 
@@ -186,7 +190,7 @@ read_option(const char *key, const json_t *value, ft_options *o)
 	if (IS("max_steps"))
 		return read_integer(key, value, 0, INT32_MAX, &o->max_steps);
 	if (IS("method"))
-		return read_method(value);
+		return read_method(value, o);
 	if (IS("lora_r"))
 		return read_int(key, value, 1, 1024, &o->lora_r);
 	if (IS("lora_alpha"))
@@ -229,6 +233,8 @@ read_option(const char *key, const json_t *value, ft_options *o)
 		return read_real(key, value, 0, 0.9, &o->validation_fraction);
 	if (IS("seed"))
 		return read_seed(value, &o->seed);
+	if (IS("dpo_beta"))
+		return read_real(key, value, 1e-6, 100, &o->dpo_beta);
 #undef IS
 	if (in_list(key, callers, sizeof callers / sizeof callers[0]))
 		return FT_OK;
@@ -259,6 +265,18 @@ note_given(const char *key, const json_t *value, ft_options *o)
 	}
 }
 
+/* What goes with method dpo, and what does not. */
+static ft_status
+check_dpo(const ft_options *o)
+{
+	if (!o->dpo && o->dpo_beta != 0)
+		return ft_fail(FT_INVALID, "option \"dpo_beta\" is of method dpo only");
+	if (o->dpo && o->train_on_inputs)
+		return ft_fail(FT_INVALID, "option \"train_on_inputs\" does not go with method dpo, which "
+								   "compares answers");
+	return FT_OK;
+}
+
 ft_status
 ft_options_read(const json_t *object, ft_options *options)
 {
@@ -283,7 +301,7 @@ ft_options_read(const json_t *object, ft_options *options)
 		FT_TRY(read_option(key, value, options));
 		note_given(key, value, options);
 	}
-	return FT_OK;
+	return check_dpo(options);
 }
 
 /* --- values for what is unset --- */
@@ -346,7 +364,9 @@ ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
 	if (isnan(o->lora_alpha))
 		o->lora_alpha = 2.0 * o->lora_r;
 	if (isnan(o->learning_rate))
-		o->learning_rate = auto_learning_rate(config);
+		o->learning_rate = o->dpo ? DPO_LEARNING_RATE : auto_learning_rate(config);
+	if (o->dpo && o->dpo_beta == 0)
+		o->dpo_beta = 0.1;
 	if (o->batch_size == 0)
 		o->batch_size = auto_batch_size(data);
 	if (o->max_epochs == 0 && o->max_steps > 0)
@@ -407,7 +427,9 @@ ft_options_json(const ft_options *o)
 {
 	json_t *json = json_object();
 
-	json_object_set_new(json, "method", json_string("lora"));
+	json_object_set_new(json, "method", json_string(o->dpo ? "dpo" : "lora"));
+	if (o->dpo)
+		json_object_set_new(json, "dpo_beta", json_real(o->dpo_beta));
 	json_object_set_new(json, "max_epochs", json_integer(o->max_epochs));
 	json_object_set_new(json, "max_steps", json_integer(o->max_steps));
 	json_object_set_new(json, "lora_r", json_integer(o->lora_r));

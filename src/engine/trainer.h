@@ -14,7 +14,7 @@
 typedef struct ft_trainer
 {
 	const ft_model *model;
-	const ft_dataset *dataset;
+	ft_dataset *dataset;
 	const ft_options *options; /* resolved */
 	ft_adapter *adapter;
 	ft_adapter *best; /* with early stopping: the values at state.best; else NULL */
@@ -27,7 +27,8 @@ typedef struct ft_trainer
 	int64_t steps_per_epoch;
 	int64_t total_steps;
 	ft_run_state state;
-	ft_moments moments; /* on the host, for checkpoints */
+	ft_moments moments;       /* on the host, for checkpoints */
+	double validation_margin; /* of pairs, by the last evaluation */
 } ft_trainer;
 
 typedef struct ft_step_report
@@ -35,6 +36,7 @@ typedef struct ft_step_report
 	double loss; /* mean over the step's weight; 0 when nothing was trained */
 	double learning_rate;
 	double grad_norm;
+	double margin; /* of pairs: mean difference of the rewards (preference.h) */
 	int64_t tokens;
 	int64_t trained;
 } ft_step_report;
@@ -52,9 +54,8 @@ ft_status ft_evaluation_choose_capacity(const ft_model *model, const ft_adapter 
 										const ft_dataset *dataset, int64_t *capacity);
 
 /* Everything but the adapter must outlive the trainer; the adapter becomes its own at success. */
-ft_status
-ft_trainer_create(const ft_model *model, const ft_dataset *dataset, const ft_options *options,
-				  ft_adapter *adapter, int64_t capacity, ft_trainer **trainer);
+ft_status ft_trainer_create(const ft_model *model, ft_dataset *dataset, const ft_options *options,
+							ft_adapter *adapter, int64_t capacity, ft_trainer **trainer);
 void ft_trainer_free(ft_trainer *trainer);
 
 /* Called between layers; anything but FT_OK ends the step or evaluation with that status. */

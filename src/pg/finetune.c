@@ -187,6 +187,7 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	PgftColumns columns;
 	PgftModel *base;
 	char *base_name;
+	bool pairs;
 
 	if (action != ACTION_CREATE)
 		wrong_arguments(action);
@@ -204,9 +205,14 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	request.options = pgft_options_argument(fcinfo, 5);
 	check_name(request.model_name);
 	(void) pgft_from_model(base, &request.options);
+	pairs = pgft_options_pairs(request.options);
 	pgft_query_check(request.training_query, "training query", &columns);
+	pgft_columns_check_pairs(&columns, pairs, "training query");
 	if (request.validation_query)
+	{
 		pgft_query_check(request.validation_query, "validation query", &columns);
+		pgft_columns_check_pairs(&columns, pairs, "validation query");
+	}
 	pgft_base_check_file(base);
 
 	request.id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));

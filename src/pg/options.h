@@ -31,6 +31,9 @@ extern Jsonb *pgft_options_for_engine(Jsonb *resolved);
 /* An option that is a string; NULL when it is not there. */
 extern char *pgft_options_string(Jsonb *options, const char *name);
 
+/* Does the job train on preference pairs (method dpo)? */
+extern bool pgft_options_pairs(Jsonb *options);
+
 /* The job's place in the queue; 0 unless the options say otherwise. */
 extern int pgft_options_priority(Jsonb *resolved);
 
