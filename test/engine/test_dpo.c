@@ -7,6 +7,7 @@
 #include "training.h"
 
 #include "files.h"
+#include "row.h"
 #include "tiny_model.h"
 
 #include <math.h>
@@ -331,6 +332,113 @@ test_pairs_are_learnt(void **state)
 	free(lines);
 }
 
+/* --- rows --- */
+
+static ft_row_encoder
+encoder_of(const tiny_run *run)
+{
+	return (ft_row_encoder){.config = ft_model_file_config(run->file),
+							.vocabulary = ft_model_file_vocabulary(run->file),
+							.tokenizer = run->tokenizer,
+							.chat_template = run->chat_template,
+							.max_length = 64,
+							.pairs = true};
+}
+
+/* Tokens of a side as text, the trained ones between brackets; free. */
+static char *
+side_text(const ft_row_encoder *e, bool rejected)
+{
+	size_t end = rejected ? e->ids.length : e->chosen;
+	bool inside = false;
+	ft_text text = {0};
+
+	for (size_t i = rejected ? e->chosen : 0; i < end; i++)
+	{
+		if ((e->weights.data[i] > 0) != inside)
+			must(ft_text_append(&text, inside ? "]" : "[", 1));
+		inside = e->weights.data[i] > 0;
+		must(ft_tokenizer_decode(e->tokenizer, &e->ids.data[i], 1, false, &text));
+	}
+	must(ft_text_append(&text, inside ? "]" : "", inside ? 2 : 1));
+	return text.data;
+}
+
+static void
+check_side(const ft_row_encoder *e, bool rejected, const char *expected_text)
+{
+	char *text = side_text(e, rejected);
+
+	assert_string_equal(text, expected_text);
+	free(text);
+}
+
+static ft_row_kind
+encode(ft_row_encoder *e, const char *line, bool truncated)
+{
+	ft_row_kind kind;
+	bool cut;
+
+	must(ft_row_encode(e, line, strlen(line), &kind, &cut));
+	assert_int_equal(cut, truncated);
+	assert_int_equal(e->ids.length, e->weights.length);
+	assert_int_equal(e->ids.length, e->targets.length);
+	return kind;
+}
+
+#define ASKED(prompt) "<|im_start|>user\n" prompt "<|im_end|>\n<|im_start|>assistant\n"
+
+static void
+test_rows_of_pairs(void **state)
+{
+	tiny_run run;
+	ft_row_encoder e;
+
+	(void) state;
+	tiny_open(&run, "tied", 1);
+	e = encoder_of(&run);
+	assert_int_equal(encode(&e, PAIR("hi", "the", "no", ", \"weight\": 0.5"), false), FT_ROW_USED);
+	check_side(&e, false, ASKED("hi") "[the<|im_end|>]");
+	check_side(&e, true, ASKED("hi") "[no<|im_end|>]");
+	/* the weight is the pair's, not its tokens' */
+	assert_true(e.weight == 0.5f && e.weights.data[e.chosen - 1] == 1.0f);
+	assert_int_equal(encode(&e, PAIR("", "", "x", ""), false), FT_ROW_USED);
+	check_side(&e, false, ASKED("") "[<|im_end|>]");
+	assert_int_equal(encode(&e, PAIR("a", "b", "c", ", \"weight\": 0"), false), FT_ROW_UNTRAINED);
+	assert_int_equal(
+		encode(&e, "{\"prompt\": \"a\", \"chosen\": null, \"rejected\": \"c\"}", false),
+		FT_ROW_NULL);
+	ft_row_encoder_clear(&e);
+	tiny_close(&run);
+}
+
+/* Both sides keep the same prompt, its end, and their end tokens. */
+static void
+test_long_pairs_are_cut(void **state)
+{
+	tiny_run run;
+	ft_row_encoder e;
+
+	(void) state;
+	tiny_open(&run, "tied", 1);
+	e = encoder_of(&run);
+	e.max_length = 40;
+	/* 20 tokens are the template's, and as many are left */
+	encode(&e, PAIR("0123456789ABC", "abcdefghijkl", "xy", ""), true);
+	check_side(&e, false, ASKED("3456789ABC") "[abcdefghij<|im_end|>]");
+	check_side(&e, true, ASKED("3456789ABC") "[xy<|im_end|>]");
+	encode(&e, PAIR("0123456789ABC", "xy", "abcdefghijkl", ""), true);
+	check_side(&e, false, ASKED("3456789ABC") "[xy<|im_end|>]");
+	check_side(&e, true, ASKED("3456789ABC") "[abcdefghij<|im_end|>]");
+	encode(&e, PAIR("a", "bcdefghijklmnopqrstuvwxyz", "BCDEFGHIJKLMNOPQRSTUVWXYZ", ""), true);
+	check_side(&e, false, ASKED("a") "[bcdefghijklmnopqrst<|im_end|>]");
+	check_side(&e, true, ASKED("a") "[BCDEFGHIJKLMNOPQRST<|im_end|>]");
+	encode(&e, PAIR("0123456789abcdefghijklmnopqrstuvwxyz", "1", "2", ""), true);
+	check_side(&e, true, ASKED("hijklmnopqrstuvwxyz") "[2<|im_end|>]");
+	ft_row_encoder_clear(&e);
+	tiny_close(&run);
+}
+
 /* --- the reference's file --- */
 
 static void
@@ -450,6 +558,8 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_rows_of_pairs),
+		cmocka_unit_test(test_long_pairs_are_cut),
 		cmocka_unit_test(test_ten_steps_equal_trl),
 		cmocka_unit_test(test_batches_change_nothing),
 		cmocka_unit_test(test_weights_of_pairs),
