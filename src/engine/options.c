@@ -336,13 +336,14 @@ auto_batch_size(const ft_data_size *data)
 	return batch;
 }
 
-/* A small table is seen more often: enough epochs for 256 steps, at most 8. */
+/* A small table is seen more often: enough epochs for 256 steps, at most 8; of preferences at most
+ * 3, as a model that has them does not stop there. */
 static int
 auto_epochs(const ft_options *options, const ft_data_size *data)
 {
 	int64_t steps = clamp(data->tokens / options->batch_size, 1, data->documents);
 
-	return (int) clamp((256 + steps - 1) / steps, 1, 8);
+	return (int) clamp((256 + steps - 1) / steps, 1, options->dpo ? 3 : 8);
 }
 
 /* Adapters of wide models take smaller steps. */

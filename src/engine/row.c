@@ -560,7 +560,6 @@ static ft_status
 encode_row(ft_row_encoder *e, const json_t *row, ft_row_kind *kind, bool *truncated)
 {
 	column_set set = SET_ANY;
-	size_t n;
 	bool trained;
 
 	if (!json_is_object(row))
@@ -571,12 +570,14 @@ encode_row(ft_row_encoder *e, const json_t *row, ft_row_kind *kind, bool *trunca
 	FT_TRY(read_weight(row, "column \"weight\"", &e->weight));
 	e->chosen = 0;
 	FT_TRY(encode_set(e, row, set, truncated));
-	n = e->ids.length;
 	/* the weight of a pair is not its tokens': their log-probabilities are summed up first */
+	trained = weigh(e, e->chosen, e->ids.length, e->pairs ? 1.0f : e->weight);
 	if (e->pairs)
-		trained = weigh(e, 0, e->chosen, 1.0f) & weigh(e, e->chosen, n, 1.0f) & (e->weight > 0.0f);
-	else
-		trained = weigh(e, 0, n, e->weight);
+	{
+		bool chosen = weigh(e, 0, e->chosen, 1.0f);
+
+		trained = trained && chosen && e->weight > 0.0f;
+	}
 	*kind = trained ? FT_ROW_USED : FT_ROW_UNTRAINED;
 	return FT_OK;
 }

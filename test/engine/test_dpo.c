@@ -439,6 +439,37 @@ test_long_pairs_are_cut(void **state)
 	tiny_close(&run);
 }
 
+/* --- options --- */
+
+static void
+test_options(void **state)
+{
+	ft_config config = {.hidden = 576, .max_positions = 2048};
+	ft_data_size data = {.documents = 50, .tokens = 5000, .max_length = 200};
+	ft_options lora;
+	ft_options dpo;
+	ft_options again;
+	json_t *json = json_pack("{s:s}", "method", "dpo");
+
+	(void) state;
+	must(ft_options_read(NULL, &lora));
+	must(ft_options_read(json, &dpo));
+	json_decref(json);
+	ft_options_resolve(&lora, &config, 0, &data);
+	ft_options_resolve(&dpo, &config, 0, &data);
+	assert_true(!lora.dpo && lora.dpo_beta == 0);
+	assert_true(dpo.dpo && dpo.dpo_beta == 0.1);
+	assert_true(dpo.learning_rate < lora.learning_rate);
+	assert_true(dpo.max_epochs == 3 && lora.max_epochs == 8);
+	json = ft_options_json(&dpo);
+	must(ft_options_read(json, &again));
+	json_decref(json);
+	assert_true(again.dpo && again.dpo_beta == dpo.dpo_beta);
+	json = ft_options_json(&lora);
+	assert_null(json_object_get(json, "dpo_beta"));
+	json_decref(json);
+}
+
 /* --- the reference's file --- */
 
 static void
@@ -558,6 +589,7 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_options),
 		cmocka_unit_test(test_rows_of_pairs),
 		cmocka_unit_test(test_long_pairs_are_cut),
 		cmocka_unit_test(test_ten_steps_equal_trl),
