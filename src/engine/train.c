@@ -306,6 +306,19 @@ count_elapsed(run *r)
 	r->round_at = now;
 }
 
+/* It takes a third of an epoch or so: it is told before. */
+static ft_status
+make_reference(run *r)
+{
+	const ft_dataset *d = r->setup.dataset;
+
+	if (!d->pairs)
+		return FT_OK;
+	FT_TRY(ft_events_send(r->setup.events, "reference",
+						  json_pack("{s:I}", "pairs", (json_int_t) d->n_train + d->n_validation)));
+	return ft_reference_prepare(r->setup.directory, r->identity, r->trainer);
+}
+
 static ft_status
 evaluate(run *r)
 {
@@ -368,7 +381,7 @@ train(run *r)
 	r->saved_at = r->round_at = ft_monotonic_seconds();
 	if (t->state.step == 0)
 	{
-		FT_TRY(ft_reference_prepare(r->setup.directory, r->identity, t));
+		FT_TRY(make_reference(r));
 		FT_TRY(evaluate(r));
 	}
 	while (t->state.step < t->total_steps && !ft_early_stopping_due(t))

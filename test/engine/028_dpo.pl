@@ -38,6 +38,7 @@ is($dataset->{validation_rows}, 4, 'a tenth of them validates');
 my ($plan) = named('plan', @events);
 is($plan->{options}{method}, 'dpo', 'the plan says method dpo');
 is($plan->{options}{dpo_beta}, 0.1, 'and its beta');
+is((named('reference', @events))[0]{pairs}, 40, 'all pairs have a reference');
 my @evaluations = named('evaluation', @events);
 is_deeply([ @{ $evaluations[0] }{qw(step validation_loss validation_token_accuracy reward_margin)} ],
 	[ 0, $ln2, 0, 0 ], 'before the first step the loss is ln 2, and nothing is preferred');

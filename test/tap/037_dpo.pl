@@ -43,6 +43,8 @@ is($job->{options}{method}, 'dpo', 'DESCRIBE says the method');
 is($job->{options}{dpo_beta}, 0.1, 'and its beta');
 is(sql("SELECT validation_loss, validation_token_accuracy FROM finetune.metrics WHERE job_id = '$id' AND step = 0"),
 	'0.693147181|0', 'before the first step nothing is preferred: the loss is ln 2');
+is(sql("SELECT message FROM finetune.events WHERE job_id = '$id' AND type = 'reference'"),
+	'computing the reference of 71 pairs', 'and what it is compared with is said to be made');
 cmp_ok($job->{training_result}{validation_loss}, '<', 0.6, 'the validation loss falls');
 cmp_ok($job->{training_result}{training_loss}, '<', 0.69, 'and the training loss');
 is($job->{training_result}{validation_token_accuracy}, 1, 'every chosen answer is preferred at last');
