@@ -129,6 +129,20 @@ SELECT type, try_create(format('SELECT prompt, completion, 1::%s AS weight FROM 
 	FROM unnest('{smallint,integer,bigint,real,double precision,numeric}'::text[]) type;
 SELECT try_create('SELECT prompt::varchar(10) AS text, n FROM t', 'SELECT ''x'' AS text') ~ 'absent.gguf';
 
+-- Preference pairs, for the method that trains on them
+SELECT try_create('SELECT prompt, completion AS chosen, prompt AS rejected, n AS weight FROM t',
+	options => '{"method": "dpo", "dpo_beta": 0.2}') ~ 'absent.gguf';
+SELECT try_create('TABLE t', options => '{"method": "dpo"}');
+SELECT try_create('SELECT doc AS messages FROM t', options => '{"method": "dpo"}');
+SELECT try_create('SELECT prompt, completion AS chosen FROM t', options => '{"method": "dpo"}');
+SELECT try_create('SELECT prompt, completion AS chosen, n AS rejected FROM t', options => '{"method": "dpo"}');
+SELECT try_create('SELECT prompt, completion AS chosen, prompt AS rejected FROM t', 'TABLE t', '{"method": "dpo"}');
+SELECT try_create('TABLE t', 'SELECT prompt, completion AS chosen, prompt AS rejected FROM t');
+SELECT try_create('TABLE t', options => '{"dpo_beta": 0.2}');
+SELECT try_create('TABLE t', options => '{"method": "dpo", "dpo_beta": 0}');
+SELECT try_create('TABLE t', options => '{"method": "dpo", "dpo_beta": "auto"}');
+SELECT try_create('TABLE t', options => '{"method": "dpo", "train_on_inputs": true}');
+
 -- Options
 SELECT try_create('TABLE t', options => '[]');
 SELECT try_create('TABLE t', options => '"lora_r"');
@@ -148,7 +162,7 @@ SELECT try_create('TABLE t', options => '{"lora_dropout": 0.1}');
 SELECT try_create('TABLE t', options => '{"packing": "yes"}');
 SELECT try_create('TABLE t', options => '{"lr_scheduler": "step"}');
 SELECT try_create('TABLE t', options => '{"method": "prefix"}');
-SELECT try_create('TABLE t', options => '{"method": "dpo"}');
+SELECT try_create('TABLE t', options => '{"method": "full"}');
 SELECT try_create('TABLE t', options => '{"method": ["lora"]}');
 SELECT try_create('TABLE t', options => '{"lora_target_modules": "all"}');
 SELECT try_create('TABLE t', options => '{"lora_target_modules": []}');

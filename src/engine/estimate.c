@@ -24,7 +24,7 @@ typedef struct estimate
 	double started_at;
 	double setup_seconds;   /* until the first step */
 	double training_rate;   /* seconds of a training token */
-	double evaluation_rate; /* seconds of a validation token */
+	double evaluation_rate; /* seconds of a token that is only looked at */
 	int64_t tokens;         /* of the whole job */
 	int64_t trained;        /* of them, those with a loss */
 } estimate;
@@ -71,6 +71,16 @@ validation_tokens(const ft_dataset *d)
 	for (uint32_t i = 0; i < d->n_validation; i++)
 		tokens += d->validation[i].length;
 	return tokens;
+}
+
+/* Tokens that are looked at and not trained on: in the evaluations, and by the reference of pairs.
+ */
+static int64_t
+tokens_looked_at(const ft_dataset *d, int64_t evaluations)
+{
+	int64_t validation = validation_tokens(d);
+
+	return evaluations * validation + (d->pairs ? d->tokens + validation : 0);
 }
 
 /* --- measuring --- */
@@ -146,14 +156,15 @@ measure_evaluation(estimate *e)
 	double room = fmax(MEASURE_SECONDS / e->training_rate, PROBE_TOKENS);
 	ft_evaluation evaluation = {0};
 	double before = ft_monotonic_seconds();
+	const ft_document *documents = d->n_validation > 0 ? d->validation : d->train;
 	int64_t taken;
 	uint32_t n;
 
-	if (d->n_validation == 0)
+	if (d->n_validation == 0 && !d->pairs)
 		return FT_OK;
-	n = take_documents(d->validation, NULL, d->n_validation,
+	n = take_documents(documents, NULL, d->n_validation > 0 ? d->n_validation : d->n_train,
 					   (int64_t) fmin(room, (double) t->capacity), &taken);
-	FT_TRY(ft_evaluate(t->transformer, d, d->validation, n, t->capacity, &t->batch, &evaluation));
+	FT_TRY(ft_evaluate(t->transformer, d, documents, n, t->capacity, &t->batch, &evaluation));
 	e->evaluation_rate = (ft_monotonic_seconds() - before) / (double) taken;
 	return FT_OK;
 }
@@ -196,9 +207,10 @@ memory_json(const estimate *e, bool host_is_device)
 	int64_t device =
 		t->model->bytes + trained_bytes(t) + t->transformer->arena.bytes + t->arena.bytes;
 	int64_t documents = (int64_t) t->dataset->n_train + t->dataset->n_validation;
+	size_t reference = t->dataset->pairs ? 2 * sizeof(double) : 0;
 	/* moments for checkpoints, index of the documents, order of an epoch */
 	int64_t host = t->moments.n * 2 * (int64_t) sizeof(float) +
-				   documents * (int64_t) (sizeof(ft_document) + sizeof(uint32_t));
+				   documents * (int64_t) (sizeof(ft_document) + reference + sizeof(uint32_t));
 	int64_t peak = peak_memory();
 
 	if (t->full != NULL && t->full->best != NULL)
@@ -250,7 +262,7 @@ send_estimate(estimate *e)
 	ft_setup *s = &e->setup;
 	int64_t evaluations = count_evaluations(e->trainer);
 	double seconds = e->setup_seconds + e->training_rate * (double) e->tokens +
-					 e->evaluation_rate * (double) (evaluations * validation_tokens(s->dataset));
+					 e->evaluation_rate * (double) tokens_looked_at(s->dataset, evaluations);
 	ft_device_info info;
 
 	FT_TRY(s->ops->device_info(s->device, &info));

@@ -45,7 +45,9 @@ typedef struct ft_options
 	double validation_fraction;
 	uint64_t seed;
 	bool full;      /* method full: all of the base's own weights are trained */
-	unsigned given; /* what an adapter to continue from must have: FT_GIVEN_* */
+	unsigned given;  /* what an adapter to continue from must have: FT_GIVEN_* */
+	bool dpo;        /* method dpo: LoRA trained on preference pairs (preference.h) */
+	double dpo_beta; /* of that method; 0: unset */
 } ft_options;
 
 enum

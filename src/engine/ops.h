@@ -316,7 +316,8 @@ typedef struct ft_ops
 
 	/* For each row of logits [n, V] (f32): loss[i] = −log softmax at targets[i] (unweighted),
 	 * correct[i] = 1.0 when the arg-max (lowest id on a tie) is targets[i].  With grad_scale ≠ 0
-	 * the logits are replaced by their gradient, weights[i] · grad_scale · (softmax − one-hot). */
+	 * the logits are replaced by their gradient, weights[i] · grad_scale · (softmax − one-hot).
+	 * Weights may be negative: then a target is made less likely (preference.h). */
 	ft_status (*cross_entropy)(ft_stream *s, ft_mat logits, const int32_t *targets,
 							   const float *weights, float grad_scale, float *loss, float *correct);
 	/* *result (device, f64) = Σ x². */

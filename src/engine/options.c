@@ -11,11 +11,15 @@
 #define ALL_TARGETS ((1u << FT_TARGET_COUNT) - 1)
 #define MAX_EPOCHS 50
 #define FULL_LEARNING_RATE 2e-5 /* what TRL and others begin with */
+/* Of the rates that are customary for LoRA (5e-6 to 5e-5) the largest: on SmolLM2-135M with 72
+ * pairs of pg_settings (right and wrong category) an epoch took the validation loss from 0.693 to
+ * 0.647, with 2e-4 only to 0.682. */
+#define DPO_LEARNING_RATE 5e-5
 
 /* --- reading --- */
 
 /* Options that this engine knows but cannot do; any value but null, false or "auto" is refused. */
-static const char *const unsupported[] = {"prompt_template", "dpo_beta"};
+static const char *const unsupported[] = {"prompt_template"};
 
 /* Options that are the caller's own business. */
 static const char *const callers[] = {"priority", "storage"};
@@ -89,16 +93,17 @@ read_method(const json_t *value, ft_options *o)
 	name = json_string_value(value);
 	o->qlora = strcmp(name, "qlora") == 0;
 	o->full = strcmp(name, "full") == 0;
-	if (!o->qlora && !o->full && strcmp(name, "lora") != 0)
+	o->dpo = strcmp(name, "dpo") == 0;
+	if (!o->qlora && !o->full && !o->dpo && strcmp(name, "lora") != 0)
 		return ft_hint(ft_fail(FT_UNSUPPORTED, "method \"%.40s\" is not supported", name),
-					   "The supported methods are lora, qlora and full.");
+					   "The supported methods are lora, qlora, full and dpo.");
 	return FT_OK;
 }
 
 static const char *
 method_name(const ft_options *o)
 {
-	return o->qlora ? "qlora" : o->full ? "full" : "lora";
+	return o->qlora ? "qlora" : o->full ? "full" : o->dpo ? "dpo" : "lora";
 }
 
 static ft_status
@@ -240,6 +245,8 @@ read_option(const char *key, const json_t *value, ft_options *o)
 		return read_real(key, value, 0, 0.9, &o->validation_fraction);
 	if (IS("seed"))
 		return read_seed(value, &o->seed);
+	if (IS("dpo_beta"))
+		return read_real(key, value, 1e-6, 100, &o->dpo_beta);
 #undef IS
 	if (in_list(key, callers, sizeof callers / sizeof callers[0]))
 		return FT_OK;
@@ -290,6 +297,18 @@ check_full(const json_t *object)
 	return FT_OK;
 }
 
+/* What goes with method dpo, and what does not. */
+static ft_status
+check_dpo(const ft_options *o)
+{
+	if (!o->dpo && o->dpo_beta != 0)
+		return ft_fail(FT_INVALID, "option \"dpo_beta\" is of method dpo only");
+	if (o->dpo && o->train_on_inputs)
+		return ft_fail(FT_INVALID, "option \"train_on_inputs\" does not go with method dpo, which "
+								   "compares answers");
+	return FT_OK;
+}
+
 ft_status
 ft_options_read(const json_t *object, ft_options *options)
 {
@@ -314,7 +333,9 @@ ft_options_read(const json_t *object, ft_options *options)
 		FT_TRY(read_option(key, value, options));
 		note_given(key, value, options);
 	}
-	return options->full ? check_full(object) : FT_OK;
+	if (options->full)
+		FT_TRY(check_full(object));
+	return check_dpo(options);
 }
 
 /* --- values for what is unset --- */
@@ -349,13 +370,14 @@ auto_batch_size(const ft_data_size *data)
 	return batch;
 }
 
-/* A small table is seen more often: enough epochs for 256 steps, at most 8. */
+/* A small table is seen more often: enough epochs for 256 steps, at most 8; of preferences at most
+ * 3, as a model that has them does not stop there. */
 static int
 auto_epochs(const ft_options *options, const ft_data_size *data)
 {
 	int64_t steps = clamp(data->tokens / options->batch_size, 1, data->documents);
 
-	return (int) clamp((256 + steps - 1) / steps, 1, 8);
+	return (int) clamp((256 + steps - 1) / steps, 1, options->dpo ? 3 : 8);
 }
 
 /* Adapters of wide models take smaller steps. */
@@ -377,7 +399,11 @@ ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
 	if (isnan(o->lora_alpha))
 		o->lora_alpha = 2.0 * o->lora_r;
 	if (isnan(o->learning_rate))
-		o->learning_rate = o->full ? FULL_LEARNING_RATE : auto_learning_rate(config);
+		o->learning_rate = o->full	? FULL_LEARNING_RATE
+						   : o->dpo ? DPO_LEARNING_RATE
+									: auto_learning_rate(config);
+	if (o->dpo && o->dpo_beta == 0)
+		o->dpo_beta = 0.1;
 	if (o->batch_size == 0)
 		o->batch_size = auto_batch_size(data);
 	if (o->max_epochs == 0 && o->max_steps > 0)
@@ -449,6 +475,8 @@ ft_options_json(const ft_options *o)
 	json_t *json = json_object();
 
 	json_object_set_new(json, "method", json_string(method_name(o)));
+	if (o->dpo)
+		json_object_set_new(json, "dpo_beta", json_real(o->dpo_beta));
 	json_object_set_new(json, "max_epochs", json_integer(o->max_epochs));
 	json_object_set_new(json, "max_steps", json_integer(o->max_steps));
 	if (!o->full)

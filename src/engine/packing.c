@@ -213,6 +213,16 @@ ft_packing_free(ft_packing *packing)
 	memset(packing, 0, sizeof *packing);
 }
 
+ft_status
+ft_pack_window(const ft_document *documents, uint32_t n, int64_t capacity, ft_packing *packing)
+{
+	uint32_t chosen[FT_WINDOW];
+
+	for (uint32_t i = 0; i < n; i++)
+		chosen[i] = i;
+	return ft_pack(documents, chosen, n, capacity, 0, packing);
+}
+
 /* --- host arrays of a batch --- */
 
 #define LEAST_SHARED 8 /* rows: below this the copying costs more than it saves */
@@ -233,6 +243,9 @@ ft_microbatch_create(int64_t capacity, ft_microbatch *batch)
 	FT_TRY(ft_alloc((void **) &batch->all_of, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->all_ids, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->all_targets, n, sizeof(int32_t)));
+	/* a side has two tokens at least */
+	FT_TRY(ft_alloc((void **) &batch->pair_weights, n / 4 + 1, sizeof(double)));
+	FT_TRY(ft_alloc((void **) &batch->reference, n / 2 + 2, sizeof(double)));
 	return ft_alloc((void **) &batch->all_weights, n, sizeof(float));
 }
 
@@ -250,6 +263,8 @@ ft_microbatch_free(ft_microbatch *batch)
 	free(batch->all_ids);
 	free(batch->all_targets);
 	free(batch->all_weights);
+	free(batch->pair_weights);
+	free(batch->reference);
 	memset(batch, 0, sizeof *batch);
 }
 
@@ -318,12 +333,36 @@ ft_microbatch_arrange(ft_microbatch *batch, int least_shared)
 	}
 }
 
+/* The next `length` tokens are a document. */
+static void
+end_document(ft_microbatch *batch, int32_t length)
+{
+	batch->all += length;
+	batch->starts[++batch->n_documents] = (int32_t) batch->all;
+	if (length > batch->max_length)
+		batch->max_length = length;
+}
+
+static void
+end_pair(ft_microbatch *batch, const ft_dataset *dataset, const ft_document *pair)
+{
+	const double *reference = dataset->reference + 2 * ft_dataset_index(dataset, pair);
+
+	end_document(batch, pair->chosen);
+	end_document(batch, pair->length - pair->chosen);
+	batch->pair_weights[batch->n_pairs] = pair->weight;
+	batch->reference[2 * batch->n_pairs] = reference[0];
+	batch->reference[2 * batch->n_pairs + 1] = reference[1];
+	batch->n_pairs++;
+}
+
 ft_status
 ft_microbatch_fill(ft_microbatch *batch, const ft_dataset *dataset, const ft_document *documents,
 				   const ft_packing *packing, uint32_t index)
 {
 	batch->all = 0;
 	batch->n_documents = 0;
+	batch->n_pairs = 0;
 	batch->max_length = 0;
 	batch->starts[0] = 0;
 	for (uint32_t i = packing->first[index]; i < packing->first[index + 1]; i++)
@@ -332,10 +371,10 @@ ft_microbatch_fill(ft_microbatch *batch, const ft_dataset *dataset, const ft_doc
 
 		FT_TRY(ft_dataset_read(dataset, document, batch->all_ids + batch->all,
 							   batch->all_targets + batch->all, batch->all_weights + batch->all));
-		batch->all += document->length;
-		batch->starts[++batch->n_documents] = (int32_t) batch->all;
-		if (document->length > batch->max_length)
-			batch->max_length = document->length;
+		if (document->chosen > 0)
+			end_pair(batch, dataset, document);
+		else
+			end_document(batch, document->length);
 	}
 	ft_microbatch_arrange(batch, LEAST_SHARED);
 	return FT_OK;

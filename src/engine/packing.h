@@ -47,6 +47,12 @@ ft_status ft_pack(const ft_document *documents, const uint32_t *chosen, uint32_t
 				  int64_t capacity, uint32_t batches, ft_packing *packing);
 void ft_packing_free(ft_packing *packing);
 
+/* How many documents that are only looked at, in their order, are divided into batches at a time;
+ * and as few batches as can be of n of them, at most so many. */
+#define FT_WINDOW 1024
+ft_status
+ft_pack_window(const ft_document *documents, uint32_t n, int64_t capacity, ft_packing *packing);
+
 /* Host arrays for batches of at most `capacity` tokens. */
 ft_status ft_microbatch_create(int64_t capacity, ft_microbatch *batch);
 void ft_microbatch_free(ft_microbatch *batch);

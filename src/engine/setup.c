@@ -195,6 +195,7 @@ ft_setup_open_dataset(ft_setup *s)
 	ft_dataset_options options = {.max_length =
 									  ft_options_max_length(o, config, s->job->context_length),
 								  .train_on_inputs = o->train_on_inputs,
+								  .pairs = o->dpo,
 								  .validation_fraction = o->validation_fraction,
 								  .seed = o->seed};
 	char path[FT_PATH_SIZE];

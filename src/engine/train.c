@@ -10,6 +10,7 @@
 #include "files.h"
 #include "metric_log.h"
 #include "programs.h"
+#include "reference.h"
 #include "setup.h"
 
 #include <stdlib.h>
@@ -175,8 +176,11 @@ resume(run *r)
 		ft_adapter_free(t->best);
 		t->best = best;
 	}
-	status = r->setup.ops->copy(t->transformer->stream, t->adapter->values, saved->values,
-								(size_t) saved->n * sizeof(float));
+	/* while the adapter is still the first one; there is something to do only for a damaged file */
+	status = ft_reference_prepare(r->setup.directory, r->identity, t);
+	if (status == FT_OK)
+		status = r->setup.ops->copy(t->transformer->stream, t->adapter->values, saved->values,
+									(size_t) saved->n * sizeof(float));
 	if (status == FT_OK)
 		status = ft_trainer_resume(t, &state); /* waits, so that the copy may go */
 	if (status == FT_OK)
@@ -247,6 +251,13 @@ tokens_per_second(const run *r)
 	return r->step_seconds > 0 ? (double) r->step_tokens / r->step_seconds : 0.0;
 }
 
+/* Only pairs have a margin. */
+static json_t *
+margin_or_nothing(const run *r, double margin)
+{
+	return r->setup.dataset->pairs ? ft_real_or_null(margin) : NULL;
+}
+
 static ft_status
 send_step(run *r, const ft_step_report *report)
 {
@@ -254,12 +265,13 @@ send_step(run *r, const ft_step_report *report)
 
 	return send_metrics(
 		r, "step",
-		json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f}", "step",
+		json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:o*}", "step",
 				  (json_int_t) t->state.step, "total_steps", (json_int_t) t->total_steps, "epoch",
 				  epochs_done(t), "training_loss", report->loss, "learning_rate",
 				  report->learning_rate, "grad_norm", report->grad_norm, "tokens",
 				  (json_int_t) t->state.tokens, "trained_tokens", (json_int_t) t->state.trained,
-				  "tokens_per_second", tokens_per_second(r), "elapsed", t->state.elapsed));
+				  "tokens_per_second", tokens_per_second(r), "elapsed", t->state.elapsed,
+				  "reward_margin", margin_or_nothing(r, report->margin)));
 }
 
 static ft_status
@@ -269,9 +281,10 @@ send_evaluation(run *r)
 
 	return send_metrics(
 		r, "evaluation",
-		json_pack("{s:I, s:f, s:o, s:o}", "step", (json_int_t) t->state.step, "epoch",
+		json_pack("{s:I, s:f, s:o, s:o, s:o*}", "step", (json_int_t) t->state.step, "epoch",
 				  epochs_done(t), "validation_loss", ft_real_or_null(t->state.validation_loss),
-				  "validation_token_accuracy", ft_real_or_null(t->state.validation_accuracy)));
+				  "validation_token_accuracy", ft_real_or_null(t->state.validation_accuracy),
+				  "reward_margin", margin_or_nothing(r, t->validation_margin)));
 }
 
 static ft_status
@@ -313,6 +326,19 @@ count_elapsed(run *r)
 
 	r->trainer->state.elapsed += now - r->round_at;
 	r->round_at = now;
+}
+
+/* It takes a third of an epoch or so: it is told before. */
+static ft_status
+make_reference(run *r)
+{
+	const ft_dataset *d = r->setup.dataset;
+
+	if (!d->pairs)
+		return FT_OK;
+	FT_TRY(ft_events_send(r->setup.events, "reference",
+						  json_pack("{s:I}", "pairs", (json_int_t) d->n_train + d->n_validation)));
+	return ft_reference_prepare(r->setup.directory, r->identity, r->trainer);
 }
 
 static ft_status
@@ -405,7 +431,10 @@ train(run *r)
 
 	r->saved_at = r->round_at = ft_monotonic_seconds();
 	if (t->state.step == 0)
+	{
+		FT_TRY(make_reference(r));
 		FT_TRY(evaluate(r));
+	}
 	while (t->state.step < t->total_steps && !ft_early_stopping_due(t))
 		FT_TRY(one_step(r));
 	if (t->state.step < t->total_steps)

@@ -150,13 +150,14 @@ create_parts(ft_trainer *t)
 	FT_TRY(ft_epoch_create(&t->epoch, t->dataset->n_train, (uint32_t) t->steps_per_epoch));
 	FT_TRY(ft_microbatch_create(t->capacity, &t->batch));
 	FT_TRY(ft_transformer_create(t->model, t->adapter, t->capacity, &t->transformer));
+	t->transformer->dpo_beta = t->options->dpo_beta;
 	if (t->full != NULL)
 		t->transformer->weight_gradients = t->full->gradients;
 	return FT_OK;
 }
 
 ft_status
-ft_trainer_create(const ft_model *model, const ft_dataset *dataset, const ft_options *options,
+ft_trainer_create(const ft_model *model, ft_dataset *dataset, const ft_options *options,
 				  ft_adapter *adapter, int64_t capacity, ft_trainer **result)
 {
 	ft_trainer *t;
@@ -297,6 +298,7 @@ ft_trainer_step(ft_trainer *t, ft_step_report *report)
 	grad_scale = step_grad_scale(t, chosen, n, report);
 	FT_TRY(ft_trainer_gradient(t, chosen, n, grad_scale, &sums));
 	report->loss = sums.loss * grad_scale;
+	report->margin = sums.margin * grad_scale;
 	report->trained = sums.trained;
 	if (!isfinite(report->loss))
 		return ft_fail(FT_NON_FINITE, "loss is %g at step %lld, learning rate %g", report->loss,
@@ -323,6 +325,7 @@ ft_trainer_evaluate(ft_trainer *t)
 	{
 		t->state.validation_loss = ft_evaluation_loss(&evaluation);
 		t->state.validation_accuracy = ft_evaluation_accuracy(&evaluation);
+		t->validation_margin = ft_evaluation_margin(&evaluation);
 		if (!isfinite(t->state.validation_loss))
 			return ft_fail(FT_NON_FINITE, "validation loss is %g at step %lld",
 						   t->state.validation_loss, (long long) t->state.step);

@@ -16,7 +16,7 @@
 typedef struct ft_trainer
 {
 	const ft_model *model;
-	const ft_dataset *dataset;
+	ft_dataset *dataset;
 	const ft_options *options; /* resolved */
 	ft_adapter *adapter;       /* NULL with method full */
 	ft_full *full;             /* NULL where an adapter is trained */
@@ -30,7 +30,8 @@ typedef struct ft_trainer
 	int64_t steps_per_epoch;
 	int64_t total_steps;
 	ft_run_state state;
-	ft_moments moments; /* on the host, for checkpoints */
+	ft_moments moments;       /* on the host, for checkpoints */
+	double validation_margin; /* of pairs, by the last evaluation */
 } ft_trainer;
 
 typedef struct ft_step_report
@@ -38,6 +39,7 @@ typedef struct ft_step_report
 	double loss; /* mean over the step's weight; 0 when nothing was trained */
 	double learning_rate;
 	double grad_norm;
+	double margin; /* of pairs: mean difference of the rewards (preference.h) */
 	int64_t tokens;
 	int64_t trained;
 } ft_step_report;
@@ -56,9 +58,8 @@ ft_status ft_evaluation_choose_capacity(const ft_model *model, const ft_adapter 
 
 /* Everything but the adapter must outlive the trainer; the adapter becomes its own at success. With
  * method full it is NULL, and the model was loaded for that. */
-ft_status
-ft_trainer_create(const ft_model *model, const ft_dataset *dataset, const ft_options *options,
-				  ft_adapter *adapter, int64_t capacity, ft_trainer **trainer);
+ft_status ft_trainer_create(const ft_model *model, ft_dataset *dataset, const ft_options *options,
+							ft_adapter *adapter, int64_t capacity, ft_trainer **trainer);
 void ft_trainer_free(ft_trainer *trainer);
 
 /* Called between layers; anything but FT_OK ends the step or evaluation with that status. */

@@ -165,6 +165,8 @@ ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t 
 		status = ft_alloc((void **) &t->host_loss, (size_t) capacity * 2, sizeof(float));
 	}
 	if (status == FT_OK)
+		status = ft_alloc((void **) &t->host_logprobs, (size_t) capacity, sizeof(double));
+	if (status == FT_OK)
 		status = model->ops->stream_create(model->device, &t->stream);
 	if (status == FT_OK)
 		status = ft_transformer_adapter_changed(t);
@@ -188,6 +190,7 @@ ft_transformer_free(ft_transformer *t)
 	ft_lora_free(t->lora);
 	ft_experts_free(t->experts);
 	free(t->host_loss);
+	free(t->host_logprobs);
 	free(t->saved);
 	free(t);
 }

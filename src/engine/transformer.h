@@ -50,14 +50,22 @@ typedef struct ft_microbatch
 	int32_t *all_ids; /* [all] */
 	int32_t *all_targets; /* [all] what is to be predicted in its place: the token, or its label */
 	float *all_weights;   /* [all] weight of a target */
+
+	/* Of preference pairs (preference.h) documents 2 · i and 2 · i + 1 are the chosen and the
+	 * rejected side of pair i. */
+	int n_pairs;          /* 0: the documents are no pairs */
+	double *pair_weights; /* [n_pairs] */
+	double *reference;    /* [2 · n_pairs] log-probability of a side by the reference model */
 } ft_microbatch;
 
-/* Sums over the loss rows of one or more batches. */
+/* Sums over the loss rows of one or more batches; of pairs loss and weight are a pair's, and it is
+ * correct when the chosen side has the greater reward. */
 typedef struct ft_loss_sums
 {
 	double loss;    /* Σ weight · loss */
 	double weight;  /* Σ weight */
 	double correct; /* Σ weight where the arg-max is the target */
+	double margin;  /* of pairs: Σ weight · (reward of the chosen side − of the rejected one) */
 	int64_t trained;
 } ft_loss_sums;
 
@@ -87,6 +95,7 @@ typedef struct ft_transformer
 	ft_experts *experts; /* NULL: dense */
 	/* Set by who wants gradients of the base's weights; NULL: they are not made. */
 	ft_weight_gradients *weight_gradients;
+	double dpo_beta;    /* set by who has pairs (preference.h) */
 	int64_t capacity;   /* most tokens of a batch */
 	int64_t loss_chunk; /* rows whose logits exist at a time */
 	ft_tick tick;       /* may be NULL */
@@ -105,7 +114,8 @@ typedef struct ft_transformer
 	float *loss;    /* [trained] */
 	float *correct; /* [trained] */
 	ft_attention attention;
-	float *host_loss; /* host [2 · capacity] */
+	float *host_loss;      /* host [2 · capacity] loss, then correct */
+	double *host_logprobs; /* host [capacity] of documents, for pairs */
 
 	ft_saved_layer *saved;
 	float *final; /* [T, C] residual stream after the last layer */
@@ -161,9 +171,13 @@ ft_status ft_transformer_train(ft_transformer *transformer, const ft_microbatch 
 ft_status ft_transformer_load(ft_transformer *transformer, const ft_microbatch *batch);
 /* transformer.c: fills saved and final. */
 ft_status ft_transformer_forward(ft_transformer *transformer, const ft_microbatch *batch);
-/* loss.c: with grad_scale ≠ 0 also dhidden. */
+/* loss.c: with grad_scale ≠ 0 also dhidden.  Of pairs it is the loss of preference.h. */
 ft_status ft_transformer_loss(ft_transformer *transformer, const ft_microbatch *batch,
 							  double grad_scale, ft_loss_sums *sums);
+/* loss.c: loss and correct of the loss rows, to host_loss; with grad_scale ≠ 0 also dhidden, from
+ * the weights that are on the device. */
+ft_status ft_transformer_row_losses(ft_transformer *transformer, const ft_microbatch *batch,
+									double grad_scale);
 /* backward.c: from dhidden to lora->gradient and weight_gradients; overwrites what was saved. */
 ft_status ft_transformer_backward(ft_transformer *transformer, const ft_microbatch *batch);
 

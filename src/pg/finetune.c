@@ -188,6 +188,7 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	PgftColumns columns;
 	PgftModel *base;
 	char *base_name;
+	bool pairs;
 
 	if (action != ACTION_CREATE)
 		wrong_arguments(action);
@@ -207,9 +208,14 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	request.base = base = pgft_from_model_root(base, pgft_from_model(base, &request.options));
 	if (pgft_options_full(request.options))
 		pgft_full_check_create(pgft_options_as_files(request.options));
+	pairs = pgft_options_pairs(request.options);
 	pgft_query_check(request.training_query, "training query", &columns);
+	pgft_columns_check_pairs(&columns, pairs, "training query");
 	if (request.validation_query)
+	{
 		pgft_query_check(request.validation_query, "validation query", &columns);
+		pgft_columns_check_pairs(&columns, pairs, "validation query");
+	}
 	pgft_base_check_file(base);
 
 	request.id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));

@@ -213,6 +213,16 @@ on_plan(PgftJobEvents *events, Jsonb *event)
 					   psprintf(INT64_FORMAT " steps", events->total_steps), event);
 }
 
+/* Method dpo looks at every pair with its reference model first. */
+static void
+on_reference(PgftJobEvents *events, Jsonb *event)
+{
+	pgft_job_add_event(
+		&events->job->id, "info", "reference",
+		psprintf("computing the reference of " INT64_FORMAT " pairs", get_int64(event, "pairs")),
+		event);
+}
+
 /* A row of metrics; a step and an evaluation after it share one. */
 static void
 write_metric(PgftJobEvents *events, Jsonb *event)
@@ -344,6 +354,7 @@ static const struct
 	{"started", on_started},
 	{"dataset", on_dataset},
 	{"plan", on_plan},
+	{"reference", on_reference},
 	{"step", on_step},
 	{"evaluation", on_evaluation},
 	{"checkpoint", on_checkpoint},

@@ -36,6 +36,7 @@ typedef enum OptionType
 #define OPTION_QUEUE_ONLY 0x08 /* not the engine's business */
 #define OPTION_LATER 0x10      /* documented, but only its default can be had so far */
 #define OPTION_ADAPTER 0x20    /* no default where another model's adapter is continued */
+#define OPTION_DPO 0x40        /* of method dpo only */
 
 typedef struct OptionSpec
 {
@@ -47,11 +48,9 @@ typedef struct OptionSpec
 	const char *const *choices; /* of OPTION_CHOICE; the first is the default */
 	int supported;              /* how many of the choices can be had so far */
 	const char *fallback;       /* default as JSON text, NULL when it depends on model or data */
-	const char *const *later;   /* choices that cannot be had so far; NULL: none */
 } OptionSpec;
 
 static const char *const methods[] = {"lora", "qlora", "full", "dpo", NULL};
-static const char *const methods_later[] = {"dpo", NULL};
 static const char *const schedulers[] = {"cosine", "linear", "constant", NULL};
 static const char *const storages[] = {"database", "file", NULL};
 
@@ -66,7 +65,7 @@ static const char *const modules[] = {"q_proj",    "k_proj",  "v_proj",    "o_pr
 static const OptionSpec option_specs[] = {
 	{"max_epochs", OPTION_INTEGER, OPTION_AUTO, 1, 50},
 	{"max_steps", OPTION_INTEGER, OPTION_AUTO, 1, INT_LIMIT},
-	{"method", OPTION_CHOICE, 0, 0, 0, methods, 4, "\"lora\"", methods_later},
+	{"method", OPTION_CHOICE, 0, 0, 0, methods, 4, "\"lora\""},
 	{"lora_r", OPTION_INTEGER, OPTION_ADAPTER, 1, 512, NULL, 0, "16"},
 	{"lora_alpha", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN | OPTION_ADAPTER, 0, 65536},
 	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX | OPTION_LATER, 0, 1, NULL, 0, "0"},
@@ -93,7 +92,7 @@ static const OptionSpec option_specs[] = {
 	{"from_model", OPTION_STRING, OPTION_QUEUE_ONLY},
 	{"from_weights", OPTION_STRING, OPTION_QUEUE_ONLY},
 	{"prompt_template", OPTION_STRING, OPTION_LATER},
-	{"dpo_beta", OPTION_NUMBER, OPTION_LATER | OPTION_ABOVE_MIN, 0, 100},
+	{"dpo_beta", OPTION_NUMBER, OPTION_DPO, 1e-6, 100, NULL, 0, "0.1"},
 };
 
 /* The names in a NULL-terminated list as "a, b, c". */
@@ -286,8 +285,7 @@ check_value(const OptionSpec *spec, JsonbValue *value)
 			choice = string_among(value, spec->choices);
 			if (choice < 0)
 				bad_value(spec, value);
-			if (choice >= spec->supported ||
-				(spec->later != NULL && string_among(value, spec->later) >= 0))
+			if (choice >= spec->supported)
 				not_yet(spec, spec->choices[choice]);
 			break;
 		case OPTION_MODULES:
@@ -415,7 +413,9 @@ static Jsonb *
 resolve(Jsonb *given)
 {
 	JsonbParseState *state = NULL;
-	bool continued, full;
+	bool continued;
+	bool full;
+	bool pairs;
 
 	check_keys(given);
 	for (int i = 0; i < lengthof(option_specs); i++)
@@ -431,6 +431,7 @@ resolve(Jsonb *given)
 	check_method(given);
 	full = pgft_options_full(given);
 	continued = pgft_options_string(given, "from_model") != NULL;
+	pairs = pgft_options_pairs(given);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < lengthof(option_specs); i++)
 	{
@@ -444,7 +445,8 @@ resolve(Jsonb *given)
 				value->val.numeric = int64_to_numeric((int64) get_number(value));
 			push_option(&state, spec->name, value);
 		}
-		else if ((continued && (spec->flags & OPTION_ADAPTER)) || (full && is_of_adapter(spec)))
+		else if ((continued && (spec->flags & OPTION_ADAPTER)) || (full && is_of_adapter(spec)) ||
+				 (!pairs && (spec->flags & OPTION_DPO)))
 			;
 		else if (strcmp(spec->name, "lora_alpha") == 0)
 		{
@@ -477,6 +479,22 @@ check_early_stopping(Jsonb *options, bool validation_query)
 			 errhint("Give a validation query, or a \"validation_fraction\" above 0.")));
 }
 
+/* What goes with method dpo, and what does not. */
+static void
+check_dpo(Jsonb *options)
+{
+	bool pairs = pgft_options_pairs(options);
+
+	if (!pairs && get_option(options, "dpo_beta") != NULL)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option \"dpo_beta\" is of method dpo only"),
+						errhint("Leave it out, or give the option \"method\": \"dpo\".")));
+	if (pairs && get_option(options, "train_on_inputs")->val.boolean)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option \"train_on_inputs\" does not go with method dpo"),
+						errhint("Method dpo compares two answers: their prompt is the same.")));
+}
+
 Jsonb *
 pgft_options_argument(FunctionCallInfo fcinfo, int argno)
 {
@@ -486,6 +504,7 @@ pgft_options_argument(FunctionCallInfo fcinfo, int argno)
 	Jsonb *options = resolve(given);
 
 	check_early_stopping(options, !PG_ARGISNULL(argno - 1));
+	check_dpo(options);
 	return options;
 }
 
@@ -530,6 +549,12 @@ bool
 pgft_options_as_files(Jsonb *resolved)
 {
 	return option_is(resolved, "storage", "file");
+}
+
+bool
+pgft_options_pairs(Jsonb *options)
+{
+	return option_is(options, "method", "dpo");
 }
 
 int

@@ -35,6 +35,9 @@ extern char *pgft_options_string(Jsonb *options, const char *name);
 extern bool pgft_options_full(Jsonb *resolved);
 extern bool pgft_options_as_files(Jsonb *resolved);
 
+/* Does the job train on preference pairs (method dpo)? */
+extern bool pgft_options_pairs(Jsonb *options);
+
 /* The job's place in the queue; 0 unless the options say otherwise. */
 extern int pgft_options_priority(Jsonb *resolved);
 

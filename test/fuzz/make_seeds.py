@@ -226,6 +226,16 @@ def row_seeds():
     ]:
         yield name, b"\x20" + json.dumps(row).encode()
         yield name + "_trained", b"\xa0" + json.dumps(row).encode()
+    for name, row in [
+        ("preference", {"prompt": "the", "chosen": "abab<|im_end|>", "rejected": ""}),
+        ("preference_weight", {"prompt": "", "chosen": "a", "rejected": "b", "weight": 1e12}),
+        ("preference_long", {"prompt": "ab " * 60, "chosen": "the " * 40, "rejected": "a\u00e9 " * 90}),
+        ("preference_wide", {"prompt": "a", "chosen": "\ud83d\ude00" * 40, "rejected": "x"}),
+        ("preference_null", {"prompt": "a", "chosen": None, "rejected": "x"}),
+        ("preference_half", {"prompt": "a", "rejected": "x"}),
+        ("preference_other", {"prompt": "a", "completion": "x"}),
+    ]:
+        yield name, b"\x60" + json.dumps(row).encode()
     yield "deep", b"\x20" + b'{"text":' + b"[" * 5000
 
 
