@@ -3,6 +3,7 @@
  */
 #include "kernels.h"
 
+#include "dropout_kernel.h"
 #include "gemm_kernel.h"
 #include "panel_kernel.h"
 #include "rows_kernel.h"

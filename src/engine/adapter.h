@@ -19,6 +19,7 @@ typedef struct ft_adapter
 	bool use_rslora;
 	float scale;      /* alpha / rank, with rslora alpha / √rank */
 	unsigned targets; /* bit per ft_target */
+	double dropout;   /* share of the input that training drops; 0 in all that is loaded */
 	int layers;
 	int64_t n;     /* values in all */
 	float *values; /* device [n] */

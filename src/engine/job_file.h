@@ -27,6 +27,7 @@ typedef struct ft_options
 	unsigned lora_target_modules; /* bit per ft_target */
 	bool all_linear;              /* no list was given: all that the base has */
 	bool use_rslora;
+	double lora_dropout; /* in [0, 1) */
 	double learning_rate;
 	ft_scheduler lr_scheduler;
 	double min_lr_ratio; /* of the learning rate, at the end */

@@ -167,13 +167,11 @@ read_seed(const json_t *value, uint64_t *seed)
 }
 
 static ft_status
-read_dropout(const json_t *value)
+read_dropout(const json_t *value, double *dropout)
 {
-	double dropout = 0;
-
-	FT_TRY(read_real("lora_dropout", value, 0, 1, &dropout));
-	if (dropout != 0)
-		return ft_fail(FT_UNSUPPORTED, "lora_dropout %g is not supported, only 0", dropout);
+	FT_TRY(read_real("lora_dropout", value, 0, 1, dropout));
+	if (*dropout == 1)
+		return ft_fail(FT_INVALID, "option \"lora_dropout\" is 1, which leaves nothing");
 	return FT_OK;
 }
 
@@ -192,7 +190,7 @@ read_option(const char *key, const json_t *value, ft_options *o)
 	if (IS("lora_alpha"))
 		return read_real(key, value, 1e-6, 1e6, &o->lora_alpha);
 	if (IS("lora_dropout"))
-		return read_dropout(value);
+		return read_dropout(value, &o->lora_dropout);
 	if (IS("lora_target_modules"))
 		return read_target_modules(value, o);
 	if (IS("use_rslora"))
@@ -412,7 +410,7 @@ ft_options_json(const ft_options *o)
 	json_object_set_new(json, "max_steps", json_integer(o->max_steps));
 	json_object_set_new(json, "lora_r", json_integer(o->lora_r));
 	json_object_set_new(json, "lora_alpha", json_real(o->lora_alpha));
-	json_object_set_new(json, "lora_dropout", json_real(0.0));
+	json_object_set_new(json, "lora_dropout", json_real(o->lora_dropout));
 	json_object_set_new(json, "lora_target_modules", target_names(o->lora_target_modules));
 	json_object_set_new(json, "use_rslora", json_boolean(o->use_rslora));
 	json_object_set_new(json, "learning_rate", json_real(o->learning_rate));

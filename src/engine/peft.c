@@ -350,9 +350,9 @@ save_config(const ft_adapter *adapter, const char *base_name, const char *direct
 		"{s:s, s:s, s:s, s:b, s:i, s:f, s:f, s:s, s:b, s:b, s:b, s:b, s:o, s:{}, s:{}, s:n}",
 		"peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base_name,
 		"inference_mode", 1, "r", adapter->rank, "lora_alpha", (double) adapter->alpha,
-		"lora_dropout", 0.0, "bias", "none", "use_rslora", (int) adapter->use_rslora, "use_dora", 0,
-		"fan_in_fan_out", 0, "init_lora_weights", 1, "target_modules", targets, "rank_pattern",
-		"alpha_pattern", "modules_to_save");
+		"lora_dropout", adapter->dropout, "bias", "none", "use_rslora", (int) adapter->use_rslora,
+		"use_dora", 0, "fan_in_fan_out", 0, "init_lora_weights", 1, "target_modules", targets,
+		"rank_pattern", "alpha_pattern", "modules_to_save");
 	if (config == NULL)
 		return ft_fail(FT_NO_MEMORY, "out of memory");
 	/* PEFT writes a whole alpha as an integer */

@@ -256,18 +256,12 @@ continue_adapter(ft_setup *s, const char *path, ft_adapter **adapter)
 	return status;
 }
 
-ft_status
-ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
+static ft_status
+begin_adapter(const ft_setup *s, ft_adapter **adapter)
 {
 	const ft_options *o = &s->job->options;
-	char path[FT_PATH_SIZE];
 	ft_status status;
 
-	FT_TRY(ft_path_join(path, s->directory, "initial_adapter"));
-	if (s->job->adapter != NULL)
-		FT_TRY(copy_initial_adapter(s, path));
-	if (ft_file_exists(path))
-		return continue_adapter(s, path, adapter);
 	FT_TRY(ft_adapter_create(s->model, o->lora_r, (float) o->lora_alpha, o->use_rslora,
 							 o->lora_target_modules, adapter));
 	status = ft_adapter_init(*adapter, &s->model->config, o->seed);
@@ -276,6 +270,24 @@ ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
 		ft_adapter_free(*adapter);
 		*adapter = NULL;
 	}
+	return status;
+}
+
+ft_status
+ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
+{
+	char path[FT_PATH_SIZE];
+	ft_status status;
+
+	FT_TRY(ft_path_join(path, s->directory, "initial_adapter"));
+	if (s->job->adapter != NULL)
+		FT_TRY(copy_initial_adapter(s, path));
+	if (ft_file_exists(path))
+		status = continue_adapter(s, path, adapter);
+	else
+		status = begin_adapter(s, adapter);
+	if (status == FT_OK)
+		(*adapter)->dropout = s->job->options.lora_dropout;
 	return status;
 }
 

@@ -67,7 +67,7 @@ static const OptionSpec option_specs[] = {
 	{"method", OPTION_CHOICE, 0, 0, 0, methods, 1, "\"lora\""},
 	{"lora_r", OPTION_INTEGER, OPTION_ADAPTER, 1, 512, NULL, 0, "16"},
 	{"lora_alpha", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN | OPTION_ADAPTER, 0, 65536},
-	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX | OPTION_LATER, 0, 1, NULL, 0, "0"},
+	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX, 0, 1, NULL, 0, "0"},
 	{"lora_target_modules", OPTION_MODULES, OPTION_ADAPTER, 0, 0, NULL, 0, "\"all-linear\""},
 	{"use_rslora", OPTION_BOOLEAN, OPTION_ADAPTER, 0, 0, NULL, 0, "false"},
 	{"learning_rate", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN, 0, 1},
