@@ -16,8 +16,9 @@ typedef struct ft_dataset_options
 {
 	int max_length; /* tokens of a document, at least 16 */
 	bool train_on_inputs;
-	double validation_fraction; /* of the training rows, when there is no validation file */
-	uint64_t seed;              /* of that split */
+	const char *prompt_template; /* prompt_template.h; NULL: none */
+	double validation_fraction;  /* of the training rows, when there is no validation file */
+	uint64_t seed;               /* of that split */
 } ft_dataset_options;
 
 /* A tokenised row. */

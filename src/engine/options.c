@@ -14,7 +14,7 @@
 /* --- reading --- */
 
 /* Options that this engine knows but cannot do; any value but null, false or "auto" is refused. */
-static const char *const unsupported[] = {"prompt_template", "dpo_beta"};
+static const char *const unsupported[] = {"dpo_beta"};
 
 /* Options that are the caller's own business. */
 static const char *const callers[] = {"priority", "storage"};
@@ -176,6 +176,18 @@ read_dropout(const json_t *value, double *dropout)
 }
 
 static ft_status
+read_template(const json_t *value, char to[FT_PROMPT_TEMPLATE_SIZE])
+{
+	if (value == NULL || json_is_null(value))
+		return FT_OK;
+	if (!json_is_string(value))
+		return ft_fail(FT_INVALID, "option \"prompt_template\" is no string");
+	FT_TRY(ft_prompt_template_check(json_string_value(value)));
+	strcpy(to, json_string_value(value));
+	return FT_OK;
+}
+
+static ft_status
 read_option(const char *key, const json_t *value, ft_options *o)
 {
 #define IS(name) (strcmp(key, name) == 0)
@@ -217,6 +229,8 @@ read_option(const char *key, const json_t *value, ft_options *o)
 		return read_flag(key, value, &o->packing);
 	if (IS("train_on_inputs"))
 		return read_flag(key, value, &o->train_on_inputs);
+	if (IS("prompt_template"))
+		return read_template(value, o->prompt_template);
 	if (IS("n_evals"))
 		return read_int(key, value, 0, 10000, &o->n_evals);
 	if (IS("n_checkpoints"))
@@ -354,6 +368,19 @@ ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
 }
 
 ft_status
+ft_options_adopt_template(ft_options *o, const char *prompt_template)
+{
+	const char *other = prompt_template != NULL ? prompt_template : "";
+
+	if (o->prompt_template[0] != '\0' && strcmp(o->prompt_template, other) != 0)
+		return ft_hint(ft_fail(FT_INVALID, "option \"prompt_template\" is not that of the adapter "
+										   "to continue from"),
+					   "Leave the option out, or begin a new adapter.");
+	snprintf(o->prompt_template, sizeof o->prompt_template, "%s", other);
+	return FT_OK;
+}
+
+ft_status
 ft_options_adopt(ft_options *o, const ft_adapter *a)
 {
 	static const char hint[] = "Leave the option out, or begin a new adapter.";
@@ -426,6 +453,8 @@ ft_options_json(const ft_options *o)
 	json_object_set_new(json, "max_seq_length", json_integer(o->max_seq_length));
 	json_object_set_new(json, "packing", json_boolean(o->packing));
 	json_object_set_new(json, "train_on_inputs", json_boolean(o->train_on_inputs));
+	if (o->prompt_template[0] != '\0')
+		json_object_set_new(json, "prompt_template", json_string(o->prompt_template));
 	json_object_set_new(json, "n_evals", json_integer(o->n_evals));
 	if (o->n_checkpoints > 0)
 		json_object_set_new(json, "n_checkpoints", json_integer(o->n_checkpoints));

@@ -181,6 +181,24 @@ remove_rows(ft_setup *s)
 	return FT_OK;
 }
 
+/* An adapter to continue from, or to be judged, has its rows in its own prompt template. */
+static ft_status
+adopt_prompt_template(ft_setup *s)
+{
+	char path[FT_PATH_SIZE];
+	char *prompt_template;
+	ft_status status;
+
+	FT_TRY(ft_path_join(path, s->directory, "initial_adapter"));
+	if (!ft_file_exists(path) && s->job->adapter == NULL)
+		return FT_OK;
+	FT_TRY(ft_peft_read_prompt_template(ft_file_exists(path) ? path : s->job->adapter,
+										&prompt_template));
+	status = ft_options_adopt_template(&s->job->options, prompt_template);
+	free(prompt_template);
+	return status;
+}
+
 ft_status
 ft_setup_open_dataset(ft_setup *s)
 {
@@ -189,10 +207,14 @@ ft_setup_open_dataset(ft_setup *s)
 	ft_dataset_options options = {.max_length =
 									  ft_options_max_length(o, config, s->job->context_length),
 								  .train_on_inputs = o->train_on_inputs,
+								  .prompt_template = o->prompt_template,
 								  .validation_fraction = o->validation_fraction,
 								  .seed = o->seed};
 	char path[FT_PATH_SIZE];
 
+	FT_TRY(adopt_prompt_template(s));
+	if (o->prompt_template[0] == '\0')
+		options.prompt_template = NULL;
 	FT_TRY(ft_path_join(path, s->directory, "dataset.bin"));
 	if (!ft_file_exists(path))
 		FT_TRY(ft_dataset_build(s->directory, &options, config, ft_model_file_vocabulary(s->file),
@@ -273,6 +295,16 @@ begin_adapter(const ft_setup *s, ft_adapter **adapter)
 	return status;
 }
 
+/* What is trained with a prompt template is asked with it. */
+static ft_status
+set_prompt_template(ft_adapter *adapter, const char *prompt_template)
+{
+	if (prompt_template[0] == '\0' || adapter->prompt_template != NULL)
+		return FT_OK;
+	adapter->prompt_template = strdup(prompt_template);
+	return adapter->prompt_template != NULL ? FT_OK : ft_fail(FT_NO_MEMORY, "out of memory");
+}
+
 ft_status
 ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
 {
@@ -288,6 +320,8 @@ ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
 		status = begin_adapter(s, adapter);
 	if (status == FT_OK)
 		(*adapter)->dropout = s->job->options.lora_dropout;
+	if (status == FT_OK)
+		status = set_prompt_template(*adapter, s->job->options.prompt_template);
 	return status;
 }
 

@@ -89,8 +89,12 @@ pgft_finetune_estimate(PG_FUNCTION_ARGS)
 	from = pgft_from_model(base, &options);
 	task.file.options = pgft_options_for_engine(options);
 	pgft_query_check(task.query, task.query_name, &columns);
+	pgft_options_check_columns(options, &columns, task.query_name);
 	if (task.validation_query)
+	{
 		pgft_query_check(task.validation_query, task.validation_name, &columns);
+		pgft_options_check_columns(options, &columns, task.validation_name);
+	}
 	pgft_base_check_file(base);
 	pgft_model_resolve(base);
 	if (from != NULL)

@@ -205,8 +205,12 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	check_name(request.model_name);
 	(void) pgft_from_model(base, &request.options);
 	pgft_query_check(request.training_query, "training query", &columns);
+	pgft_options_check_columns(request.options, &columns, "training query");
 	if (request.validation_query)
+	{
 		pgft_query_check(request.validation_query, "validation query", &columns);
+		pgft_options_check_columns(request.options, &columns, "validation query");
+	}
 	pgft_base_check_file(base);
 
 	request.id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));

@@ -27,6 +27,7 @@ typedef enum OptionType
 	OPTION_BOOLEAN,
 	OPTION_CHOICE,
 	OPTION_MODULES,
+	OPTION_TEMPLATE,
 	OPTION_STRING
 } OptionType;
 
@@ -56,6 +57,9 @@ static const char *const storages[] = {"database", "file", NULL};
 /* The linear layers of a decoder's block, under PEFT's names. */
 static const char *const modules[] = {"q_proj",    "k_proj",  "v_proj",    "o_proj",
 									  "gate_proj", "up_proj", "down_proj", NULL};
+
+/* Of a prompt template, as the engine has it: in UTF-8, and a NUL behind it. */
+#define TEMPLATE_LIMIT 4095
 
 #define INT_LIMIT 2147483647.0
 /* The largest integer that every JSON reader keeps exactly. */
@@ -90,7 +94,7 @@ static const OptionSpec option_specs[] = {
 	{"early_stopping_patience", OPTION_INTEGER, 0, 1, 10000},
 	{"from_model", OPTION_STRING, OPTION_QUEUE_ONLY},
 	{"from_weights", OPTION_STRING, OPTION_QUEUE_ONLY},
-	{"prompt_template", OPTION_STRING, OPTION_LATER},
+	{"prompt_template", OPTION_TEMPLATE},
 	{"dpo_beta", OPTION_NUMBER, OPTION_LATER | OPTION_ABOVE_MIN, 0, 100},
 };
 
@@ -164,6 +168,9 @@ allowed_values(const OptionSpec *spec)
 			return psprintf("one of %s", join_names(spec->choices));
 		case OPTION_MODULES:
 			return psprintf("\"all-linear\" or a non-empty array of %s", join_names(modules));
+		case OPTION_TEMPLATE:
+			return psprintf("a string of at most %d bytes in which {prompt} stands once",
+							TEMPLATE_LIMIT);
 		case OPTION_STRING:
 			return "a string";
 	}
@@ -205,6 +212,14 @@ is_auto(JsonbValue *value)
 	static const char *const autos[] = {"auto", NULL};
 
 	return value->type == jbvNull || string_among(value, autos) >= 0;
+}
+
+/* Is an option as if it were not there?  A model may be called "auto". */
+static bool
+is_unset(const OptionSpec *spec, JsonbValue *value)
+{
+	return value == NULL || value->type == jbvNull ||
+		   ((spec->flags & OPTION_AUTO) && is_auto(value));
 }
 
 static double
@@ -266,6 +281,44 @@ check_modules(const OptionSpec *spec, JsonbValue *value)
 }
 
 static void
+bad_brace(const OptionSpec *spec, const char *text, const char *at)
+{
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("option \"%s\" has a brace that means nothing at character %d",
+						   spec->name, pg_mbstrlen_with_len(text, at - text) + 1),
+					errhint("{prompt} stands for the prompt, {{ and }} for braces.")));
+}
+
+/* {prompt} once, and no other brace that is not doubled. */
+static void
+check_template(const OptionSpec *spec, JsonbValue *value)
+{
+	static const char placeholder[] = "{prompt}";
+	char *text;
+	int prompts = 0;
+
+	if (value->type != jbvString)
+		bad_value(spec, value);
+	text = pnstrdup(value->val.string.val, value->val.string.len);
+	for (const char *at = text; *at != '\0'; at += pg_mblen(at))
+	{
+		if (*at != '{' && *at != '}')
+			continue;
+		if (at[1] == at[0])
+			at++;
+		else if (strncmp(at, placeholder, strlen(placeholder)) == 0)
+		{
+			prompts++;
+			at += strlen(placeholder) - 1;
+		}
+		else
+			bad_brace(spec, text, at);
+	}
+	if (prompts != 1 || strlen(pg_server_to_any(text, strlen(text), PG_UTF8)) > TEMPLATE_LIMIT)
+		bad_value(spec, value);
+}
+
+static void
 check_value(const OptionSpec *spec, JsonbValue *value)
 {
 	int choice;
@@ -290,11 +343,12 @@ check_value(const OptionSpec *spec, JsonbValue *value)
 		case OPTION_MODULES:
 			check_modules(spec, value);
 			break;
+		case OPTION_TEMPLATE:
+			check_template(spec, value);
+			break;
 		case OPTION_STRING:
 			if (value->type != jbvString)
 				bad_value(spec, value);
-			if (spec->flags & OPTION_LATER)
-				not_yet(spec, NULL);
 			break;
 	}
 }
@@ -387,9 +441,7 @@ resolve(Jsonb *given)
 	{
 		JsonbValue *value = get_option(given, option_specs[i].name);
 
-		/* null means unset, whatever the option */
-		if (value && value->type != jbvNull &&
-			!((option_specs[i].flags & OPTION_AUTO) && is_auto(value)))
+		if (!is_unset(&option_specs[i], value))
 			check_value(&option_specs[i], value);
 	}
 
@@ -400,7 +452,7 @@ resolve(Jsonb *given)
 		const OptionSpec *spec = &option_specs[i];
 		JsonbValue *value = get_option(given, spec->name);
 
-		if (value && !is_auto(value))
+		if (!is_unset(spec, value))
 		{
 			/* 16.0 is an integer here, but not to every reader of JSON */
 			if (spec->type == OPTION_INTEGER)
@@ -450,6 +502,18 @@ pgft_options_argument(FunctionCallInfo fcinfo, int argno)
 
 	check_early_stopping(options, !PG_ARGISNULL(argno - 1));
 	return options;
+}
+
+void
+pgft_options_check_columns(Jsonb *options, const PgftColumns *columns, const char *what)
+{
+	if (get_option(options, "prompt_template") == NULL || columns->set == PGFT_PROMPT_COMPLETION)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("option \"prompt_template\" needs rows with prompt and completion, but the %s "
+					"yields \"%s\"",
+					what, columns->name[0])));
 }
 
 Jsonb *
