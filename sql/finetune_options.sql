@@ -5,7 +5,7 @@ CREATE SERVER base TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'a
 RESET client_min_messages;
 CREATE TABLE t (prompt text, completion text, doc jsonb);
 -- What an option with a value is told; with good ones all goes well up to the missing file.
-CREATE FUNCTION try(option text, value jsonb, query text DEFAULT 'SELECT prompt, completion FROM t',
+CREATE FUNCTION try_option(option text, value jsonb, query text DEFAULT 'SELECT prompt, completion FROM t',
 					validation text DEFAULT NULL)
 	RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -44,43 +44,43 @@ INSERT INTO number_option VALUES
 	('priority', '-1000', '1000', '-1001', '1001', true, false),
 	('n_checkpoints', '1', '10000', '0', '10001', true, false),
 	('early_stopping_patience', '1', '10000', '0', '10001', true, false);
-SELECT try(name, below) FROM number_option;
-SELECT try(name, above) FROM number_option;
-SELECT try(name, '"3"') FROM number_option;
-SELECT try(name, '1.5') FROM number_option WHERE is_integer;
+SELECT try_option(name, below) FROM number_option;
+SELECT try_option(name, above) FROM number_option;
+SELECT try_option(name, '"3"') FROM number_option;
+SELECT try_option(name, '1.5') FROM number_option WHERE is_integer;
 -- nothing but "good" from here on
-SELECT name, try(name, least), try(name, most) FROM number_option WHERE (try(name, least), try(name, most)) <> ('good', 'good');
-SELECT name, try(name, 'null') FROM number_option WHERE try(name, 'null') <> 'good';
-SELECT name, try(name, '"auto"') FROM number_option WHERE (try(name, '"auto"') = 'good') <> auto;
-SELECT name FROM number_option WHERE is_integer AND try(name, (least::text || '.0')::jsonb) <> 'good';
+SELECT name, try_option(name, least), try_option(name, most) FROM number_option WHERE (try_option(name, least), try_option(name, most)) <> ('good', 'good');
+SELECT name, try_option(name, 'null') FROM number_option WHERE try_option(name, 'null') <> 'good';
+SELECT name, try_option(name, '"auto"') FROM number_option WHERE (try_option(name, '"auto"') = 'good') <> auto;
+SELECT name FROM number_option WHERE is_integer AND try_option(name, (least::text || '.0')::jsonb) <> 'good';
 
 -- Switches and choices
-SELECT try(name, '"on"') FROM unnest('{packing,train_on_inputs,use_rslora}'::text[]) name;
-SELECT try(name, '1') FROM unnest('{packing,train_on_inputs,use_rslora}'::text[]) name;
-SELECT name, try(name, value) FROM unnest('{packing,train_on_inputs,use_rslora}'::text[]) name,
-	unnest('{true,false,null}'::jsonb[]) value WHERE try(name, value) <> 'good';
-SELECT try('lr_scheduler', '"Cosine"');
-SELECT value, try('lr_scheduler', value) FROM unnest('{"\"cosine\"","\"linear\"","\"constant\"","null"}'::jsonb[]) value;
-SELECT try('storage', '"ram"');
-SELECT try('storage', '"database"');
-SELECT try('lora_target_modules', '["q_proj", 1]');
-SELECT try('lora_target_modules', '{"q_proj": true}');
-SELECT try('lora_target_modules', '["down_proj", "q_proj"]');
+SELECT try_option(name, '"on"') FROM unnest('{packing,train_on_inputs,use_rslora}'::text[]) name;
+SELECT try_option(name, '1') FROM unnest('{packing,train_on_inputs,use_rslora}'::text[]) name;
+SELECT name, try_option(name, value) FROM unnest('{packing,train_on_inputs,use_rslora}'::text[]) name,
+	unnest('{true,false,null}'::jsonb[]) value WHERE try_option(name, value) <> 'good';
+SELECT try_option('lr_scheduler', '"Cosine"');
+SELECT value, try_option('lr_scheduler', value) FROM unnest('{"\"cosine\"","\"linear\"","\"constant\"","null"}'::jsonb[]) value;
+SELECT try_option('storage', '"ram"');
+SELECT try_option('storage', '"database"');
+SELECT try_option('lora_target_modules', '["q_proj", 1]');
+SELECT try_option('lora_target_modules', '{"q_proj": true}');
+SELECT try_option('lora_target_modules', '["down_proj", "q_proj"]');
 
 -- Templates of prompts
-SELECT try('prompt_template', value) FROM unnest(ARRAY['3', 'true', '["{prompt}"]', '""', '"auto"', '"no place"',
+SELECT try_option('prompt_template', value) FROM unnest(ARRAY['3', 'true', '["{prompt}"]', '""', '"auto"', '"no place"',
 	'"{prompt} {prompt}"', '"{{prompt}}"']::jsonb[]) value;
-SELECT try('prompt_template', value) FROM unnest(ARRAY['"{prompt} of {system}"', '"{ prompt }"', '"{prompt"',
+SELECT try_option('prompt_template', value) FROM unnest(ARRAY['"{prompt} of {system}"', '"{ prompt }"', '"{prompt"',
 	'"é {prompt}}"', '"{prompt}{"', '"{}{prompt}"']::jsonb[]) value;
-SELECT try('prompt_template', to_jsonb('{prompt}' || repeat('x', 4088)));
-SELECT try('prompt_template', to_jsonb('{prompt}' || repeat('x', 4087)));
-SELECT try('prompt_template', value) FROM unnest(ARRAY['"{prompt}"', '"Question: {prompt}\nAnswer: "', '"{{{prompt}}} é"',
+SELECT try_option('prompt_template', to_jsonb('{prompt}' || repeat('x', 4088)));
+SELECT try_option('prompt_template', to_jsonb('{prompt}' || repeat('x', 4087)));
+SELECT try_option('prompt_template', value) FROM unnest(ARRAY['"{prompt}"', '"Question: {prompt}\nAnswer: "', '"{{{prompt}}} é"',
 	'null']::jsonb[]) value;
-SELECT try('prompt_template', '"Q: {prompt}"', query)
+SELECT try_option('prompt_template', '"Q: {prompt}"', query)
 	FROM unnest(ARRAY['SELECT doc AS messages FROM t', 'SELECT prompt AS text FROM t', 'SELECT ARRAY[1] AS input_ids FROM t']) query;
-SELECT try('prompt_template', '"Q: {prompt}"', validation => 'SELECT prompt AS text FROM t');
-SELECT try('prompt_template', 'null', 'SELECT prompt AS text FROM t');
-CREATE FUNCTION estimate(query text, validation text) RETURNS text LANGUAGE plpgsql AS $$
+SELECT try_option('prompt_template', '"Q: {prompt}"', validation => 'SELECT prompt AS text FROM t');
+SELECT try_option('prompt_template', 'null', 'SELECT prompt AS text FROM t');
+CREATE FUNCTION try_estimate(query text, validation text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM finetune_estimate('base', query, validation, '{"prompt_template": "Q: {prompt}"}');
 	RETURN 'no error';
@@ -88,16 +88,16 @@ EXCEPTION WHEN OTHERS THEN
 	RETURN format('%s %s', SQLSTATE, SQLERRM);
 END
 $$;
-SELECT estimate('SELECT doc AS messages FROM t', NULL);
-SELECT estimate('SELECT prompt, completion FROM t', 'SELECT doc AS messages FROM t');
+SELECT try_estimate('SELECT doc AS messages FROM t', NULL);
+SELECT try_estimate('SELECT prompt, completion FROM t', 'SELECT doc AS messages FROM t');
 
 -- A model to continue from may have any name, "auto" too
-SELECT try('from_model', '"auto"');
-SELECT try('from_model', '"nosuch"');
-SELECT try('from_model', '["m"]');
-SELECT try('from_weights', '"0"');
-SELECT try('from_weights', '0');
+SELECT try_option('from_model', '"auto"');
+SELECT try_option('from_model', '"nosuch"');
+SELECT try_option('from_model', '["m"]');
+SELECT try_option('from_weights', '"0"');
+SELECT try_option('from_weights', '0');
 
-DROP FUNCTION try, estimate;
+DROP FUNCTION try_option, try_estimate;
 DROP TABLE t, number_option;
 DROP EXTENSION pg_finetune CASCADE;

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define HOST_CAPACITY 2048    /* more rows than this make no product on a CPU faster */
+#define HOST_CAPACITY 1024    /* more rows than this make no product on a CPU faster */
 #define DEVICE_CAPACITY 65536 /* nor on a GPU */
 
 int64_t
