@@ -158,6 +158,7 @@ SELECT try_create('TABLE t', options => '{"validation_fraction": 1}');
 SELECT try_create('TABLE t', options => '{"seed": {"a": 1}}');
 SELECT try_create('TABLE t', options => '{"from_model": 1}');
 SELECT try_create('TABLE t', options => '{"prompt_template": "m"}');
+SELECT try_create('TABLE t', options => '{"dpo_beta": 0.1}');
 SELECT try_create('TABLE t', options => '{"early_stopping_patience": 0}');
 SELECT try_create('TABLE t', options => '{"early_stopping_patience": 2, "validation_fraction": 0}');
 SELECT try_create('TABLE t', options => '{"lora_r": 16.0, "lora_alpha": "auto", "max_epochs": "auto",

@@ -286,8 +286,8 @@ to_host(const ft_adapter *adapter, float *values)
 	return status;
 }
 
-#define PROMPT_TEMPLATE_KEY "prompt_template" /* in the file's metadata, which PEFT does not read \
-											   */
+/* In the metadata of the file, which PEFT does not read. */
+#define PROMPT_TEMPLATE_KEY "prompt_template"
 
 static ft_status
 read_prompt_template(const ft_safetensors *file, const char *path, char **prompt_template)
