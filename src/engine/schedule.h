@@ -6,6 +6,8 @@
 
 #include "job_file.h"
 
+#define FT_CHECKPOINT_SECONDS 30.0 /* of work that a killed run may lose */
+
 /* The learning rate of step `step` (from 1) of `total`: linear warm-up over warmup_ratio of the
  * steps, then cosine, linear or constant down to min_lr_ratio of it at the last. */
 double ft_learning_rate(const ft_options *options, int64_t step, int64_t total);

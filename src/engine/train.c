@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECKPOINT_SECONDS 30.0 /* of work that a killed run may lose */
 #define MAX_PLAN (1 << 20)
 
 typedef struct run
@@ -341,7 +340,7 @@ one_step(run *r)
 	if (ft_evaluation_due(t->options, t->state.step, t->total_steps))
 		FT_TRY(evaluate(r));
 	if (ft_checkpoint_due(t->options, t->state.step, t->total_steps) ||
-		ft_monotonic_seconds() - r->saved_at >= CHECKPOINT_SECONDS)
+		ft_monotonic_seconds() - r->saved_at >= FT_CHECKPOINT_SECONDS)
 		FT_TRY(save(r));
 	return FT_OK;
 }

@@ -161,6 +161,12 @@ my $directory = PostgreSQL::Test::Utils::tempdir() . '/peft';
 sql("SELECT finetune_export('renamed', '$directory')");
 sql("SELECT finetune_import('imported', 'tiny', '$directory')");
 same_answers('imported', 'out and in');
+my $told = '';
+$node->psql('postgres', "SELECT finetune_export('renamed', '$directory.merged', 'gguf')", stderr => \$told);
+like($told, qr/NOTICE:  prompts to the exported model are to be put into the prompt template of "renamed"\n.*DETAIL: .*Question \{\{1\}\}: \{prompt\}/s,
+	'a merged model knows no template: a notice');
+$node->psql('postgres', "SELECT finetune_export('by hand', '$directory.without', 'gguf')", stderr => \$told);
+is($told, '', 'nothing is said of one without');
 $node->restart;
 same_answers('renamed', 'after a restart');
 my $more = start_job($node, 'continued', query => 'SELECT prompt, completion FROM fact ORDER BY id',
