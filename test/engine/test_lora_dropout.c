@@ -6,6 +6,7 @@
 #include "training.h"
 
 #include "files.h"
+#include "random.h"
 #include "tiny_model.h"
 
 #include <math.h>
@@ -147,6 +148,89 @@ test_gradient_by_differences(void **state)
 	}
 	free(values);
 	free(gradient);
+	close_fixture(&f);
+}
+
+/* What a module of the first layer reads, from the residual stream: normed, and without what
+ * ops.h's formula drops. */
+static double
+dropped_input(const fixture *f, const float *input, const float *norm, int64_t row, int column,
+			  double rstd, int target)
+{
+	const ft_dropout *d = &f->t->lora->dropout;
+	uint64_t stream = (uint64_t) target << 32 | (uint32_t) f->batch.document_of[row];
+	uint64_t counter =
+		(uint64_t) f->batch.positions[row] << 32 | (uint64_t) (column / 64 * 16 + column % 16);
+	uint32_t words[4];
+
+	ft_philox(d->seed, stream, counter, words);
+	if (words[column / 16 % 4] < DROPOUT * 4294967296.0)
+		return 0;
+	return (double) input[row * f->run.model->config.hidden + column] * rstd *
+		   (double) norm[column] / (1 - DROPOUT);
+}
+
+/* x·Aᵀ of q, k and v, which read the same x: a mask of its own for each. */
+static void
+test_what_is_dropped(void **state)
+{
+	fixture f;
+	const ft_config *c;
+	int hidden;
+	int rank;
+	int64_t rows;
+	float *input;
+	float *norm;
+	float *u;
+	float *values;
+	double error = 0;
+	double size = 0;
+
+	(void) state;
+	open_fixture(&f, DROPOUT, false);
+	c = &f.run.model->config;
+	hidden = c->hidden;
+	rank = f.adapter->rank;
+	rows = f.batch.tokens;
+	must(ft_transformer_load(f.t, &f.batch));
+	ft_lora_begin_dropout(f.t->lora, f.t->positions, f.t->document_of);
+	must(ft_transformer_forward(f.t, &f.batch));
+	ft_lora_end_dropout(f.t->lora);
+	input = malloc((size_t) (rows * hidden) * sizeof(float));
+	norm = malloc((size_t) hidden * sizeof(float));
+	u = malloc((size_t) (rows * 3 * rank) * sizeof(float));
+	values = floats(&f, f.adapter->values);
+	must(f.t->ops->copy_to_host(f.t->stream, input, f.t->saved[0].input,
+								(size_t) (rows * hidden) * sizeof(float)));
+	must(f.t->ops->copy_to_host(f.t->stream, norm, f.run.model->layers[0].attention_norm,
+								(size_t) hidden * sizeof(float)));
+	must(f.t->ops->copy_to_host(f.t->stream, u, f.t->saved[0].u[FT_GROUP_QKV],
+								(size_t) (rows * 3 * rank) * sizeof(float)));
+	for (int64_t i = 0; i < rows; i++)
+	{
+		double squares = 0;
+		double rstd;
+
+		for (int j = 0; j < hidden; j++)
+			squares += (double) input[i * hidden + j] * (double) input[i * hidden + j];
+		rstd = 1 / sqrt(squares / hidden + (double) c->rms_eps);
+		for (int k = 0; k < 3 * rank; k++)
+		{
+			const float *a = values + f.adapter->a_at[k / rank] + k % rank * hidden;
+			double sum = 0;
+
+			for (int j = 0; j < hidden; j++)
+				sum += dropped_input(&f, input, norm, i, j, rstd, k / rank) * (double) a[j];
+			error += pow(sum - (double) u[i * 3 * rank + k], 2);
+			size += sum * sum;
+		}
+	}
+	assert_true(size > 0);
+	assert_true(sqrt(error / size) < 1e-5);
+	free(input);
+	free(norm);
+	free(u);
+	free(values);
 	close_fixture(&f);
 }
 
@@ -388,6 +472,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_gradient_by_differences),
+		cmocka_unit_test(test_what_is_dropped),
 		cmocka_unit_test(test_when_it_drops),
 		cmocka_unit_test(test_little_is_none),
 		cmocka_unit_test(test_bf16_drops_the_same),
