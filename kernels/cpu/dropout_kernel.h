@@ -14,28 +14,32 @@
 #define PHILOX_W0 0x9E3779B9u
 #define PHILOX_W1 0xBB67AE85u
 
-/* The upper halves of the products. */
-INLINE vu
-v_mulhi(vu a, uint32_t b)
+/* Both halves of the products. */
+INLINE void
+v_multiply(vu a, uint32_t b, vu *high, vu *low)
 {
 #if VW == 16
 	__m512i m = _mm512_set1_epi32((int) b);
 	__m512i even = _mm512_mul_epu32((__m512i) a, m);
 	__m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i) a, 32), m);
 
-	return (vu) _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+	*high = (vu) _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+	*low = (vu) _mm512_mask_mov_epi32(_mm512_slli_epi64(odd, 32), 0x5555, even);
 #elif VW == 8
 	__m256i m = _mm256_set1_epi32((int) b);
 	__m256i even = _mm256_mul_epu32((__m256i) a, m);
 	__m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i) a, 32), m);
 
-	return (vu) _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+	*high = (vu) _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+	*low = (vu) _mm256_blend_epi32(_mm256_slli_epi64(odd, 32), even, 0x55);
 #else
-	vu high = {0};
-
 	for (int i = 0; i < VW; i++)
-		high[i] = (uint32_t) (((uint64_t) a[i] * b) >> 32);
-	return high;
+	{
+		uint64_t product = (uint64_t) a[i] * b;
+
+		(*high)[i] = (uint32_t) (product >> 32);
+		(*low)[i] = (uint32_t) product;
+	}
 #endif
 }
 
@@ -47,11 +51,13 @@ v_philox(vu c[4], uint64_t key)
 
 	for (int i = 0; i < PHILOX_ROUNDS; i++)
 	{
-		vu high0 = v_mulhi(c[0], PHILOX_M0);
-		vu low0 = c[0] * PHILOX_M0;
-		vu high1 = v_mulhi(c[2], PHILOX_M1);
-		vu low1 = c[2] * PHILOX_M1;
+		vu high0 = {0};
+		vu low0 = {0};
+		vu high1 = {0};
+		vu low1 = {0};
 
+		v_multiply(c[0], PHILOX_M0, &high0, &low0);
+		v_multiply(c[2], PHILOX_M1, &high1, &low1);
 		c[0] = high1 ^ c[1] ^ k0;
 		c[1] = low1;
 		c[2] = high0 ^ c[3] ^ k1;
