@@ -271,6 +271,7 @@ static const ft_ops cpu_ops = {
 	.rope = ft_cpu_rope,
 	.swiglu = ft_cpu_swiglu,
 	.swiglu_grad = ft_cpu_swiglu_grad,
+	.dropout = ft_cpu_dropout,
 	.attention = ft_cpu_attention,
 	.attention_grad = ft_cpu_attention_grad,
 	.kv_store = ft_cpu_kv_store,

@@ -161,6 +161,7 @@ ft_status ft_cpu_rope(ft_stream *s, ft_mat x, int head_dim, const int32_t *posit
 					  const float *cos_table, const float *sin_table, bool inverse);
 ft_status ft_cpu_swiglu(ft_stream *s, ft_mat y, ft_mat gate_up);
 ft_status ft_cpu_swiglu_grad(ft_stream *s, ft_mat dgate_up, ft_mat dy, ft_mat gate_up);
+ft_status ft_cpu_dropout(ft_stream *s, ft_mat y, ft_mat x, const ft_dropout *settings, float beta);
 ft_status ft_cpu_attention(ft_stream *s, const ft_attention *a, ft_mat out, float *lse, ft_mat q,
 						   ft_mat k, ft_mat v);
 ft_status

@@ -62,6 +62,10 @@ typedef struct ft_kernels
 	void (*swiglu)(void *y, bool y_bf16, const void *gate, const void *up, bool bf16, int64_t n);
 	void (*swiglu_grad)(void *dgate, void *dup, bool d_bf16, const void *dy, bool dy_bf16,
 						const void *gate, const void *up, bool bf16, int64_t n);
+	/* One row, at place {position, document, slot} (ops.h); add: y (f32) += the result. */
+	void (*dropout)(void *y, bool y_bf16, const void *x, bool x_bf16, bool add,
+					const uint32_t place[3], uint64_t seed, uint32_t threshold, float scale,
+					int64_t n);
 
 	/* x = exp(scale · x - shift) for n values; returns their sum. */
 	float (*exp_row)(float *x, float scale, float shift, int64_t n);

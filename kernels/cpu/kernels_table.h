@@ -36,6 +36,7 @@ const ft_kernels KERNELS_NAME = {
 	.rope = rope,
 	.swiglu = swiglu,
 	.swiglu_grad = swiglu_grad,
+	.dropout = dropout,
 	.exp_row = exp_row,
 	.max_row = max_row,
 	.softmax_grad = softmax_grad,

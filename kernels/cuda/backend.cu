@@ -54,6 +54,7 @@ static const ft_ops cuda_ops = {
 	ft_cuda_rope,
 	ft_cuda_swiglu,
 	ft_cuda_swiglu_grad,
+	ft_cuda_dropout,
 	ft_cuda_attention,
 	ft_cuda_attention_grad,
 	ft_cuda_kv_store,

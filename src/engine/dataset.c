@@ -269,6 +269,7 @@ ft_dataset_build(const char *directory, const ft_dataset_options *options, const
 							 .vocabulary = vocabulary,
 							 .tokenizer = tokenizer,
 							 .chat_template = chat_template,
+							 .prompt_template = options->prompt_template,
 							 .max_length = options->max_length,
 							 .train_on_inputs = options->train_on_inputs,
 							 .pairs = options->pairs},

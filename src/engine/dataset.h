@@ -17,8 +17,9 @@ typedef struct ft_dataset_options
 	int max_length; /* tokens of a document, or of each side of a pair; at least 16 */
 	bool train_on_inputs;
 	bool pairs; /* rows are a chosen and a rejected answer (method dpo), and nothing else */
-	double validation_fraction; /* of the training rows, when there is no validation file */
-	uint64_t seed;              /* of that split */
+	const char *prompt_template; /* prompt_template.h; NULL: none */
+	double validation_fraction;  /* of the training rows, when there is no validation file */
+	uint64_t seed;               /* of that split */
 } ft_dataset_options;
 
 /* A tokenised row.  A pair is one document, so that its sides, which stand one after the other, are

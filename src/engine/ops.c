@@ -58,6 +58,7 @@ ft_ops_check(const ft_ops *ops)
 	CHECK(rope);
 	CHECK(swiglu);
 	CHECK(swiglu_grad);
+	CHECK(dropout);
 	CHECK(attention);
 	CHECK(attention_grad);
 	CHECK(kv_store);

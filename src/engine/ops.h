@@ -137,6 +137,27 @@ typedef struct ft_lora_segment
 	const float *b; /* [out, rank] */
 } ft_lora_segment;
 
+/*
+ * Which elements a dropout keeps: column j of row i where its random word is at
+ * least p · 2^32.  That is word j / 16 % 4 of the block of Philox4x32-10 whose
+ * counter is (j / 64 · 16 + j % 16, positions[i], documents[i], slot), low word
+ * first, and whose key is the seed.
+ */
+typedef struct ft_dropout
+{
+	double p; /* share that is dropped, in [0, 1) */
+	uint64_t seed;
+	uint32_t slot;            /* which of many masks */
+	const int32_t *positions; /* [T] device */
+	const int32_t *documents; /* [T] device */
+} ft_dropout;
+
+static inline uint32_t
+ft_dropout_threshold(double p)
+{
+	return (uint32_t) (p * 4294967296.0);
+}
+
 typedef struct ft_adamw
 {
 	float learning_rate;
@@ -263,6 +284,9 @@ typedef struct ft_ops
 	ft_status (*swiglu)(ft_stream *s, ft_mat y, ft_mat gate_up);
 	/* dgate_up from dy and gate_up; dgate_up may be gate_up (in place). */
 	ft_status (*swiglu_grad)(ft_stream *s, ft_mat dgate_up, ft_mat dy, ft_mat gate_up);
+	/* y = beta · y + x / (1 − p) where x is kept, + 0 where it is dropped; beta 0 (y may be x) or 1
+	 * (y f32).  x, y f32 or bf16. */
+	ft_status (*dropout)(ft_stream *s, ft_mat y, ft_mat x, const ft_dropout *settings, float beta);
 	/* Causal attention inside each sequence: q [T, H·D], k, v [T, G·D] (views of one QKV matrix),
 	 * out [T, H·D], lse [T, H] f32 = log of the softmax sum.  One type, f32 or bf16. */
 	ft_status (*attention)(ft_stream *s, const ft_attention *a, ft_mat out, float *lse, ft_mat q,

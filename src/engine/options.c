@@ -18,9 +18,6 @@
 
 /* --- reading --- */
 
-/* Options that this engine knows but cannot do; any value but null, false or "auto" is refused. */
-static const char *const unsupported[] = {"prompt_template"};
-
 /* Options that are the caller's own business. */
 static const char *const callers[] = {"priority", "storage"};
 
@@ -183,13 +180,23 @@ read_seed(const json_t *value, uint64_t *seed)
 }
 
 static ft_status
-read_dropout(const json_t *value)
+read_dropout(const json_t *value, double *dropout)
 {
-	double dropout = 0;
+	FT_TRY(read_real("lora_dropout", value, 0, 1, dropout));
+	if (*dropout == 1)
+		return ft_fail(FT_INVALID, "option \"lora_dropout\" is 1, which leaves nothing");
+	return FT_OK;
+}
 
-	FT_TRY(read_real("lora_dropout", value, 0, 1, &dropout));
-	if (dropout != 0)
-		return ft_fail(FT_UNSUPPORTED, "lora_dropout %g is not supported, only 0", dropout);
+static ft_status
+read_template(const json_t *value, char to[FT_PROMPT_TEMPLATE_SIZE])
+{
+	if (value == NULL || json_is_null(value))
+		return FT_OK;
+	if (!json_is_string(value))
+		return ft_fail(FT_INVALID, "option \"prompt_template\" is no string");
+	FT_TRY(ft_prompt_template_check(json_string_value(value)));
+	strcpy(to, json_string_value(value));
 	return FT_OK;
 }
 
@@ -208,7 +215,7 @@ read_option(const char *key, const json_t *value, ft_options *o)
 	if (IS("lora_alpha"))
 		return read_real(key, value, 1e-6, 1e6, &o->lora_alpha);
 	if (IS("lora_dropout"))
-		return read_dropout(value);
+		return read_dropout(value, &o->lora_dropout);
 	if (IS("lora_target_modules"))
 		return read_target_modules(value, o);
 	if (IS("use_rslora"))
@@ -235,6 +242,8 @@ read_option(const char *key, const json_t *value, ft_options *o)
 		return read_flag(key, value, &o->packing);
 	if (IS("train_on_inputs"))
 		return read_flag(key, value, &o->train_on_inputs);
+	if (IS("prompt_template"))
+		return read_template(value, o->prompt_template);
 	if (IS("n_evals"))
 		return read_int(key, value, 0, 10000, &o->n_evals);
 	if (IS("n_checkpoints"))
@@ -250,11 +259,7 @@ read_option(const char *key, const json_t *value, ft_options *o)
 #undef IS
 	if (in_list(key, callers, sizeof callers / sizeof callers[0]))
 		return FT_OK;
-	if (!in_list(key, unsupported, sizeof unsupported / sizeof unsupported[0]))
-		return ft_fail(FT_INVALID, "unknown option \"%.60s\"", key);
-	if (!is_unset(value) && !json_is_false(value))
-		return ft_fail(FT_UNSUPPORTED, "option \"%s\" is not supported", key);
-	return FT_OK;
+	return ft_fail(FT_INVALID, "unknown option \"%.60s\"", key);
 }
 
 /* Remember which of the adapter's own options were given. */
@@ -286,7 +291,8 @@ check_full(const json_t *object)
 
 	json_object_foreach ((json_t *) object, key, value)
 	{
-		bool own = strncmp(key, "lora_", 5) == 0 || strcmp(key, "use_rslora") == 0;
+		bool own = strncmp(key, "lora_", 5) == 0 || strcmp(key, "use_rslora") == 0 ||
+				   strcmp(key, "prompt_template") == 0;
 
 		if (own && !is_unset(value))
 			return ft_fail(FT_INVALID,
@@ -399,7 +405,7 @@ ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
 	if (isnan(o->lora_alpha))
 		o->lora_alpha = 2.0 * o->lora_r;
 	if (isnan(o->learning_rate))
-		o->learning_rate = o->full	? FULL_LEARNING_RATE
+		o->learning_rate = o->full  ? FULL_LEARNING_RATE
 						   : o->dpo ? DPO_LEARNING_RATE
 									: auto_learning_rate(config);
 	if (o->dpo && o->dpo_beta == 0)
@@ -410,6 +416,19 @@ ft_options_resolve(ft_options *o, const ft_config *config, int context_length,
 		o->max_epochs = MAX_EPOCHS;
 	else if (o->max_epochs == 0)
 		o->max_epochs = auto_epochs(o, data);
+}
+
+ft_status
+ft_options_adopt_template(ft_options *o, const char *prompt_template)
+{
+	const char *other = prompt_template != NULL ? prompt_template : "";
+
+	if (o->prompt_template[0] != '\0' && strcmp(o->prompt_template, other) != 0)
+		return ft_hint(ft_fail(FT_INVALID, "option \"prompt_template\" is not that of the adapter "
+										   "to continue from"),
+					   "Leave the option out, or begin a new adapter.");
+	snprintf(o->prompt_template, sizeof o->prompt_template, "%s", other);
+	return FT_OK;
 }
 
 ft_status
@@ -464,7 +483,7 @@ set_adapter_options(json_t *json, const ft_options *o)
 {
 	json_object_set_new(json, "lora_r", json_integer(o->lora_r));
 	json_object_set_new(json, "lora_alpha", json_real(o->lora_alpha));
-	json_object_set_new(json, "lora_dropout", json_real(0.0));
+	json_object_set_new(json, "lora_dropout", json_real(o->lora_dropout));
 	json_object_set_new(json, "lora_target_modules", target_names(o->lora_target_modules));
 	json_object_set_new(json, "use_rslora", json_boolean(o->use_rslora));
 }
@@ -494,6 +513,8 @@ ft_options_json(const ft_options *o)
 	json_object_set_new(json, "max_seq_length", json_integer(o->max_seq_length));
 	json_object_set_new(json, "packing", json_boolean(o->packing));
 	json_object_set_new(json, "train_on_inputs", json_boolean(o->train_on_inputs));
+	if (o->prompt_template[0] != '\0')
+		json_object_set_new(json, "prompt_template", json_string(o->prompt_template));
 	json_object_set_new(json, "n_evals", json_integer(o->n_evals));
 	if (o->n_checkpoints > 0)
 		json_object_set_new(json, "n_checkpoints", json_integer(o->n_checkpoints));

@@ -60,9 +60,9 @@ void ft_microbatch_free(ft_microbatch *batch);
 ft_status
 ft_microbatch_fill(ft_microbatch *batch, const ft_dataset *dataset, const ft_document *documents,
 				   const ft_packing *packing, uint32_t index);
-/* From all, n_documents, starts, max_length, all_ids, all_targets and all_weights to everything
- * else.  A beginning that all documents share is computed once when it has at least `least_shared`
- * tokens; it never reaches into the trained ones. */
+/* From all, n_documents, numbers, apart, starts, max_length, all_ids, all_targets and all_weights
+ * to everything else.  A beginning that all documents share is computed once when it has at least
+ * `least_shared` tokens; it never reaches into the trained ones. */
 void ft_microbatch_arrange(ft_microbatch *batch, int least_shared);
 
 #endif

@@ -337,8 +337,8 @@ append_conversation(ft_row_encoder *e, const conversation *c)
 {
 	size_t before = e->ids.length;
 
-	FT_TRY(ft_chat_encode(e->chat_template, e->tokenizer, c->messages, c->n, false, &e->ids,
-						  &e->weights));
+	FT_TRY(ft_prompt_encode(e->prompt_template, e->chat_template, e->tokenizer, c->messages, c->n,
+							false, &e->ids, &e->weights));
 	while (!e->train_on_inputs && e->ids.length > before &&
 		   e->weights.data[e->ids.length - 1] == 0.0f)
 		e->ids.length--;
@@ -528,6 +528,10 @@ copy_targets(ft_row_encoder *e)
 static ft_status
 encode_set(ft_row_encoder *e, const json_t *row, column_set set, bool *truncated)
 {
+	if (set == SET_MESSAGES && e->prompt_template != NULL)
+		return ft_hint(ft_fail(FT_INVALID, "row has messages, which a prompt template has no "
+										   "place for"),
+					   "With the option \"prompt_template\" a row has prompt and completion.");
 	if (set == SET_TOKENS)
 		return ft_row_encode_tokens(e, row, truncated);
 	if (set == SET_TEXT)

@@ -4,8 +4,8 @@
 #ifndef FT_ROW_H
 #define FT_ROW_H
 
-#include "chat_template.h"
 #include "model_file.h"
+#include "prompt_template.h"
 
 typedef struct ft_row_encoder
 {
@@ -13,6 +13,7 @@ typedef struct ft_row_encoder
 	const ft_vocabulary *vocabulary;
 	const ft_tokenizer *tokenizer;
 	const ft_chat_template *chat_template;
+	const char *prompt_template; /* of pairs, in place of the chat template; NULL: none */
 	int max_length;
 	bool train_on_inputs; /* not with pairs */
 	bool pairs;           /* rows are a chosen and a rejected answer, and nothing else */

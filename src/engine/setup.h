@@ -68,6 +68,10 @@ void ft_setup_resolve_options(ft_setup *setup);
  * becomes that of the options; NULL with method full.  The caller frees it. */
 ft_status ft_setup_new_adapter(ft_setup *setup, ft_adapter **adapter);
 
+/* Write what a resume needs into the job's directory; `identity` says whose run it is. */
+ft_status
+ft_setup_save_checkpoint(const ft_setup *setup, ft_trainer *trainer, const char *identity);
+
 ft_status ft_setup_send_started(ft_setup *setup, int64_t resumed_from);
 ft_status ft_setup_send_dataset(ft_setup *setup);
 ft_status ft_setup_send_plan(ft_setup *setup, const ft_trainer *trainer);

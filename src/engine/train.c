@@ -16,8 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECKPOINT_SECONDS 30.0 /* of work that a killed run may lose */
-#define CHECKPOINT_SHARE 20     /* but no more than one part of so many is spent on writing them */
 #define MAX_PLAN (1 << 20)
 
 typedef struct run
@@ -362,15 +360,7 @@ save(run *r)
 	count_elapsed(r);
 	ft_events_long_call(r->setup.events, FT_LONG_CALL_SECONDS);
 	FT_TRY(ft_metric_log_sync(r->metrics));
-	if (t->full != NULL)
-		FT_TRY(ft_full_save(r->setup.directory, r->identity, &t->state, t->full,
-							t->transformer->stream));
-	else
-	{
-		FT_TRY(ft_trainer_read_moments(t));
-		FT_TRY(ft_checkpoint_save(r->setup.directory, r->identity, &t->state, t->adapter, t->best,
-								  &r->setup.model->config, r->setup.job->base_name, &t->moments));
-	}
+	FT_TRY(ft_setup_save_checkpoint(&r->setup, t, r->identity));
 	r->saved_at = ft_monotonic_seconds();
 	r->save_seconds = r->saved_at - r->round_at;
 	r->saved_step = t->state.step;
@@ -378,15 +368,6 @@ save(run *r)
 	return ft_events_send(
 		r->setup.events, "checkpoint",
 		json_pack("{s:I, s:s}", "step", (json_int_t) t->state.step, "path", name));
-}
-
-/* How long to go without a checkpoint; one of all weights is as large as they are, three times. */
-static double
-checkpoint_seconds(const run *r)
-{
-	double seconds = CHECKPOINT_SHARE * r->save_seconds;
-
-	return seconds > CHECKPOINT_SECONDS ? seconds : CHECKPOINT_SECONDS;
 }
 
 static ft_status
@@ -405,7 +386,7 @@ one_step(run *r)
 	if (ft_evaluation_due(t->options, t->state.step, t->total_steps))
 		FT_TRY(evaluate(r));
 	if (ft_checkpoint_due(t->options, t->state.step, t->total_steps) ||
-		ft_monotonic_seconds() - r->saved_at >= checkpoint_seconds(r))
+		ft_monotonic_seconds() - r->saved_at >= ft_checkpoint_interval(r->save_seconds))
 		FT_TRY(save(r));
 	return FT_OK;
 }

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define HOST_CAPACITY 2048    /* more rows than this make no product on a CPU faster */
+#define HOST_CAPACITY 1024    /* more rows than this make no product on a CPU faster */
 #define DEVICE_CAPACITY 65536 /* nor on a GPU */
 
 int64_t
@@ -231,6 +231,17 @@ ft_trainer_read_moments(ft_trainer *t)
 
 /* --- steps --- */
 
+/* Step state.step + 1 drops by its own masks, which differ by document. */
+static void
+set_dropout(ft_trainer *t)
+{
+	bool dropout = t->adapter != NULL && t->adapter->dropout > 0;
+
+	t->batch.apart = dropout;
+	if (dropout)
+		ft_lora_set_dropout(t->transformer->lora, t->options->seed, t->state.step + 1);
+}
+
 ft_status
 ft_trainer_gradient(ft_trainer *t, const uint32_t *chosen, uint32_t n, double grad_scale,
 					ft_loss_sums *sums)
@@ -242,12 +253,14 @@ ft_trainer_gradient(ft_trainer *t, const uint32_t *chosen, uint32_t n, double gr
 	FT_TRY(ft_pack(t->dataset->train, chosen, n, t->capacity, batches, &packing));
 	status = t->full != NULL ? ft_weight_gradients_zero(t->full->gradients, t->transformer->stream)
 							 : ft_lora_zero_gradient(t->transformer->lora, t->transformer->stream);
+	set_dropout(t);
 	for (uint32_t i = 0; status == FT_OK && i < packing.n_batches; i++)
 	{
 		status = ft_microbatch_fill(&t->batch, t->dataset, t->dataset->train, &packing, i);
 		if (status == FT_OK)
 			status = ft_transformer_train(t->transformer, &t->batch, grad_scale, sums);
 	}
+	t->batch.apart = false;
 	ft_packing_free(&packing);
 	return status;
 }

@@ -34,6 +34,8 @@ want_batch(ft_transformer *t)
 
 	FT_TRY(ft_arena_want(&t->arena, &t->ids, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->positions, n, FT_I32));
+	if (t->lora != NULL && t->lora->adapter->dropout > 0)
+		FT_TRY(ft_arena_want(&t->arena, &t->document_of, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->starts, n + 1, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->row_of, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->all_of, n, FT_I32));
@@ -218,6 +220,8 @@ ft_transformer_load(ft_transformer *t, const ft_microbatch *batch)
 					   batch->max_length, t->model->rope_positions);
 	FT_TRY(t->ops->copy_to_device(t->stream, t->ids, batch->ids, n * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->positions, batch->positions, n * 4));
+	if (t->document_of != NULL)
+		FT_TRY(t->ops->copy_to_device(t->stream, t->document_of, batch->document_of, n * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->starts, batch->starts,
 								  ((size_t) batch->n_documents + 1) * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->row_of, batch->row_of, (size_t) batch->all * 4));
@@ -424,11 +428,20 @@ ft_status
 ft_transformer_train(ft_transformer *t, const ft_microbatch *batch, double grad_scale,
 					 ft_loss_sums *sums)
 {
+	ft_status status;
+
 	/* nothing is learned from a batch without a trained token */
 	if (batch->trained == 0)
 		return FT_OK;
 	FT_TRY(ft_transformer_load(t, batch));
-	FT_TRY(ft_transformer_forward(t, batch));
-	FT_TRY(ft_transformer_loss(t, batch, grad_scale, sums));
-	return ft_transformer_backward(t, batch);
+	if (t->lora != NULL)
+		ft_lora_begin_dropout(t->lora, t->positions, t->document_of);
+	status = ft_transformer_forward(t, batch);
+	if (status == FT_OK)
+		status = ft_transformer_loss(t, batch, grad_scale, sums);
+	if (status == FT_OK)
+		status = ft_transformer_backward(t, batch);
+	if (t->lora != NULL)
+		ft_lora_end_dropout(t->lora);
+	return status;
 }

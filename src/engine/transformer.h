@@ -40,6 +40,12 @@ typedef struct ft_microbatch
 	int32_t *targets;   /* [trained] */
 	float *weights;     /* [trained] */
 
+	/* Which documents these are among all that are trained on: dropout drops by them.  With `apart`
+	 * no beginning is shared. */
+	int32_t *numbers;     /* [n_documents] */
+	int32_t *document_of; /* [T] the number of the row's document */
+	bool apart;
+
 	int64_t all; /* tokens of all documents */
 	int n_documents;
 	int32_t *starts;  /* [n_documents + 1] in the layout of whole documents */
@@ -105,6 +111,7 @@ typedef struct ft_transformer
 	/* the batch, on the device */
 	int32_t *ids;
 	int32_t *positions;
+	int32_t *document_of; /* only with dropout */
 	int32_t *starts;
 	int32_t *row_of;
 	int32_t *all_of;

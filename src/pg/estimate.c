@@ -93,10 +93,12 @@ pgft_finetune_estimate(PG_FUNCTION_ARGS)
 	pairs = pgft_options_pairs(options);
 	pgft_query_check(task.query, task.query_name, &columns);
 	pgft_columns_check_pairs(&columns, pairs, task.query_name);
+	pgft_options_check_columns(options, &columns, task.query_name);
 	if (task.validation_query)
 	{
 		pgft_query_check(task.validation_query, task.validation_name, &columns);
 		pgft_columns_check_pairs(&columns, pairs, task.validation_name);
+		pgft_options_check_columns(options, &columns, task.validation_name);
 	}
 	pgft_base_check_file(base);
 	pgft_model_resolve(base);

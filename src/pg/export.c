@@ -115,6 +115,20 @@ tell_of_quantised_base(const PgftSessionTask *task, const PgftModel *model)
 						   model->base->name)));
 }
 
+/* Whoever asks the exported model must put prompts into it himself. */
+static void
+tell_of_prompt_template(const PgftSessionTask *task, const PgftModel *model)
+{
+	char *prompt_template =
+		pgft_json_string(pgft_session_event(task, "exported"), "prompt_template");
+
+	if (prompt_template != NULL)
+		ereport(NOTICE, (errmsg("prompts to the exported model are to be put into the prompt "
+								"template of \"%s\"",
+								model->name),
+						 errdetail("Other programs do not know of it: %s", prompt_template)));
+}
+
 /* The adapter, and the base below it. */
 static void
 describe_adapter(PgftModel *model, PgftJobFile *file)
@@ -151,4 +165,5 @@ pgft_export_by_engine(PgftModel *model, const char *directory, const char *forma
 	task.temporary_name = directory;
 	pgft_session_engine_run(&task);
 	tell_of_quantised_base(&task, model);
+	tell_of_prompt_template(&task, model);
 }

@@ -211,10 +211,12 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	pairs = pgft_options_pairs(request.options);
 	pgft_query_check(request.training_query, "training query", &columns);
 	pgft_columns_check_pairs(&columns, pairs, "training query");
+	pgft_options_check_columns(request.options, &columns, "training query");
 	if (request.validation_query)
 	{
 		pgft_query_check(request.validation_query, "validation query", &columns);
 		pgft_columns_check_pairs(&columns, pairs, "validation query");
+		pgft_options_check_columns(request.options, &columns, "validation query");
 	}
 	pgft_base_check_file(base);
 

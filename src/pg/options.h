@@ -6,6 +6,7 @@
 
 #include "postgres.h"
 
+#include "columns.h"
 #include "fmgr.h"
 #include "utils/jsonb.h"
 
@@ -21,6 +22,13 @@
  * for a documented value that this version cannot do.
  */
 extern Jsonb *pgft_options_argument(FunctionCallInfo fcinfo, int argno);
+
+/*
+ * 22023 when the options do not go with what a query yields; what ("training
+ * query") names it.
+ */
+extern void
+pgft_options_check_columns(Jsonb *options, const PgftColumns *columns, const char *what);
 
 /*
  * The part of resolved options that is the engine's, for job.json.  What only

@@ -13,6 +13,7 @@ judge('test_qlora');
 judge('test_k_quants');
 judge('test_ops_transformer', 'fast');
 judge('test_ops_heads', 'fast');
+judge('test_ops_dropout', 'fast');
 judge('test_ops_attention', 'fast');
 judge('test_gradients');
 judge('test_ops_experts');

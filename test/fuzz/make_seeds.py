@@ -191,6 +191,7 @@ def job_seeds():
     }  # fmt: skip
     yield "minimal", json.dumps(dict(job, options={}))
     yield "options", json.dumps(dict(job, options=options))
+    yield "template", json.dumps(dict(job, options={"prompt_template": "{{1}} Q: {prompt}\nA: ", "lora_dropout": 0.1}))
     yield "auto", json.dumps(dict(job, options={k: "auto" for k in options}))
     yield "null", json.dumps(dict(job, options={k: None for k in options}))
     yield "huge", json.dumps(dict(job, threads=2**63 - 1, options={k: 2**63 - 1 for k in options}))
