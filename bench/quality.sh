@@ -13,6 +13,7 @@
 #   SEEDS            "1 2 3 4 5"
 #   TASKS            "settings functions"
 #   ROWS             rows of a task, validation included; all
+#   MODEL            another GGUF file than cache/SmolLM2-135M-Instruct.Q4_1.gguf
 #   RESULTS          another file than bench/results/quality.tsv
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,13 +23,13 @@ tasks=${TASKS:-settings functions}
 rows=${ROWS:-1000000}
 results=$(realpath -m "${RESULTS:-bench/results/quality.tsv}")
 python=${QUALITY_PYTHON-}
-model=cache/SmolLM2-135M-Instruct.Q4_1.gguf
+model=${MODEL:-cache/SmolLM2-135M-Instruct.Q4_1.gguf}
 peer=$(realpath bench/quality_peft.py)
-gguf=$(realpath "$model")
-[ -e "$gguf" ] || {
-	echo "$model is missing: scripts/fetch_model.sh fetches it" >&2
+[ -e "$model" ] || {
+	echo "$model is missing; scripts/fetch_model.sh fetches the one that is meant" >&2
 	exit 1
 }
+gguf=$(realpath "$model")
 if [ -z "$python" ]; then
 	echo "QUALITY_PYTHON names no interpreter: PEFT is not measured" >&2
 fi
@@ -75,7 +76,7 @@ sql() # [PSQL OPTION…] <<<STATEMENTS
 {
 	"${as_user[@]}" "$bin/psql" -XqAt -v ON_ERROR_STOP=1 -h "$scratch" -d postgres "$@"
 }
-sql -f quality.sql
+sql -v file="${gguf##*/}" -f quality.sql
 
 # Train on the rows that are drawn; sets `ours`, `epochs` and `loss`.
 learn() # TASK SEED

@@ -5,7 +5,7 @@
 
 CREATE EXTENSION pg_finetune;
 CREATE SERVER base TYPE 'base' FOREIGN DATA WRAPPER pg_finetune
-	OPTIONS (file 'SmolLM2-135M-Instruct.Q4_1.gguf');
+	OPTIONS (file :'file');
 
 CREATE VIEW settings AS
 SELECT name, name || ': ' || short_desc AS prompt, category AS completion

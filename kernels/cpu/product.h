@@ -3,8 +3,8 @@
  *
  * What b is is the caller's (a packed weight, one read across, a plain matrix):
  * it fills panels of 16 columns.  Every element of the product is one chain of
- * multiply-adds over k, whatever the number of rows is and however the tiles
- * are cut ("row-fixed", ops.h).
+ * multiply-adds over k, or a sum of chains that are cut by k alone, whatever the
+ * number of rows is and however the tiles are cut ("row-fixed", ops.h).
  */
 #ifndef FT_CPU_PRODUCT_H
 #define FT_CPU_PRODUCT_H
@@ -25,6 +25,7 @@ typedef struct ft_product
 	bool tc;  /* c is the transpose of the product */
 	float alpha;
 	float beta;
+	int64_t chain; /* a multiple of FT_PANEL_K: so long chains, added up; 0: one chain */
 	const ft_kernels *kernels; /* set by ft_product_run() */
 	const void *context;       /* the caller's */
 
