@@ -115,8 +115,10 @@ ft_status ft_check_f32(const char *operation, ft_mat m);
 /* c = alpha · op(a) · op(b) + beta · c by our own kernel; any combination of f32 and bf16. */
 ft_status ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha,
 						float beta);
-/* The same of bf16 by oneDNN, on a device that computes in bf16; *done is false where a or b is f32
- * or the library cannot be had. */
+/* dx = dy · W + beta · dx of a plain matrix, summed in parts (product.h). */
+ft_status ft_own_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, ft_mat matrix, float beta);
+/* ft_own_matmul of bf16 by oneDNN, on a device that computes in bf16; *done is false where a or b
+ * is f32 or the library cannot be had. */
 ft_status ft_onednn_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb,
 						   float alpha, float beta, bool *done);
 /* y = x · Wᵀ + beta · y and dx = dy · W + beta · dx of a packed weight; row-fixed. */

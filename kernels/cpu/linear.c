@@ -85,6 +85,15 @@ ft_cpu_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, 
 	return multiply(s, y, x, false, dense_matrix(w), true, 1, beta);
 }
 
+static ft_status
+view_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, ft_mat matrix, float beta)
+{
+	bool done;
+
+	FT_TRY(ft_onednn_matmul(s, dx, dy, false, matrix, false, 1, beta, &done));
+	return done ? FT_OK : ft_own_grad_input(s, dx, dy, matrix, beta);
+}
+
 ft_status
 ft_cpu_linear_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w, float beta)
 {
@@ -94,7 +103,7 @@ ft_cpu_linear_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w,
 	if (dx.rows == 0 || dx.cols == 0)
 		return FT_OK;
 	if (w->view.data != NULL)
-		return multiply(s, dx, dy, false, w->view, false, 1, beta);
+		return view_grad_input(s, dx, dy, w->view, beta);
 	if (w->dense == NULL)
 		return ft_packed_grad_input(s, dx, dy, w, beta);
 	return multiply(s, dx, dy, false, dense_matrix(w), false, 1, beta);

@@ -49,8 +49,9 @@ fill_plain(const ft_product *p, float *panel, int64_t column, int64_t columns, i
  * of a as panels then, instead of value by value. */
 #define NARROW 48
 
-ft_status
-ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta)
+static ft_status
+multiply(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta,
+		 int64_t chain)
 {
 	bool turn = ta && !tb && c.cols <= NARROW && c.rows > c.cols;
 	plain_operand operand = {.b = turn ? a : b, .tb = tb};
@@ -63,6 +64,7 @@ ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, floa
 					.tc = turn,
 					.alpha = alpha,
 					.beta = beta,
+					.chain = chain,
 					.context = &operand,
 					.fill = fill_plain};
 
@@ -72,4 +74,16 @@ ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, floa
 		p.plain_ld = operand.b.ld;
 	}
 	return ft_product_run(s, &p);
+}
+
+ft_status
+ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta)
+{
+	return multiply(s, c, a, ta, b, tb, alpha, beta, 0);
+}
+
+ft_status
+ft_own_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, ft_mat matrix, float beta)
+{
+	return multiply(s, dx, dy, false, matrix, false, 1, beta, FT_GRADIENT_CHAIN);
 }

@@ -293,6 +293,74 @@ test_linear_view(void **state)
 		}
 }
 
+/* The gradient of the head: softmax less the target, times words that have much in common, so
+ * that a sum over the whole vocabulary nearly cancels.  Its rounding stays that of short sums.
+ */
+static void
+test_gradient_over_a_vocabulary(void **state)
+{
+	enum
+	{
+		ROWS = 5,
+		WORDS = 49152,
+		COLUMNS = 32
+	};
+	tensor words = tensor_random(WORDS, COLUMNS, 0, FT_F32);
+	tensor dy = tensor_random(ROWS, WORDS, 0, FT_F32);
+	tensor dx = tensor_zero(ROWS, COLUMNS, 0, FT_F32);
+	float result[ROWS * COLUMNS];
+	double error = 0;
+	double size = 0;
+	ft_weight *w;
+
+	(void) state;
+	if (strcmp(info.name, "cpu") != 0 || info.compute_dtype != FT_F32)
+	{
+		print_message("skipped: not a CPU that computes in f32\n");
+		tensor_free(&words);
+		tensor_free(&dy);
+		tensor_free(&dx);
+		skip();
+	}
+	for (int64_t i = 0; i < (int64_t) WORDS * COLUMNS; i++)
+		words.value[i] = (float) (1 + 0.1 * words.value[i]);
+	for (int64_t i = 0; i < ROWS; i++)
+	{
+		double *row = dy.value + i * WORDS;
+		double sum = 0;
+
+		for (int64_t j = 0; j < WORDS; j++)
+			sum += row[j] = exp(row[j]);
+		for (int64_t j = 0; j < WORDS; j++)
+			row[j] = (float) (row[j] / sum - (j == 1000 * i ? 1 : 0));
+	}
+	tensor_upload(&words);
+	tensor_upload(&dy);
+	multiply(dx.value, dy.value, false, words.value, false, ROWS, COLUMNS, WORDS, 1, 0);
+	for (int view = 0; view < 2; view++)
+	{
+		if (view)
+			must(ops->weight_view(device, words.mat, &w));
+		else
+			must(ops->weight_create(device, &words.mat, 1, FT_USE_TRAIN, &w));
+		must(ops->linear_grad_input(stream, dx.mat, dy.mat, w, 0));
+		must(ops->copy_to_host(stream, result, dx.mat.data, sizeof result));
+		must(ops->stream_synchronize(stream));
+		for (int i = 0; i < ROWS * COLUMNS; i++)
+		{
+			error += (result[i] - dx.value[i]) * (result[i] - dx.value[i]);
+			size += dx.value[i] * dx.value[i];
+		}
+		print_message("relative error of a gradient over %d words: %.2g\n", WORDS,
+					  sqrt(error / size));
+		assert_true(error <= 1e-10 * size);
+		ops->weight_free(w);
+	}
+	tensor_free(&words);
+	tensor_free(&dy);
+	tensor_free(&dx);
+}
+
 /* A row's result has the same bits whether it is alone or the first, middle or last of many. */
 static void
 check_row_fixed(int type, ft_dtype in)
@@ -483,10 +551,11 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_matmul),         cmocka_unit_test(test_linear_serve),
-		cmocka_unit_test(test_linear_train),   cmocka_unit_test(test_linear_view),
-		cmocka_unit_test(test_row_fixed),      cmocka_unit_test(test_lora),
-		cmocka_unit_test(test_lora_row_fixed), cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_matmul),       cmocka_unit_test(test_linear_serve),
+		cmocka_unit_test(test_linear_train), cmocka_unit_test(test_gradient_over_a_vocabulary),
+		cmocka_unit_test(test_linear_view),  cmocka_unit_test(test_row_fixed),
+		cmocka_unit_test(test_lora),         cmocka_unit_test(test_lora_row_fixed),
+		cmocka_unit_test(test_refusals),
 	};
 
 	return run_variants("matmul", tests, sizeof tests / sizeof *tests);
