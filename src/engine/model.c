@@ -572,6 +572,26 @@ choose_positions(const ft_model_file *file, const ft_device_info *info, int *pos
 				   "Set the option context_length to a smaller number.");
 }
 
+/* Does a weight for training stay as the file has it, whatever is asked for?  A CPU that computes
+ * in f32 keeps the blocks of a quantised type, and its products read them faster than dequantising
+ * for each would be. */
+static bool
+stays_as_stored(const ft_model_file *file, const ft_device_info *info)
+{
+	if (info->threads == 0 || info->compute_dtype != FT_F32)
+		return false;
+	for (int i = 0; i < ft_model_file_tensors(file); i++)
+	{
+		const ft_model_tensor *t = ft_model_file_tensor(file, i);
+
+		if (t->rows > 1 && strstr(t->name, ".layers.") != NULL &&
+			strstr(t->name, "block_sparse_moe.gate.") == NULL &&
+			ft_dtype_get(t->dtype)->block_values == 1)
+			return false;
+	}
+	return true;
+}
+
 static ft_status
 load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use, bool trainable,
 	 int max_positions, ft_model **model)
@@ -579,7 +599,7 @@ load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned u
 	const ft_config *config = ft_model_file_config(file);
 	ft_device_info info;
 	loader l = {.file = file, .use = use & (FT_USE_TRAIN | FT_USE_SERVE)};
-	bool quantised = use & FT_USE_DEQUANTISE;
+	bool quantised;
 	ft_model *m = NULL;
 	ft_status status;
 
@@ -594,6 +614,7 @@ load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned u
 	m->rope_positions = max_positions;
 	if (m->config.window >= max_positions)
 		m->config.window = 0; /* it hides nothing */
+	quantised = use & FT_USE_DEQUANTISE && !stays_as_stored(file, &info);
 	m->quantised = quantised;
 	l.matrix_use = quantised ? FT_USE_DEQUANTISE : l.use;
 	l.model = m;

@@ -53,7 +53,7 @@ typedef struct ft_model
 /* Load onto the device for the given use (FT_USE_TRAIN, FT_USE_SERVE); max_positions bounds the
  * RoPE tables and the context (0: the config's own).  With FT_USE_DEQUANTISE beside FT_USE_TRAIN
  * the blocks' matrices are held as they are in the file where that is quantised, else in NF4
- * (nf4.h). */
+ * (nf4.h).  Where the device keeps all of them so anyhow, that is a model as without. */
 ft_status ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device,
 						unsigned use, int max_positions, ft_model **model);
 /* The same for training all of its weights, which stand at (*model)->parameters: from whatever type
