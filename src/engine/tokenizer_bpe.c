@@ -25,8 +25,8 @@ typedef struct ft_bpe_symbol
 static int
 compare_merges(const void *a, const void *b)
 {
-	const ft_merge *x = a;
-	const ft_merge *y = b;
+	const ft_token_merge *x = a;
+	const ft_token_merge *y = b;
 
 	if (x->left != y->left)
 		return x->left < y->left ? -1 : 1;
@@ -36,7 +36,7 @@ compare_merges(const void *a, const void *b)
 }
 
 ft_status
-ft_bpe_init(ft_bpe *bpe, size_t n_tokens, ft_merge *merges, size_t n_merges)
+ft_bpe_init(ft_bpe *bpe, size_t n_tokens, ft_token_merge *merges, size_t n_merges)
 {
 	void *memory;
 	size_t kept = 0;
@@ -44,7 +44,7 @@ ft_bpe_init(ft_bpe *bpe, size_t n_tokens, ft_merge *merges, size_t n_merges)
 	bpe->merges = merges;
 	bpe->n_tokens = n_tokens;
 	if (n_merges > 0)
-		qsort(merges, n_merges, sizeof(ft_merge), compare_merges);
+		qsort(merges, n_merges, sizeof(ft_token_merge), compare_merges);
 	for (size_t i = 0; i < n_merges; i++)
 	{
 		if (kept > 0 && merges[kept - 1].left == merges[i].left &&
@@ -74,7 +74,7 @@ ft_bpe_free(ft_bpe *bpe)
 	bpe->first = NULL;
 }
 
-static const ft_merge *
+static const ft_token_merge *
 find_merge(const ft_bpe *bpe, int32_t left, int32_t right)
 {
 	uint32_t low = bpe->first[left];
@@ -83,7 +83,7 @@ find_merge(const ft_bpe *bpe, int32_t left, int32_t right)
 	while (low < high)
 	{
 		uint32_t middle = low + (high - low) / 2;
-		const ft_merge *m = &bpe->merges[middle];
+		const ft_token_merge *m = &bpe->merges[middle];
 
 		if (m->right == right)
 			return m;
@@ -160,7 +160,7 @@ static ft_status
 consider(const ft_bpe *bpe, ft_bpe_work *work, int32_t left)
 {
 	const ft_bpe_symbol *s;
-	const ft_merge *m;
+	const ft_token_merge *m;
 
 	if (left < 0 || work->symbols[left].next < 0)
 		return FT_OK;
@@ -194,7 +194,7 @@ merge_symbols(const ft_bpe *bpe, ft_bpe_work *work)
 		int32_t at = (int32_t) (uint32_t) key;
 		ft_bpe_symbol *left = &work->symbols[at];
 		ft_bpe_symbol *right;
-		const ft_merge *m;
+		const ft_token_merge *m;
 
 		if (left->token < 0 || left->next < 0)
 			continue;
@@ -220,14 +220,14 @@ merge_symbols(const ft_bpe *bpe, ft_bpe_work *work)
 static void
 merge_few(const ft_bpe *bpe, int32_t *tokens, size_t *n)
 {
-	const ft_merge *merges[FEW];
+	const ft_token_merge *merges[FEW];
 	size_t count = *n;
 
 	for (size_t i = 0; i + 1 < count; i++)
 		merges[i] = find_merge(bpe, tokens[i], tokens[i + 1]);
 	for (;;)
 	{
-		const ft_merge *best = NULL;
+		const ft_token_merge *best = NULL;
 		size_t at = 0;
 
 		for (size_t i = 0; i + 1 < count; i++)

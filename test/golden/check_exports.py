@@ -39,6 +39,10 @@ NAMES = {
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
 }
+EXPERTS = {
+    "mlp.gate.weight": "ffn_gate_inp", "mlp.experts.gate_up_proj": "ffn_gate_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+}
 failed = 0
 
 
@@ -83,12 +87,27 @@ def of_torch(model, ids):
 
 
 def gguf_name(name):
-    """Of a tensor of Hugging Face's."""
+    """Of a tensor of Hugging Face's; of its gate_up_proj the first of the two that it becomes."""
     if name in NAMES:
         return NAMES[name]
     _, _, layer, rest = name.split(".", 3)
+    if rest in EXPERTS:
+        return f"blk.{layer}.{EXPERTS[rest]}.weight"
     module, kind = rest.rsplit(".", 1)
     return f"blk.{layer}.{NAMES[module]}.{kind}"
+
+
+def gguf_tensors(merged, heads):
+    """What a GGUF file holds of these weights: name -> values."""
+    wanted = {}
+    for name, value in merged.items():
+        to = gguf_name(name)
+        if name.endswith("gate_up_proj"):
+            half = value.shape[1] // 2
+            wanted[to], wanted[to.replace("gate", "up")] = value[:, :half], value[:, half:]
+        else:
+            wanted[to] = interleave(to, value, *heads)
+    return {name: numpy.ascontiguousarray(value) for name, value in wanted.items()}
 
 
 def interleave(name, weight, architecture, heads, kv_heads):
@@ -131,32 +150,37 @@ def check_safetensors(work, base, adapter, ids, expected):
     return merged, heads
 
 
+def check_tensors(form, path, wanted):
+    """The file's tensors are these, as the package gguf makes them."""
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    qtype = gguf.GGMLQuantizationType[form.removeprefix("gguf-").upper()]
+    check(f"{form}: names", set(tensors) - {"rope_freqs.weight"} == set(wanted), f"{len(tensors)}")
+    same = True
+    for name, value in wanted.items():
+        tensor = tensors[name]
+        kind = qtype
+        if value.ndim == 1 or "ffn_gate_inp" in name:
+            kind = gguf.GGMLQuantizationType.F32
+        elif qtype == gguf.GGMLQuantizationType.Q8_0 and value.shape[-1] % 32:
+            kind = gguf.GGMLQuantizationType.F16
+        same &= tensor.tensor_type == kind and list(tensor.shape) == list(reversed(value.shape))
+        if kind == gguf.GGMLQuantizationType.F32:
+            same &= numpy.array_equal(tensor.data, value)
+        else:
+            same &= numpy.array_equal(tensor.data.view(numpy.uint8), quantize(value, kind).view(numpy.uint8))
+    check(f"{form}: tensors, bit for bit as the package gguf makes them", bool(same))
+
+
 def check_gguf(work, base, adapter, ids, expected, merged, heads):
-    wanted = {gguf_name(name): interleave(gguf_name(name), value, *heads) for name, value in merged.items()}
+    wanted = gguf_tensors(merged, heads)
     original = gguf.GGUFReader(base)
     for form in ("gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0"):
         path = os.path.join(export(work, base, adapter, form), "model.gguf")
         reader = gguf.GGUFReader(path)
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        qtype = gguf.GGMLQuantizationType[form.removeprefix("gguf-").upper()]
         kept = {key for key in original.fields if key.startswith(("tokenizer.", heads[0] + "."))}
         check(f"{form}: keys of the base", all(reader.fields[key].contents() == original.fields[key].contents()
                                               for key in kept), f"{len(kept)}")
-        check(f"{form}: names", set(tensors) - {"rope_freqs.weight"} == set(wanted), f"{len(tensors)}")
-        same = True
-        for name, value in wanted.items():
-            tensor = tensors[name]
-            kind = qtype
-            if value.ndim == 1:
-                kind = gguf.GGMLQuantizationType.F32
-            elif qtype == gguf.GGMLQuantizationType.Q8_0 and value.shape[-1] % 32:
-                kind = gguf.GGMLQuantizationType.F16
-            same &= tensor.tensor_type == kind
-            if kind == gguf.GGMLQuantizationType.F32:
-                same &= numpy.array_equal(tensor.data, value)
-            else:
-                same &= numpy.array_equal(tensor.data.view(numpy.uint8), quantize(value, kind).view(numpy.uint8))
-        check(f"{form}: tensors, bit for bit as the package gguf makes them", bool(same))
+        check_tensors(form, path, wanted)
         limit = {"gguf-f32": LIMIT, "gguf-f16": 5e-3}.get(form, 5e-2)
         compare(f"{form}: served", served(path, "-", ids), expected, limit)
     if heads[0] == "llama":
@@ -201,6 +225,8 @@ SIZES = {
     "hidden_size": 36, "intermediate_size": 52, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 16384, "rms_norm_eps": 1e-5,
 }
+# Sizes in whole blocks, so that experts are quantised.
+BLOCKS = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
 CLASSES = [
     ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
                                               "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -208,7 +234,7 @@ CLASSES = [
     ("MistralForCausalLM", {"sliding_window": 9}),
     ("Qwen2ForCausalLM", {"hidden_size": 40, "tie_word_embeddings": True}),
     ("Qwen3ForCausalLM", {}),
-    ("MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    ("MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2, **BLOCKS}),
 ]
 
 
@@ -247,12 +273,19 @@ def check_directory(work, name, more, vocabulary, ids, tokenizer):
     path = export(folder, base, adapter, "safetensors")
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     compare(f"{name}: transformers, merged safetensors", of_torch(model, ids), expected)
-    if name == "MixtralForCausalLM":
-        return
+    merged = {key: value.numpy() for key, value in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del merged["lm_head.weight"]
     path = os.path.join(export(folder, base, adapter, "gguf-f32"), "model.gguf")
-    names = {tensor.name for tensor in gguf.GGUFReader(path).tensors} - {"rope_freqs.weight"}
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    check(f"{name}: names in the GGUF file", names == {gguf_name(key) for key in set(model.state_dict()) - tied})
+    heads = (scalar(gguf.GGUFReader(path), "general.architecture"), model.config.num_attention_heads,
+             model.config.num_key_value_heads)
+    wanted = gguf_tensors(merged, heads)
+    check_tensors("gguf-f32", path, wanted)
+    if name == "MixtralForCausalLM":
+        reader = gguf.GGUFReader(path)
+        check("experts in the keys", [scalar(reader, f"llama.expert_{key}") for key in ("count", "used_count")] == [4, 2])
+        for form in ("gguf-f16", "gguf-q8_0"):
+            check_tensors(form, os.path.join(export(folder, base, adapter, form), "model.gguf"), wanted)
     compare(f"{name}: merged GGUF, served", served(path, "-", ids), expected)
     again = os.path.join(folder, "again")
     os.makedirs(again)
