@@ -208,6 +208,8 @@ put_keys(ft_gguf_writer *w, const ft_config *c, const ft_vocabulary *v, const ft
 	FT_TRY(put_tokens(w, v, t, (size_t) c->vocab));
 	if (v->n_merges > 0 && !is_sentencepiece(v))
 		FT_TRY(ft_gguf_put_strings(w, "tokenizer.ggml.merges", v->merges, v->n_merges));
+	if (v->added != NULL)
+		FT_TRY(ft_gguf_put_bool(w, FT_GGUF_EXACT_TYPES, true));
 	FT_TRY(put_id(w, "tokenizer.ggml.bos_token_id", v->bos));
 	FT_TRY(put_id(w, "tokenizer.ggml.eos_token_id", v->eos));
 	FT_TRY(put_id(w, "tokenizer.ggml.unknown_token_id", v->unknown));

@@ -531,6 +531,7 @@ read_token_types(ft_model_file *file)
 {
 	ft_vocabulary *v = &file->vocabulary;
 	const ft_gguf_value *value;
+	bool exact = false;
 	void *memory;
 
 	FT_TRY(ft_alloc(&memory, v->n_tokens, sizeof(int32_t)));
@@ -541,6 +542,12 @@ read_token_types(ft_model_file *file)
 	for (size_t i = 0; i < v->n_tokens; i++)
 		v->types[i] =
 			value != NULL ? (int32_t) ft_gguf_int_at(file->gguf, value, i) : FT_TOKEN_NORMAL;
+	FT_TRY(ft_gguf_bool(file->gguf, FT_GGUF_EXACT_TYPES, &exact));
+	if (exact)
+	{
+		FT_TRY(ft_alloc(&memory, v->n_tokens, sizeof(uint8_t)));
+		v->added = memory;
+	}
 	return FT_OK;
 }
 

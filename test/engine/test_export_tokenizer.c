@@ -295,7 +295,7 @@ test_round_trip(void **state)
 
 /* --- what a GGUF file's scores cannot say --- */
 
-/* Bytes, special tokens and these pieces, with these merges. */
+/* <unk>, bytes, these pieces and <|x|>, which is added and not special, with these merges. */
 static void
 write_tokenizer(const char *folder, const char *const *pieces, size_t n_pieces,
 				const char *const *merges, size_t n_merges, bool byte_fallback)
@@ -314,20 +314,35 @@ write_tokenizer(const char *folder, const char *const *pieces, size_t n_pieces,
 	}
 	for (size_t i = 0; i < n_pieces; i++)
 		json_object_set_new(vocab, pieces[i], json_integer(id++));
+	json_object_set_new(vocab, "<|x|>", json_integer(id));
 	for (size_t i = 0; i < n_merges; i++)
 		json_array_append_new(list, json_string(merges[i]));
-	json = json_pack(
-		"{s:[{s:i, s:s, s:b}], s:{s:s, s:{s:s}, s:s}, s:{s:s, s:{s:s}, s:s}, s:{s:s, s:b, s:s, "
-		"s:b, s:o, s:o}}",
-		"added_tokens", "id", 0, "content", "<unk>", "special", 1, "normalizer", "type", "Replace",
-		"pattern", "String", " ", "content", "\xe2\x96\x81", "decoder", "type", "Replace",
-		"pattern", "String", "\xe2\x96\x81", "content", " ", "model", "type", "BPE",
-		"byte_fallback", (int) byte_fallback, "unk_token", "<unk>", "fuse_unk", 1, "vocab", vocab,
-		"merges", list);
+	json = json_pack("{s:[{s:i, s:s, s:b}, {s:i, s:s, s:b}], s:{s:s, s:{s:s}, s:s}, s:{s:s, "
+					 "s:{s:s}, s:s}, s:{s:s, s:b, s:s, "
+					 "s:b, s:o, s:o}}",
+					 "added_tokens", "id", 0, "content", "<unk>", "special", 1, "id", id, "content",
+					 "<|x|>", "special", 0, "normalizer", "type", "Replace", "pattern", "String",
+					 " ", "content", "\xe2\x96\x81", "decoder", "type", "Replace", "pattern",
+					 "String", "\xe2\x96\x81", "content", " ", "model", "type", "BPE",
+					 "byte_fallback", (int) byte_fallback, "unk_token", "<unk>", "fuse_unk", 1,
+					 "vocab", vocab, "merges", list);
 	fresh(folder);
 	assert_int_equal(json_dump_file(json, path_in(folder, "tokenizer.json"), 0), 0);
 	json_decref(json);
-	write_model(folder, id);
+	write_model(folder, id + 1);
+}
+
+/* A user's text may have a token that only looks like a chat template's. */
+static void
+check_added(const char *path)
+{
+	ft_tokenizer *t = tokenizer_of(path);
+	ft_ids ids = {0};
+
+	must(ft_tokenizer_encode(t, "a<|x|>", 6, false, &ids));
+	assert_int_equal(ids.data[ids.length - 1], ft_tokenizer_find(t, "<|x|>"));
+	ft_ids_free(&ids);
+	ft_tokenizer_free(t);
 }
 
 static void
@@ -359,7 +374,11 @@ test_merges(void **state)
 		if (status != cases[i].status)
 			fail_msg("case %zu: %s, %s", i, ft_status_name(status), ft_error_message());
 		if (status == FT_OK)
+		{
 			check_same(path_in("base", ""), path_in("gguf", "model.gguf"), false);
+			check_added(path_in("base", ""));
+			check_added(path_in("gguf", "model.gguf"));
+		}
 		else
 		{
 			assert_non_null(strstr(ft_error_message(), "are not those of any scores"));

@@ -6,7 +6,7 @@
         -lcrypto -levent -levent_pthreads -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread
     python test/golden/check_exports.py test/golden/tiny_llama/tied/base.gguf test/golden/tiny_llama/tied/adapter
 
-Needs torch, transformers, peft, gguf, safetensors. Takes a GGUF base with a tokenizer, and an adapter. Judges
+Needs torch, transformers, peft, gguf, safetensors; with xllamacpp, llama.cpp judges the GGUF files, too. Takes a GGUF base with a tokenizer, and an adapter. Judges
 these, and random models of each architecture that transformers saves as directories, with the base's tokenizer.
 The logits are compared with those of the engine's serving path in reference numerics, base and adapter unmerged;
 differences are relative to the largest logit. Prints a line a check, and ends with 1 when one fails.
@@ -21,6 +21,7 @@ import sys
 import tempfile
 
 import gguf
+import llama_cpp
 import numpy
 import torch
 import transformers
@@ -30,6 +31,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LIMIT = 1e-5
+# llama.cpp rounds what is multiplied with matrices of these types to them.
+LIMITS = {"gguf-f32": LIMIT, "gguf-f16": 5e-3, "gguf-bf16": 5e-2, "gguf-q8_0": 5e-2}
 TEXTS = ["The capital of France is", " 3 apples, 42 pears\n\n\tand 1234567.5 others", "naïve café — 東京 🙂",
          "don't  stop   now\r\n", "", " "]
 NAMES = {
@@ -79,6 +82,14 @@ def served(base, adapter, ids):
 def compare(what, got, expected, limit=LIMIT):
     error = float(abs(got - expected).max() / abs(expected).max())
     check(what, error <= limit, f"{error:.2e}, at most {limit:.0e}")
+
+
+def check_llama_cpp(what, path, adapter, ids, expected, limit=LIMIT):
+    """llama.cpp loads the file, and adapter over it, and gives these logits, as far as a softmax tells."""
+    if llama_cpp.available():
+        return
+    got = llama_cpp.Model(path, adapter).log_probabilities(ids)
+    compare(f"{what}: llama.cpp", got, llama_cpp.log_softmax(expected), limit)
 
 
 def of_torch(model, ids):
@@ -183,6 +194,7 @@ def check_gguf(work, base, adapter, ids, expected, merged, heads):
         check_tensors(form, path, wanted)
         limit = {"gguf-f32": LIMIT, "gguf-f16": 5e-3}.get(form, 5e-2)
         compare(f"{form}: served", served(path, "-", ids), expected, limit)
+        check_llama_cpp(form, path, None, ids, served(path, "-", ids), LIMITS[form])
     if heads[0] == "llama":
         q = next(name for name in merged if "q_proj.weight" in name)
         back = separate(wanted[gguf_name(q)], heads[1])
@@ -192,7 +204,7 @@ def check_gguf(work, base, adapter, ids, expected, merged, heads):
     compare("transformers, merged GGUF in f32", of_torch(model, ids), expected)
 
 
-def check_gguf_adapter(work, base, adapter, heads):
+def check_gguf_adapter(work, base, adapter, ids, heads):
     with open(os.path.join(adapter, "adapter_config.json"), encoding="utf-8") as file:
         config = json.load(file)
     original = load_file(os.path.join(adapter, "adapter_model.safetensors"))
@@ -202,7 +214,8 @@ def check_gguf_adapter(work, base, adapter, heads):
         with open(os.path.join(copy, "adapter_config.json"), "w", encoding="utf-8") as file:
             json.dump(config | {"use_rslora": rslora}, file)
         shutil.rmtree(os.path.join(work, "gguf-adapter"), ignore_errors=True)
-        reader = gguf.GGUFReader(os.path.join(export(work, base, copy, "gguf-adapter"), "adapter.gguf"))
+        path = os.path.join(export(work, base, copy, "gguf-adapter"), "adapter.gguf")
+        reader = gguf.GGUFReader(path)
         alpha = config["lora_alpha"] * (config["r"] ** 0.5 if rslora else 1)
         good = (scalar(reader, "general.type"), scalar(reader, "adapter.type"),
                 scalar(reader, "general.architecture")) == ("adapter", "lora", heads[0])
@@ -219,6 +232,7 @@ def check_gguf_adapter(work, base, adapter, heads):
                 value = interleave(name, value, *heads)
             same &= numpy.array_equal(tensor.data, value)
         check(f"GGUF adapter, rslora {rslora}: tensors", bool(same), f"{len(reader.tensors)}")
+        check_llama_cpp(f"GGUF adapter, rslora {rslora}", base, path, ids, served(base, copy, ids))
 
 
 SIZES = {
@@ -285,8 +299,17 @@ def check_directory(work, name, more, vocabulary, ids, tokenizer):
         reader = gguf.GGUFReader(path)
         check("experts in the keys", [scalar(reader, f"llama.expert_{key}") for key in ("count", "used_count")] == [4, 2])
         for form in ("gguf-f16", "gguf-q8_0"):
-            check_tensors(form, os.path.join(export(folder, base, adapter, form), "model.gguf"), wanted)
+            packed = os.path.join(export(folder, base, adapter, form), "model.gguf")
+            check_tensors(form, packed, wanted)
+            check_llama_cpp(f"{name}, {form}", packed, None, ids, served(packed, "-", ids), LIMITS[form])
     compare(f"{name}: merged GGUF, served", served(path, "-", ids), expected)
+    # llama.cpp has no sliding window in this architecture
+    seen = ids[:more.get("sliding_window")]
+    expected_seen = served(base, adapter, seen)
+    check_llama_cpp(f"{name}: merged GGUF", path, None, seen, expected_seen)
+    lora = os.path.join(export(folder, base, adapter, "gguf-adapter"), "adapter.gguf")
+    plain = os.path.join(export(os.path.join(folder, "plain"), base, None, "gguf-f32"), "model.gguf")
+    check_llama_cpp(f"{name}: GGUF adapter", plain, lora, seen, expected_seen)
     again = os.path.join(folder, "again")
     os.makedirs(again)
     model = AutoModelForCausalLM.from_pretrained(export(again, path, None, "safetensors")).eval()
@@ -299,13 +322,15 @@ def main():
     random.seed(7)
     ids = [random.randrange(vocabulary) for _ in range(24)]
     expected = served(base, adapter, ids)
+    if llama_cpp.available():
+        print(f"skipped: {llama_cpp.available()}")
     with tempfile.TemporaryDirectory() as work:
         folder, name = os.path.split(base)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
         compare("PEFT, adapter over the base", of_torch(PeftModel.from_pretrained(model, adapter).eval(), ids), expected)
         merged, heads = check_safetensors(work, base, adapter, ids, expected)
         check_gguf(work, base, adapter, ids, expected, merged, heads)
-        check_gguf_adapter(work, base, adapter, heads)
+        check_gguf_adapter(work, base, adapter, ids, heads)
         for name, more in CLASSES:
             check_directory(work, name, more, vocabulary, ids, os.path.join(work, "safetensors-f32"))
     sys.exit(failed > 0)
