@@ -2,14 +2,16 @@
  * export_gguf_tokenizer.c: a directory's vocabulary as the keys of a GGUF file.
  *
  * Of a SentencePiece-style one a GGUF file has scores and no merges: whatever
- * two neighbours make a token together may merge, the highest score first.  A
- * tokenizer.json lists merges.  Where the list holds all the ways to make each
- * of its tokens, those of one token next to each other, the scores
+ * two neighbours make a token together may merge, the highest score first, and
+ * of one score the leftmost.  A tokenizer.json lists merges.  The scores
  *
  *     score of a token = −(rank of the first merge that makes it)
  *
- * say the same, and tokens that no merge makes come behind them all.  Another
- * list is refused.
+ * say the same where the list holds all the ways to make each of its tokens,
+ * those of one token next to each other.  transformers lists tokens of one score
+ * mixed, by the ids or by the lengths of what is merged: such a stretch becomes
+ * one score again, Mistral's runs of spaces for example.  Any other list is
+ * refused.
  */
 #include "export.h"
 
@@ -28,20 +30,13 @@ is_sentencepiece(const ft_vocabulary *v)
 
 /* --- scores of listed merges --- */
 
-static float *
-score_tokens(const ft_bpe *bpe, size_t n_merges, float *scores)
+/* Merges as they are listed. */
+typedef struct listing
 {
-	for (size_t i = 0; i < bpe->n_tokens; i++)
-		scores[i] = -(float) n_merges;
-	for (size_t i = 0; i < bpe->n_merges; i++)
-	{
-		const ft_token_merge *m = &bpe->merges[i];
-
-		if (-(float) m->rank > scores[m->merged])
-			scores[m->merged] = -(float) m->rank;
-	}
-	return scores;
-}
+	const ft_tokenizer *t;
+	uint32_t *order; /* [n] of bpe->merges, by rank */
+	uint32_t *last;  /* [n_tokens] place in order of the last merge that makes a token */
+} listing;
 
 static int
 compare_ranks(const void *a, const void *b, void *merges)
@@ -53,42 +48,100 @@ compare_ranks(const void *a, const void *b, void *merges)
 	return (x > y) - (x < y);
 }
 
-/* Do both have the same merges, the second's in an order that the first's does not contradict? Both
- * are sorted by their tokens. */
-static ft_status
-check_same_merges(const ft_bpe *listed, const ft_bpe *scored)
+static const ft_token_merge *
+listed(const listing *l, size_t i)
 {
-	uint32_t *order = NULL;
-	int32_t before = 0;
-	bool same = listed->n_merges == scored->n_merges;
+	return &l->t->bpe.merges[l->order[i]];
+}
 
-	for (size_t i = 0; same && i < listed->n_merges; i++)
+static int
+characters(const ft_tokenizer *t, int32_t id)
+{
+	const char *text = ft_token_text(t, id);
+	int n = 0;
+
+	for (uint32_t i = 0; i < t->tokens[id].length; i++)
+		n += ((unsigned char) text[i] & 0xc0) != 0x80;
+	return n;
+}
+
+/* Are the merges [first, end) in one of the orders that transformers has for one score? */
+static bool
+is_of_one_score(const listing *l, size_t first, size_t end)
+{
+	bool by_ids = true;
+	bool by_lengths = true;
+
+	for (size_t i = first + 1; i < end; i++)
 	{
-		const ft_token_merge *x = &listed->merges[i];
-		const ft_token_merge *y = &scored->merges[i];
+		const ft_token_merge *x = listed(l, i - 1);
+		const ft_token_merge *y = listed(l, i);
+		int left = characters(l->t, x->left) - characters(l->t, y->left);
+		int right = characters(l->t, x->right) - characters(l->t, y->right);
+
+		by_ids = by_ids && (x->left < y->left || (x->left == y->left && x->right < y->right));
+		by_lengths = by_lengths && (left > 0 || (left == 0 && right >= 0));
+	}
+	return by_ids || by_lengths;
+}
+
+/* One score for each stretch of merges that shares no token with the others; false when one of
+ * several tokens is in an order that no score makes. */
+static bool
+score_stretches(const listing *l, float *scores)
+{
+	size_t n = l->t->bpe.n_merges;
+
+	for (size_t first = 0, end; first < n; first = end)
+	{
+		bool several = false;
+
+		end = (size_t) l->last[listed(l, first)->merged] + 1;
+		for (size_t i = first; i < end; i++)
+		{
+			int32_t merged = listed(l, i)->merged;
+
+			scores[merged] = -(float) listed(l, first)->rank;
+			several = several || merged != listed(l, first)->merged;
+			if (l->last[merged] >= end)
+				end = (size_t) l->last[merged] + 1;
+		}
+		if (several && !is_of_one_score(l, first, end))
+			return false;
+	}
+	return true;
+}
+
+static ft_status
+list_merges(listing *l)
+{
+	const ft_bpe *bpe = &l->t->bpe;
+
+	FT_TRY(ft_alloc((void **) &l->order, bpe->n_merges, sizeof *l->order));
+	FT_TRY(ft_alloc((void **) &l->last, bpe->n_tokens, sizeof *l->last));
+	for (size_t i = 0; i < bpe->n_merges; i++)
+		l->order[i] = (uint32_t) i;
+	qsort_r(l->order, bpe->n_merges, sizeof *l->order, compare_ranks, bpe->merges);
+	for (size_t i = 0; i < bpe->n_merges; i++)
+		l->last[listed(l, i)->merged] = (uint32_t) i;
+	return FT_OK;
+}
+
+/* Merges of the scores are those listed?  Both are sorted by their tokens; their order is the
+ * list's by the way the scores were made. */
+static bool
+same_merges(const ft_bpe *a, const ft_bpe *b)
+{
+	bool same = a->n_merges == b->n_merges;
+
+	for (size_t i = 0; same && i < a->n_merges; i++)
+	{
+		const ft_token_merge *x = &a->merges[i];
+		const ft_token_merge *y = &b->merges[i];
 
 		same = x->left == y->left && x->right == y->right && x->merged == y->merged;
 	}
-	if (same)
-	{
-		FT_TRY(ft_alloc((void **) &order, listed->n_merges, sizeof *order));
-		for (size_t i = 0; i < listed->n_merges; i++)
-			order[i] = (uint32_t) i;
-		qsort_r(order, listed->n_merges, sizeof *order, compare_ranks, listed->merges);
-		for (size_t i = 0; same && i < listed->n_merges; i++)
-		{
-			same = scored->merges[order[i]].rank >= before;
-			before = scored->merges[order[i]].rank;
-		}
-		free(order);
-	}
-	if (same)
-		return FT_OK;
-	return ft_hint(ft_fail(FT_UNSUPPORTED,
-						   "the %zu merges of a SentencePiece-style tokenizer are not those of any "
-						   "scores, which is what a GGUF file has",
-						   listed->n_merges),
-				   "A directory of safetensors can hold it.");
+	return same;
 }
 
 /* scores[n_tokens] that say what the vocabulary's merges say; t is its tokeniser. */
@@ -96,16 +149,32 @@ static ft_status
 scores_of_merges(const ft_vocabulary *v, const ft_tokenizer *t, float *scores)
 {
 	ft_vocabulary by_scores = *v;
-	ft_tokenizer *scored;
-	ft_status status;
+	ft_tokenizer *scored = NULL;
+	listing l = {.t = t};
+	bool same = false;
+	ft_status status = list_merges(&l);
 
+	/* what no merge makes comes last */
+	for (size_t i = 0; i < v->n_tokens; i++)
+		scores[i] = -(float) v->n_merges;
 	by_scores.merges = NULL;
 	by_scores.n_merges = 0;
-	by_scores.scores = score_tokens(&t->bpe, v->n_merges, scores);
-	FT_TRY(ft_tokenizer_create(&by_scores, &scored));
-	status = check_same_merges(&t->bpe, &scored->bpe);
+	by_scores.scores = scores;
+	if (status == FT_OK && score_stretches(&l, scores))
+	{
+		status = ft_tokenizer_create(&by_scores, &scored);
+		same = status == FT_OK && same_merges(&t->bpe, &scored->bpe);
+	}
 	ft_tokenizer_free(scored);
-	return status;
+	free(l.order);
+	free(l.last);
+	if (status != FT_OK || same)
+		return status;
+	return ft_hint(ft_fail(FT_UNSUPPORTED,
+						   "the %zu merges of a SentencePiece-style tokenizer are not those of any "
+						   "scores, which is what a GGUF file has",
+						   v->n_merges),
+				   "A directory of safetensors can hold it.");
 }
 
 /* --- tokens --- */

@@ -360,6 +360,10 @@ test_merges(void **state)
 		/* a way to make a token is not listed, or all of them */
 		{{"a b", "ab c", "a bc"}, 3, FT_UNSUPPORTED},
 		{{"a b", "b c", "ab c"}, 3, FT_UNSUPPORTED},
+		/* tokens of one score, by ids and by lengths */
+		{{"a b", "a bc", "b c", "ab c"}, 4, FT_OK},
+		{{"ab c", "a bc", "a b", "b c"}, 4, FT_OK},
+		{{"ab c", "a b", "b c", "a bc"}, 4, FT_UNSUPPORTED},
 		/* another token comes between */
 		{{"a b", "ab c", "b c", "a bc"}, 4, FT_UNSUPPORTED},
 	};
@@ -382,7 +386,8 @@ test_merges(void **state)
 		else
 		{
 			assert_non_null(strstr(ft_error_message(), "are not those of any scores"));
-			assert_non_null(strstr(ft_error_message(), i == 4 ? "the 4 merges" : "the 3 merges"));
+			assert_non_null(
+				strstr(ft_error_message(), cases[i].n == 4 ? "the 4 merges" : "the 3 merges"));
 		}
 	}
 	write_tokenizer("base", pieces, 6, cases[0].merges, 4, false);
