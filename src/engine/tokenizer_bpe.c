@@ -4,21 +4,36 @@
  * In a long piece symbols form a doubly linked list; a heap holds the merges that were possible
  * when they were seen, and one that its neighbours have overtaken is dropped
  * when it comes up.  So a piece of a million bytes costs no more a byte than a
- * short one, but for the logarithm.
+ * short one, but for the logarithm.  The first merges of a very long piece are sorted instead,
+ * which leaves a heap that is small.
  *
  * Merges are looked up by bisection among those of their left token: nothing is
- * hashed, so no vocabulary can make lookups slow.
+ * hashed, so no vocabulary can make lookups slow.  A very long piece has the same
+ * pairs again and again: those looked up last are remembered, each in the one
+ * place that it has.
  */
 #include "tokenizer_bpe.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct ft_bpe_symbol
 {
 	int32_t token; /* -1: merged into the symbol before it */
 	int32_t previous;
 	int32_t next;
+	int32_t merge; /* with the next one, of bpe->merges; -1: none */
 } ft_bpe_symbol;
+
+/* A pair of tokens and their merge, as in a symbol. */
+typedef struct ft_bpe_pair
+{
+	int32_t left;
+	int32_t right;
+	int32_t merge;
+} ft_bpe_pair;
+
+#define PAIR_BITS 11
 
 /* --- the table of merges --- */
 
@@ -153,22 +168,83 @@ pop(ft_bpe_work *work)
 	return top;
 }
 
+/* The next of both; false when there is none. */
+static bool
+take(ft_bpe_work *work, uint64_t *key)
+{
+	bool sorted = work->sorted_at < work->n_sorted;
+
+	if (!sorted && work->heap_size == 0)
+		return false;
+	if (sorted && (work->heap_size == 0 || work->sorted[work->sorted_at] < work->heap[0]))
+		*key = work->sorted[work->sorted_at++];
+	else
+		*key = pop(work);
+	return true;
+}
+
+#define DIGIT_BITS 10
+#define DIGITS (1 << DIGIT_BITS)
+
+/* Sort keys[n] by rank, digit by digit; they are in the order of their places, and the sort keeps
+ * that.  spare[n] is worked in; returned is which of the two holds them. */
+static uint64_t *
+sort_keys(uint64_t *keys, uint64_t *spare, size_t n, int32_t highest)
+{
+	for (int shift = 0; shift < 32 && highest >> shift > 0; shift += DIGIT_BITS)
+	{
+		size_t places[DIGITS + 1] = {0};
+		uint64_t *swap = keys;
+
+		for (size_t i = 0; i < n; i++)
+			places[(keys[i] >> (32 + shift)) % DIGITS + 1]++;
+		for (int digit = 1; digit < DIGITS; digit++)
+			places[digit] += places[digit - 1];
+		for (size_t i = 0; i < n; i++)
+			spare[places[(keys[i] >> (32 + shift)) % DIGITS]++] = keys[i];
+		keys = spare;
+		spare = swap;
+	}
+	return keys;
+}
+
 /* --- one piece --- */
+
+/* The number of the pair's merge, -1 for none. */
+static int32_t
+merge_of(const ft_bpe *bpe, ft_bpe_work *work, int32_t left, int32_t right)
+{
+	uint32_t hash = (uint32_t) left * 0x9e3779b1u ^ (uint32_t) right * 0x85ebca6bu;
+	ft_bpe_pair *pair = work->pairs != NULL ? &work->pairs[hash >> (32 - PAIR_BITS)] : NULL;
+	const ft_token_merge *m;
+	int32_t merge;
+
+	if (pair != NULL && pair->left == left && pair->right == right)
+		return pair->merge;
+	m = find_merge(bpe, left, right);
+	merge = m != NULL ? (int32_t) (m - bpe->merges) : -1;
+	if (pair != NULL)
+		*pair = (ft_bpe_pair){left, right, merge};
+	return merge;
+}
+
+/* The merge of the symbol at `left` with the one after it, NULL for none; noted with the symbol. */
+static const ft_token_merge *
+look(const ft_bpe *bpe, ft_bpe_work *work, int32_t left)
+{
+	ft_bpe_symbol *s = &work->symbols[left];
+
+	s->merge = s->next >= 0 ? merge_of(bpe, work, s->token, work->symbols[s->next].token) : -1;
+	return s->merge >= 0 ? &bpe->merges[s->merge] : NULL;
+}
 
 /* Remember the merge of the symbol at `left` with the one after it, if there is one. */
 static ft_status
 consider(const ft_bpe *bpe, ft_bpe_work *work, int32_t left)
 {
-	const ft_bpe_symbol *s;
-	const ft_token_merge *m;
+	const ft_token_merge *m = left >= 0 ? look(bpe, work, left) : NULL;
 
-	if (left < 0 || work->symbols[left].next < 0)
-		return FT_OK;
-	s = &work->symbols[left];
-	m = find_merge(bpe, s->token, work->symbols[s->next].token);
-	if (m == NULL)
-		return FT_OK;
-	return push(work, make_key(m->rank, left));
+	return m != NULL ? push(work, make_key(m->rank, left)) : FT_OK;
 }
 
 static ft_status
@@ -181,27 +257,70 @@ list_symbols(ft_bpe_work *work, const int32_t *tokens, size_t n)
 	FT_TRY(ft_grow(&memory, &work->symbols_capacity, n, sizeof(ft_bpe_symbol)));
 	work->symbols = memory;
 	for (int32_t i = 0; i < (int32_t) n; i++)
-		work->symbols[i] = (ft_bpe_symbol){tokens[i], i - 1, i + 1 < (int32_t) n ? i + 1 : -1};
+		work->symbols[i] = (ft_bpe_symbol){tokens[i], i - 1, i + 1 < (int32_t) n ? i + 1 : -1, -1};
+	return FT_OK;
+}
+
+/* A heap of fewer fits the processor's nearest cache. */
+#define MANY 2048
+
+/* Remember all merges that are possible in the piece of n symbols. */
+static ft_status
+consider_all(const ft_bpe *bpe, ft_bpe_work *work, size_t n)
+{
+	void *memory = work->sorted;
+	int32_t highest = 0;
+	size_t found = 0;
+
+	work->heap_size = 0;
+	work->n_sorted = work->sorted_at = 0;
+	for (size_t i = 0; n < MANY && i < n; i++)
+		FT_TRY(consider(bpe, work, (int32_t) i));
+	if (n < MANY)
+		return FT_OK;
+	FT_TRY(ft_grow(&memory, &work->sorted_capacity, 2 * n, sizeof(uint64_t)));
+	work->sorted = memory;
+	if (work->pairs == NULL)
+	{
+		FT_TRY(ft_alloc(&memory, 1 << PAIR_BITS, sizeof(ft_bpe_pair)));
+		work->pairs = memory;
+		/* -1: no token */
+		memset(memory, -1, (1 << PAIR_BITS) * sizeof(ft_bpe_pair));
+	}
+	for (size_t i = 0; i < n; i++)
+	{
+		const ft_token_merge *m = look(bpe, work, (int32_t) i);
+
+		if (m == NULL)
+			continue;
+		highest = m->rank > highest ? m->rank : highest;
+		work->sorted[found++] = make_key(m->rank, (int32_t) i);
+	}
+	/* its second half is free */
+	if (sort_keys(work->sorted, work->sorted + n, found, highest) != work->sorted)
+		memcpy(work->sorted, work->sorted + n, found * sizeof(uint64_t));
+	work->n_sorted = found;
 	return FT_OK;
 }
 
 static ft_status
 merge_symbols(const ft_bpe *bpe, ft_bpe_work *work)
 {
-	while (work->heap_size > 0)
+	uint64_t key;
+
+	while (take(work, &key))
 	{
-		uint64_t key = pop(work);
 		int32_t at = (int32_t) (uint32_t) key;
 		ft_bpe_symbol *left = &work->symbols[at];
 		ft_bpe_symbol *right;
 		const ft_token_merge *m;
 
-		if (left->token < 0 || left->next < 0)
+		if (left->token < 0 || left->merge < 0)
 			continue;
 		right = &work->symbols[left->next];
 		/* the pair may have changed since; one of the same rank has its turn as well */
-		m = find_merge(bpe, left->token, right->token);
-		if (m == NULL || (uint32_t) m->rank != key >> 32)
+		m = &bpe->merges[left->merge];
+		if ((uint32_t) m->rank != key >> 32)
 			continue;
 		left->token = m->merged;
 		right->token = -1;
@@ -266,9 +385,7 @@ ft_bpe_merge(const ft_bpe *bpe, ft_bpe_work *work, int32_t *tokens, size_t *n)
 		return FT_OK;
 	}
 	FT_TRY(list_symbols(work, tokens, *n));
-	work->heap_size = 0;
-	for (size_t i = 0; i + 1 < *n; i++)
-		FT_TRY(consider(bpe, work, (int32_t) i));
+	FT_TRY(consider_all(bpe, work, *n));
 	FT_TRY(merge_symbols(bpe, work));
 	for (int32_t i = 0; i >= 0; i = work->symbols[i].next)
 		tokens[count++] = work->symbols[i].token;
@@ -280,6 +397,8 @@ void
 ft_bpe_work_free(ft_bpe_work *work)
 {
 	free(work->symbols);
+	free(work->sorted);
+	free(work->pairs);
 	free(work->heap);
 	*work = (ft_bpe_work){0};
 }

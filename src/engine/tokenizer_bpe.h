@@ -27,12 +27,20 @@ typedef struct ft_bpe
 	size_t n_merges;
 } ft_bpe;
 
-/* Working memory that merging reuses from piece to piece; zero-initialise, one a thread. */
+/* Working memory that merging reuses from piece to piece; zero-initialise, one a thread and a
+ * vocabulary. */
 typedef struct ft_bpe_work
 {
 	struct ft_bpe_symbol *symbols;
 	size_t symbols_capacity;
-	uint64_t *heap; /* rank and place of merges to come */
+	struct ft_bpe_pair *pairs; /* looked up lately; NULL until a piece is very long */
+	/* rank and place of merges to come: those of the piece as it was, sorted, and what has become
+	 * possible since */
+	uint64_t *sorted;
+	size_t sorted_capacity;
+	size_t sorted_at;
+	size_t n_sorted;
+	uint64_t *heap;
 	size_t heap_capacity;
 	size_t heap_size;
 } ft_bpe_work;

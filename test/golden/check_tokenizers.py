@@ -349,6 +349,11 @@ def export(program, work, base, form):
 def check_exported(program, work, name, reference, where, texts):
     """The ids of `where` are those of what it is exported to."""
     wrong = 0
+    if name.startswith("mistral") and not name.endswith("model"):
+        # its runs of spaces are of one score, which a list of merges puts in another order than SentencePiece does
+        known = [t for t in texts if " " * 15 not in t.replace(MARK, " ")]
+        print(f"{name:22} {len(texts) - len(known)} texts with long runs of spaces left out of the exports")
+        texts = known
     both = [ours(program, where, texts, special) for special in (False, True)]
     file = where
     if not where.endswith(".gguf"):
