@@ -4,8 +4,8 @@
  * In a long piece symbols form a doubly linked list; a heap holds the merges that were possible
  * when they were seen, and one that its neighbours have overtaken is dropped
  * when it comes up.  So a piece of a million bytes costs no more a byte than a
- * short one, but for the logarithm.  The first merges of a very long piece are sorted instead,
- * which leaves a heap that is small.
+ * short one, but for the logarithm.  Of a very long piece a heap that has grown
+ * large is sorted at once, digit by digit, and taken from its front.
  *
  * Merges are looked up by bisection among those of their left token: nothing is
  * hashed, so no vocabulary can make lookups slow.  A very long piece has the same
@@ -168,44 +168,94 @@ pop(ft_bpe_work *work)
 	return top;
 }
 
-/* The next of both; false when there is none. */
-static bool
-take(ft_bpe_work *work, uint64_t *key)
-{
-	bool sorted = work->sorted_at < work->n_sorted;
-
-	if (!sorted && work->heap_size == 0)
-		return false;
-	if (sorted && (work->heap_size == 0 || work->sorted[work->sorted_at] < work->heap[0]))
-		*key = work->sorted[work->sorted_at++];
-	else
-		*key = pop(work);
-	return true;
-}
+/* A heap of fewer fits the processor's nearest cache. */
+#define MANY 2048
 
 #define DIGIT_BITS 10
 #define DIGITS (1 << DIGIT_BITS)
 
-/* Sort keys[n] by rank, digit by digit; they are in the order of their places, and the sort keeps
- * that.  spare[n] is worked in; returned is which of the two holds them. */
+/* Sort keys[n] by the bits [low, low + bits), keeping the order of equal ones; spare[n] is worked
+ * in.  Returned is which of the two holds them. */
 static uint64_t *
-sort_keys(uint64_t *keys, uint64_t *spare, size_t n, int32_t highest)
+sort_bits(uint64_t *keys, uint64_t *spare, size_t n, int low, int bits)
 {
-	for (int shift = 0; shift < 32 && highest >> shift > 0; shift += DIGIT_BITS)
+	for (int shift = low; shift < low + bits; shift += DIGIT_BITS)
 	{
 		size_t places[DIGITS + 1] = {0};
 		uint64_t *swap = keys;
 
 		for (size_t i = 0; i < n; i++)
-			places[(keys[i] >> (32 + shift)) % DIGITS + 1]++;
+			places[(keys[i] >> shift) % DIGITS + 1]++;
 		for (int digit = 1; digit < DIGITS; digit++)
 			places[digit] += places[digit - 1];
 		for (size_t i = 0; i < n; i++)
-			spare[places[(keys[i] >> (32 + shift)) % DIGITS]++] = keys[i];
+			spare[places[(keys[i] >> shift) % DIGITS]++] = keys[i];
 		keys = spare;
 		spare = swap;
 	}
 	return keys;
+}
+
+static int
+bits_of(uint32_t highest)
+{
+	return highest == 0 ? 0 : 32 - __builtin_clz(highest);
+}
+
+/* Put the heap's keys among the sorted ones. */
+static ft_status
+sort_heap(ft_bpe_work *work)
+{
+	size_t left = work->n_sorted - work->sorted_at;
+	size_t n = work->heap_size;
+	const uint64_t *from = work->sorted + work->sorted_at;
+	uint32_t rank = 0;
+	uint32_t place = 0;
+	void *memory = work->spare;
+	uint64_t *keys;
+	size_t at = 0;
+	size_t k = 0;
+
+	FT_TRY(ft_grow(&memory, &work->spare_capacity, left + n, sizeof(uint64_t)));
+	work->spare = memory;
+	for (size_t i = 0; i < n; i++)
+	{
+		rank |= (uint32_t) (work->heap[i] >> 32);
+		place |= (uint32_t) work->heap[i];
+	}
+	keys = sort_bits(work->heap, work->spare, n, 0, bits_of(place));
+	keys = sort_bits(keys, keys == work->heap ? work->spare : work->heap, n, 32, bits_of(rank));
+	if (keys != work->heap)
+		memcpy(work->heap, keys, n * sizeof(uint64_t));
+	for (size_t i = 0; i < left + n; i++)
+		work->spare[i] =
+			k == n || (at < left && from[at] < work->heap[k]) ? from[at++] : work->heap[k++];
+	memory = work->sorted;
+	work->sorted = work->spare;
+	work->spare = memory;
+	at = work->sorted_capacity;
+	work->sorted_capacity = work->spare_capacity;
+	work->spare_capacity = at;
+	work->sorted_at = 0;
+	work->n_sorted = left + n;
+	work->heap_size = 0;
+	return FT_OK;
+}
+
+/* The next key; *more false when there is none. */
+static ft_status
+take(ft_bpe_work *work, uint64_t *key, bool *more)
+{
+	/* so large, too, that what is sorted is moved rarely */
+	if (work->heap_size >= MANY && work->heap_size >= (work->n_sorted - work->sorted_at) / 4)
+		FT_TRY(sort_heap(work));
+	*more = work->heap_size > 0 || work->sorted_at < work->n_sorted;
+	if (work->sorted_at < work->n_sorted &&
+		(work->heap_size == 0 || work->sorted[work->sorted_at] < work->heap[0]))
+		*key = work->sorted[work->sorted_at++];
+	else if (*more)
+		*key = pop(work);
+	return FT_OK;
 }
 
 /* --- one piece --- */
@@ -261,26 +311,15 @@ list_symbols(ft_bpe_work *work, const int32_t *tokens, size_t n)
 	return FT_OK;
 }
 
-/* A heap of fewer fits the processor's nearest cache. */
-#define MANY 2048
-
 /* Remember all merges that are possible in the piece of n symbols. */
 static ft_status
 consider_all(const ft_bpe *bpe, ft_bpe_work *work, size_t n)
 {
-	void *memory = work->sorted;
-	int32_t highest = 0;
-	size_t found = 0;
+	void *memory;
 
 	work->heap_size = 0;
 	work->n_sorted = work->sorted_at = 0;
-	for (size_t i = 0; n < MANY && i < n; i++)
-		FT_TRY(consider(bpe, work, (int32_t) i));
-	if (n < MANY)
-		return FT_OK;
-	FT_TRY(ft_grow(&memory, &work->sorted_capacity, 2 * n, sizeof(uint64_t)));
-	work->sorted = memory;
-	if (work->pairs == NULL)
+	if (n >= MANY && work->pairs == NULL)
 	{
 		FT_TRY(ft_alloc(&memory, 1 << PAIR_BITS, sizeof(ft_bpe_pair)));
 		work->pairs = memory;
@@ -288,33 +327,27 @@ consider_all(const ft_bpe *bpe, ft_bpe_work *work, size_t n)
 		memset(memory, -1, (1 << PAIR_BITS) * sizeof(ft_bpe_pair));
 	}
 	for (size_t i = 0; i < n; i++)
-	{
-		const ft_token_merge *m = look(bpe, work, (int32_t) i);
-
-		if (m == NULL)
-			continue;
-		highest = m->rank > highest ? m->rank : highest;
-		work->sorted[found++] = make_key(m->rank, (int32_t) i);
-	}
-	/* its second half is free */
-	if (sort_keys(work->sorted, work->sorted + n, found, highest) != work->sorted)
-		memcpy(work->sorted, work->sorted + n, found * sizeof(uint64_t));
-	work->n_sorted = found;
+		FT_TRY(consider(bpe, work, (int32_t) i));
 	return FT_OK;
 }
 
 static ft_status
 merge_symbols(const ft_bpe *bpe, ft_bpe_work *work)
 {
-	uint64_t key;
-
-	while (take(work, &key))
+	for (;;)
 	{
-		int32_t at = (int32_t) (uint32_t) key;
-		ft_bpe_symbol *left = &work->symbols[at];
+		uint64_t key;
+		bool more;
+		int32_t at;
+		ft_bpe_symbol *left;
 		ft_bpe_symbol *right;
 		const ft_token_merge *m;
 
+		FT_TRY(take(work, &key, &more));
+		if (!more)
+			return FT_OK;
+		at = (int32_t) (uint32_t) key;
+		left = &work->symbols[at];
 		if (left->token < 0 || left->merge < 0)
 			continue;
 		right = &work->symbols[left->next];
@@ -330,7 +363,6 @@ merge_symbols(const ft_bpe *bpe, ft_bpe_work *work)
 		FT_TRY(consider(bpe, work, left->previous));
 		FT_TRY(consider(bpe, work, at));
 	}
-	return FT_OK;
 }
 
 /* So few that looking at all pairs again after each merge is faster than a heap. */
@@ -398,6 +430,7 @@ ft_bpe_work_free(ft_bpe_work *work)
 {
 	free(work->symbols);
 	free(work->sorted);
+	free(work->spare);
 	free(work->pairs);
 	free(work->heap);
 	*work = (ft_bpe_work){0};

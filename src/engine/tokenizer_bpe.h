@@ -34,12 +34,13 @@ typedef struct ft_bpe_work
 	struct ft_bpe_symbol *symbols;
 	size_t symbols_capacity;
 	struct ft_bpe_pair *pairs; /* looked up lately; NULL until a piece is very long */
-	/* rank and place of merges to come: those of the piece as it was, sorted, and what has become
-	 * possible since */
+	/* rank and place of merges to come: many of them sorted, and what has become possible since */
 	uint64_t *sorted;
 	size_t sorted_capacity;
 	size_t sorted_at;
 	size_t n_sorted;
+	uint64_t *spare; /* to sort in */
+	size_t spare_capacity;
 	uint64_t *heap;
 	size_t heap_capacity;
 	size_t heap_size;
