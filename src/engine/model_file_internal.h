@@ -54,8 +54,8 @@ ft_status ft_model_file_check_vocabulary(ft_model_file *file);
 ft_status ft_gguf_read_config(ft_model_file *file);
 ft_status ft_gguf_read_contents(ft_model_file *file);
 
-/* A key of our own: types of tokens are those of a tokenizer.json, where a user-defined one that looks
- * like a chat template's is none. */
+/* A key of our own: types of tokens are those of a tokenizer.json, where a user-defined one that
+ * looks like a chat template's is none. */
 #define FT_GGUF_EXACT_TYPES "pg_finetune.exact_token_types"
 
 /* Where a SentencePiece-style tokeniser puts a space beyond what the keys of others say, as a key
