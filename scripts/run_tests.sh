@@ -82,6 +82,7 @@ fi
 if wants style; then
 	check "the module compiles without a warning (clang)" make check-clang
 	check "layout is clang-format's" make check-format
+	check "src/engine/README.md names the engine's files" perl test/engine_files.pl
 fi
 if wants engine fuzz; then
 	check "engine and tests build without a warning, with sanitizers (clang)" \

@@ -144,10 +144,6 @@ write_files(exporting *e, const char *directory)
 {
 	ft_dtype to = choose_type(e->setup.file, formats[e->format].to);
 
-	/* a GGUF file has experts stacked, which is not written */
-	if (ft_model_file_config(e->setup.file)->experts > 0 && formats[e->format].kind == GGUF)
-		return ft_hint(ft_fail(FT_UNSUPPORTED, "a mixture of experts is not written as GGUF"),
-					   "Formats \"safetensors\" and \"gguf-adapter\" are.");
 	switch (formats[e->format].kind)
 	{
 		case SAFETENSORS:
