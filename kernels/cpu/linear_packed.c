@@ -13,10 +13,6 @@
 /* Columns of a quantised block. */
 #define BLOCK 32
 
-/* The head's gradient is a sum over the vocabulary whose terms nearly cancel: one chain of f32 over
- * tens of thousands of words would leave it four digits. */
-#define GRADIENT_CHAIN 1024
-
 /* Packed bytes of columns [k0, ..) of a group. */
 static const uint8_t *
 packed_columns(const ft_part *part, int64_t group, int64_t k0)
@@ -164,7 +160,7 @@ ft_packed_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w, flo
 					.c = dx,
 					.alpha = 1,
 					.beta = beta,
-					.chain = GRADIENT_CHAIN,
+					.chain = FT_GRADIENT_CHAIN,
 					.context = w,
 					.fill = fill_columns};
 

@@ -63,6 +63,7 @@ ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, floa
 					.tc = turn,
 					.alpha = alpha,
 					.beta = beta,
+					.chain = tb ? 0 : FT_GRADIENT_CHAIN,
 					.context = &operand,
 					.fill = fill_plain};
 

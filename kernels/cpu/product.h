@@ -14,6 +14,10 @@
 /* Columns of a tile, at most. */
 #define FT_TILE_COLUMNS (4 * FT_GROUP)
 
+/* The head's gradient is a sum over the vocabulary whose terms nearly cancel: one chain of f32 over
+ * tens of thousands of words would leave it four digits. */
+#define FT_GRADIENT_CHAIN 1024
+
 typedef struct ft_product
 {
 	int64_t rows;    /* of op(a) */
