@@ -50,8 +50,7 @@ fill_plain(const ft_product *p, float *panel, int64_t column, int64_t columns, i
 #define NARROW 48
 
 static ft_status
-multiply(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta,
-		 int64_t chain)
+multiply(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta)
 {
 	bool turn = ta && !tb && c.cols <= NARROW && c.rows > c.cols;
 	plain_operand operand = {.b = turn ? a : b, .tb = tb};
@@ -64,7 +63,7 @@ multiply(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alp
 					.tc = turn,
 					.alpha = alpha,
 					.beta = beta,
-					.chain = chain,
+					.chain = tb ? 0 : FT_GRADIENT_CHAIN,
 					.context = &operand,
 					.fill = fill_plain};
 
@@ -79,11 +78,11 @@ multiply(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alp
 ft_status
 ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta)
 {
-	return multiply(s, c, a, ta, b, tb, alpha, beta, 0);
+	return multiply(s, c, a, ta, b, tb, alpha, beta);
 }
 
 ft_status
 ft_own_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, ft_mat matrix, float beta)
 {
-	return multiply(s, dx, dy, false, matrix, false, 1, beta, FT_GRADIENT_CHAIN);
+	return multiply(s, dx, dy, false, matrix, false, 1, beta);
 }
