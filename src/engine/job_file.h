@@ -29,7 +29,7 @@ typedef struct ft_options
 	bool all_linear;              /* no list was given: all that the base has */
 	bool use_rslora;
 	double lora_dropout; /* in [0, 1) */
-	bool qlora; /* method qlora: LoRA over the blocks' matrices in few bits (model.h) */
+	bool qlora;          /* method qlora: LoRA over the blocks' matrices in few bits (model.h) */
 	double learning_rate;
 	ft_scheduler lr_scheduler;
 	double min_lr_ratio; /* of the learning rate, at the end */
@@ -47,7 +47,7 @@ typedef struct ft_options
 	int early_stopping_patience; /* evaluations (early_stopping.h); 0: none */
 	double validation_fraction;
 	uint64_t seed;
-	bool full;      /* method full: all of the base's own weights are trained */
+	bool full;       /* method full: all of the base's own weights are trained */
 	unsigned given;  /* what an adapter to continue from must have: FT_GIVEN_* */
 	bool dpo;        /* method dpo: LoRA trained on preference pairs (preference.h) */
 	double dpo_beta; /* of that method; 0: unset */
