@@ -433,7 +433,7 @@ test_memory_as_planned(void **state)
 }
 
 static ft_trainer *
-trainer_of(const tiny_run *run, const ft_dataset *dataset, const ft_options *o)
+trainer_of(const tiny_run *run, ft_dataset *dataset, const ft_options *o)
 {
 	ft_adapter *adapter;
 	ft_trainer *t;
