@@ -208,7 +208,7 @@ sort_heap(ft_bpe_work *work)
 {
 	size_t left = work->n_sorted - work->sorted_at;
 	size_t n = work->heap_size;
-	const uint64_t *from = work->sorted + work->sorted_at;
+	const uint64_t *from = left > 0 ? work->sorted + work->sorted_at : NULL;
 	uint32_t rank = 0;
 	uint32_t place = 0;
 	void *memory = work->spare;
