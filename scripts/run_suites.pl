@@ -285,6 +285,7 @@ sub soak_suite
 		name  => 'soak',
 		tests => [ [ 'test/soak/soak.pl', @perl, 'test/soak/soak.pl' ] ],
 		limit => $limit + 30 * ($ENV{FAULTS} || 200),
+		told  => 1,
 	};
 }
 
