@@ -49,8 +49,8 @@ fill_plain(const ft_product *p, float *panel, int64_t column, int64_t columns, i
  * of a as panels then, instead of value by value. */
 #define NARROW 48
 
-static ft_status
-multiply(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta)
+ft_status
+ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta)
 {
 	bool turn = ta && !tb && c.cols <= NARROW && c.rows > c.cols;
 	plain_operand operand = {.b = turn ? a : b, .tb = tb};
@@ -76,13 +76,7 @@ multiply(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alp
 }
 
 ft_status
-ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha, float beta)
-{
-	return multiply(s, c, a, ta, b, tb, alpha, beta);
-}
-
-ft_status
 ft_own_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, ft_mat matrix, float beta)
 {
-	return multiply(s, dx, dy, false, matrix, false, 1, beta);
+	return ft_own_matmul(s, dx, dy, false, matrix, false, 1, beta);
 }
