@@ -149,11 +149,15 @@ add_cache(void *context, const ft_base *base, const ft_lora_entry *lora)
 json_t *
 ft_api_stats(ft_registry *registry, const ft_scheduler_stats *stats)
 {
+	int64_t held;
+	int64_t limit;
 	json_t *caches = json_object();
 
 	ft_registry_visit(registry, add_cache, caches);
-	return json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:o}", "running", stats->running, "waiting",
-					 stats->waiting, "steps", (json_int_t) stats->steps, "rows",
+	ft_registry_memory(registry, &held, &limit);
+	return json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:o, s:{s:I, s:I}}", "running", stats->running,
+					 "waiting", stats->waiting, "steps", (json_int_t) stats->steps, "rows",
 					 (json_int_t) stats->rows, "tokens", (json_int_t) stats->tokens, "preemptions",
-					 (json_int_t) stats->preemptions, "cache", caches);
+					 (json_int_t) stats->preemptions, "cache", caches, "memory", "held",
+					 (json_int_t) held, "limit", (json_int_t) limit);
 }

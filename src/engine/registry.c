@@ -6,8 +6,9 @@
 #include "buffer.h"
 #include "files.h"
 #include "process.h"
+#include "registry_internal.h"
+#include "residency.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -17,17 +18,8 @@
  */
 #define DEFAULT_CACHE_BYTES ((int64_t) 512 << 20)
 
-struct ft_registry
-{
-	ft_registry_config config;
-	pthread_mutex_t mutex; /* over all below, and over every refs */
-	ft_base **bases;
-	size_t n_bases;
-	size_t bases_capacity;
-	ft_lora_entry **loras;
-	size_t n_loras;
-	size_t loras_capacity;
-};
+/* A cache of fewer tokens is of no use to a model that could have more. */
+#define LEAST_TOKENS 1024
 
 /* --- identity of files --- */
 
@@ -97,30 +89,52 @@ free_lora(ft_lora_entry *lora)
 	free(lora);
 }
 
-/* Drop references; what nobody holds any more is freed, outside of the lock. */
-static void
-release(ft_registry *r, ft_base *base, ft_lora_entry *lora)
+int64_t
+ft_registry_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+void
+ft_registry_release(ft_registry *r, ft_base *base, ft_lora_entry *lora)
 {
 	ft_base *with_lora = NULL;
-	bool base_ends, lora_ends = false;
+	int64_t now = ft_registry_now();
+	int64_t bytes = 0;
+	bool base_ends = false;
+	bool lora_ends = false;
 
 	pthread_mutex_lock(&r->mutex);
-	if (lora && --lora->refs == 0)
+	if (lora)
 	{
-		lora_ends = true;
-		with_lora = lora->base;
+		lora->used_at = now;
+		lora_ends = --lora->refs == 0;
+		if (lora_ends)
+			with_lora = lora->base;
 	}
-	base_ends = base && --base->refs == 0;
+	if (base)
+	{
+		base->used_at = now;
+		base_ends = --base->refs == 0;
+	}
+	pthread_cond_broadcast(&r->changed);
 	pthread_mutex_unlock(&r->mutex);
 	if (lora_ends)
 	{
+		bytes = lora->bytes;
 		free_lora(lora);
-		release(r, with_lora, NULL);
+		ft_residency_return(r, bytes);
+		ft_registry_release(r, with_lora, NULL);
 	}
 	if (base_ends)
 	{
+		bytes = base->bytes;
 		ft_log("log", "model \"%s\" unloaded", base->id);
 		free_base(base);
+		ft_residency_return(r, bytes);
 	}
 }
 
@@ -154,12 +168,22 @@ ft_status
 ft_registry_create(const ft_registry_config *config, ft_registry **registry)
 {
 	ft_registry *r;
+	pthread_condattr_t monotonic;
+	ft_status status;
 
 	FT_TRY(ft_alloc((void **) &r, 1, sizeof *r));
 	r->config = *config;
 	pthread_mutex_init(&r->mutex, NULL);
-	*registry = r;
-	return FT_OK;
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&r->changed, &monotonic);
+	pthread_condattr_destroy(&monotonic);
+	status = ft_residency_start(r);
+	if (status != FT_OK)
+		ft_registry_free(r);
+	else
+		*registry = r;
+	return status;
 }
 
 void
@@ -167,20 +191,22 @@ ft_registry_free(ft_registry *r)
 {
 	if (!r)
 		return;
+	ft_residency_stop(r);
 	while (r->n_loras > 0)
 	{
 		ft_lora_entry *lora = r->loras[--r->n_loras];
 
-		release(r, NULL, lora);
+		ft_registry_release(r, NULL, lora);
 	}
 	while (r->n_bases > 0)
 	{
 		ft_base *base = r->bases[--r->n_bases];
 
-		release(r, base, NULL);
+		ft_registry_release(r, base, NULL);
 	}
 	free(r->loras);
 	free(r->bases);
+	pthread_cond_destroy(&r->changed);
 	pthread_mutex_destroy(&r->mutex);
 	free(r);
 }
@@ -205,20 +231,21 @@ ft_registry_get(ft_registry *r, const char *id, ft_model_ref *ref)
 void
 ft_registry_put(ft_registry *r, ft_model_ref *ref)
 {
-	release(r, ref->base, ref->lora);
+	ft_registry_release(r, ref->base, ref->lora);
 	*ref = (ft_model_ref){0};
 }
 
 /* --- bases --- */
 
-/* Cache and work memory for serving. */
+/* Bytes of a base's key/value cache: what is asked for, or what the device and the limit of all
+ * models together leave room for. */
 static ft_status
-prepare_serving(const ft_registry_config *config, ft_base *base)
+cache_bytes(const ft_registry_config *config, const ft_base *base, int64_t *result)
 {
 	int64_t block = ft_kv_block_bytes(base->model);
 	int one_context = ft_kv_blocks_for(base->model->rope_positions);
 	int64_t bytes = config->cache_bytes;
-	int64_t blocks;
+	int64_t left = config->memory_bytes - base->model->bytes - ft_decoder_bytes(base->decoder);
 	ft_device_info info;
 
 	if (bytes <= 0)
@@ -230,6 +257,28 @@ prepare_serving(const ft_registry_config *config, ft_base *base)
 		if (bytes > info.memory_free / 4)
 			bytes = info.memory_free / 4;
 	}
+	if (config->memory_bytes > 0 && bytes > left)
+	{
+		int64_t least = ft_kv_blocks_for(LEAST_TOKENS);
+
+		/* so little that it is not worth having: let the sum be over the limit */
+		bytes = left < least * block ? least * block : left;
+	}
+	*result = bytes;
+	return FT_OK;
+}
+
+/* Cache and work memory for serving. */
+static ft_status
+prepare_serving(const ft_registry_config *config, ft_base *base)
+{
+	int64_t block = ft_kv_block_bytes(base->model);
+	int one_context = ft_kv_blocks_for(base->model->rope_positions);
+	int64_t bytes;
+	int64_t blocks;
+
+	FT_TRY(ft_decoder_create(base->model, config->max_rows, config->max_sequences, &base->decoder));
+	FT_TRY(cache_bytes(config, base, &bytes));
 	blocks = bytes / block;
 	/* more than a full context each is never used */
 	if (blocks > (int64_t) one_context * config->max_sequences)
@@ -239,7 +288,6 @@ prepare_serving(const ft_registry_config *config, ft_base *base)
 					   "a key/value cache of %lld bytes does not hold a block of %lld bytes",
 					   (long long) bytes, (long long) block);
 	FT_TRY(ft_kv_cache_create(base->model, (int) blocks, &base->cache));
-	FT_TRY(ft_decoder_create(base->model, config->max_rows, config->max_sequences, &base->decoder));
 	base->context = base->model->rope_positions;
 	if (base->context > blocks * FT_KV_BLOCK)
 		base->context = (int) blocks * FT_KV_BLOCK;
@@ -255,10 +303,37 @@ check_base_digest(const ft_base *base, const char *expected)
 	return FT_OK;
 }
 
+/* Reserve what the weights will take at least: as many bytes as their file has, or two a value. */
 static ft_status
-fill_base(const ft_registry_config *config, const ft_model_file *file, const char *digest,
-		  ft_base *base)
+reserve_weights(ft_registry *r, ft_base *base)
 {
+	int64_t bytes = base->file_bytes;
+
+	if (bytes > base->parameters * 2)
+		bytes = base->parameters * 2;
+	FT_TRY(ft_residency_reserve(r, base->id, bytes, NULL));
+	base->bytes = bytes;
+	return FT_OK;
+}
+
+/* Now that it is known, hold what the base takes. */
+static ft_status
+settle_bytes(ft_registry *r, ft_base *base)
+{
+	int64_t bytes = base->model->bytes + ft_decoder_bytes(base->decoder) +
+					base->cache->n_blocks * ft_kv_block_bytes(base->model);
+
+	ft_residency_return(r, base->bytes);
+	base->bytes = 0;
+	FT_TRY(ft_residency_reserve(r, base->id, bytes, NULL));
+	base->bytes = bytes;
+	return FT_OK;
+}
+
+static ft_status
+fill_base(ft_registry *r, const ft_model_file *file, const char *digest, ft_base *base)
+{
+	const ft_registry_config *config = &r->config;
 	const ft_vocabulary *vocabulary = ft_model_file_vocabulary(file);
 	const ft_config *model_config = ft_model_file_config(file);
 
@@ -278,14 +353,16 @@ fill_base(const ft_registry_config *config, const ft_model_file *file, const cha
 	FT_TRY(ft_tokenizer_create(vocabulary, &base->tokenizer));
 	FT_TRY(ft_model_file_digest(file, base->digest));
 	FT_TRY(check_base_digest(base, digest));
+	FT_TRY(reserve_weights(r, base));
 	FT_TRY(ft_model_load(file, config->ops, config->device, FT_USE_SERVE, base->context_requested,
 						 &base->model));
-	return prepare_serving(config, base);
+	FT_TRY(prepare_serving(config, base));
+	return settle_bytes(r, base);
 }
 
 static ft_status
-open_base(const ft_registry_config *config, const char *id, const char *path,
-		  const char *template_name, int context_length, const char *digest, ft_base **result)
+open_base(ft_registry *r, const char *id, const char *path, const char *template_name,
+		  int context_length, const char *digest, ft_base **result)
 {
 	ft_model_file *file = NULL;
 	ft_file_identity after;
@@ -304,7 +381,7 @@ open_base(const ft_registry_config *config, const char *id, const char *path,
 	if (status == FT_OK)
 		status = ft_model_file_open(path, &file);
 	if (status == FT_OK)
-		status = fill_base(config, file, digest, base);
+		status = fill_base(r, file, digest, base);
 	if (status == FT_OK)
 		status = identify(path, &after);
 	if (status == FT_OK && !same_file(&base->identity, &after))
@@ -313,17 +390,40 @@ open_base(const ft_registry_config *config, const char *id, const char *path,
 		ft_model_file_close(file);
 	if (status != FT_OK)
 	{
+		int64_t bytes = base->bytes;
+
 		free_base(base);
+		ft_residency_return(r, bytes);
 		return status;
 	}
 	*result = base;
 	return FT_OK;
 }
 
-/* Take out the adapters over a base; their references are the caller's to release, one each call.
- */
-static ft_lora_entry *
-take_lora_over(ft_registry *r, const ft_base *base)
+void
+ft_registry_take_base(ft_registry *r, const ft_base *base)
+{
+	for (size_t i = 0; i < r->n_bases; i++)
+		if (r->bases[i] == base)
+		{
+			r->bases[i] = r->bases[--r->n_bases];
+			return;
+		}
+}
+
+void
+ft_registry_take_lora(ft_registry *r, const ft_lora_entry *lora)
+{
+	for (size_t i = 0; i < r->n_loras; i++)
+		if (r->loras[i] == lora)
+		{
+			r->loras[i] = r->loras[--r->n_loras];
+			return;
+		}
+}
+
+ft_lora_entry *
+ft_registry_take_lora_over(ft_registry *r, const ft_base *base)
 {
 	for (size_t i = 0; i < r->n_loras; i++)
 		if (r->loras[i]->base == base)
@@ -356,20 +456,23 @@ register_base(ft_registry *r, ft_base *base)
 			r->bases[r->n_bases++] = base;
 	}
 	if (status == FT_OK)
+	{
 		base->refs = 2;
+		base->used_at = ft_registry_now();
+	}
 	pthread_mutex_unlock(&r->mutex);
 	if (!before)
 		return status;
 	for (;;)
 	{
 		pthread_mutex_lock(&r->mutex);
-		lora = take_lora_over(r, before);
+		lora = ft_registry_take_lora_over(r, before);
 		pthread_mutex_unlock(&r->mutex);
 		if (!lora)
 			break;
-		release(r, NULL, lora);
+		ft_registry_release(r, NULL, lora);
 	}
-	release(r, before, NULL);
+	ft_registry_release(r, before, NULL);
 	return status;
 }
 
@@ -403,11 +506,14 @@ ft_registry_load_base(ft_registry *r, const char *id, const char *path, const ch
 			ft_registry_put(r, ref);
 		return status;
 	}
-	FT_TRY(open_base(&r->config, id, path, template_name, context_length, digest, &base));
+	FT_TRY(open_base(r, id, path, template_name, context_length, digest, &base));
 	status = register_base(r, base);
 	if (status != FT_OK)
 	{
+		int64_t bytes = base->bytes;
+
 		free_base(base);
+		ft_residency_return(r, bytes);
 		return status;
 	}
 	ft_log("log", "model \"%s\" loaded from \"%s\": %lld parameters, context %d, cache %d blocks",
@@ -419,8 +525,8 @@ ft_registry_load_base(ft_registry *r, const char *id, const char *path, const ch
 /* --- adapters --- */
 
 static ft_status
-open_lora(const char *id, const char *path, ft_base *base, const ft_file_identity *identity,
-		  ft_lora_entry **result)
+open_lora(ft_registry *r, const char *id, const char *path, ft_base *base,
+		  const ft_file_identity *identity, ft_lora_entry **result)
 {
 	ft_lora_entry *lora;
 	ft_status status;
@@ -430,12 +536,17 @@ open_lora(const char *id, const char *path, ft_base *base, const ft_file_identit
 	lora->identity = *identity;
 	lora->created = (int64_t) time(NULL);
 	lora->refs = 1;
+	lora->used_at = ft_registry_now();
 	status = copy_text(id, &lora->id);
 	if (status == FT_OK)
 		status = copy_text(path, &lora->path);
 	if (status == FT_OK)
 		status = ft_peft_load(base->model, path, &lora->adapter);
-	if (status != FT_OK)
+	if (status == FT_OK)
+		status = ft_residency_reserve(r, id, lora->adapter->n * (int64_t) sizeof(float), base);
+	if (status == FT_OK)
+		lora->bytes = lora->adapter->n * (int64_t) sizeof(float);
+	else
 	{
 		free_lora(lora);
 		return status;
@@ -464,7 +575,7 @@ register_lora(ft_registry *r, ft_lora_entry *lora)
 	}
 	pthread_mutex_unlock(&r->mutex);
 	if (before)
-		release(r, NULL, before);
+		ft_registry_release(r, NULL, before);
 	return status;
 }
 
@@ -501,10 +612,13 @@ load_lora_over(ft_registry *r, const char *id, const char *path, ft_base *base,
 	pthread_mutex_unlock(&r->mutex);
 	if (present)
 		return FT_OK;
-	FT_TRY(open_lora(id, path, base, &identity, &lora));
+	FT_TRY(open_lora(r, id, path, base, &identity, &lora));
 	status = register_lora(r, lora);
 	if (status != FT_OK)
+	{
+		ft_residency_return(r, lora->bytes);
 		free_lora(lora);
+	}
 	*is_new = status == FT_OK;
 	return status;
 }
@@ -527,14 +641,14 @@ ft_registry_load_lora(ft_registry *r, const char *id, const char *path, const ch
 		return ft_fail(FT_NOT_FOUND, "base model \"%s\" is not loaded", base_id);
 	if (is_base)
 	{
-		release(r, base, NULL);
+		ft_registry_release(r, base, NULL);
 		return ft_fail(FT_INVALID, "model \"%s\" is a base", id);
 	}
 	status = load_lora_over(r, id, path, base, base_digest, &is_new);
 	if (is_new)
 		ft_log("log", "adapter \"%s\" loaded from \"%s\" over \"%s\"", id, path, base_id);
 	else
-		release(r, base, NULL);
+		ft_registry_release(r, base, NULL);
 	/* "not found" is for the base; a missing file of the adapter must not be taken for it */
 	return status == FT_NOT_FOUND ? FT_INVALID : status;
 }
@@ -543,17 +657,25 @@ ft_status
 ft_registry_unload_lora(ft_registry *r, const char *id)
 {
 	ft_lora_entry *lora;
-	size_t index;
 
 	pthread_mutex_lock(&r->mutex);
-	lora = find_lora(r, id, &index);
+	lora = find_lora(r, id, NULL);
 	if (lora)
-		r->loras[index] = r->loras[--r->n_loras];
+		ft_registry_take_lora(r, lora);
 	pthread_mutex_unlock(&r->mutex);
 	if (!lora)
 		return ft_fail(FT_NOT_FOUND, "adapter \"%s\" is not loaded", id);
-	release(r, NULL, lora);
+	ft_registry_release(r, NULL, lora);
 	return FT_OK;
+}
+
+void
+ft_registry_memory(ft_registry *r, int64_t *held, int64_t *limit)
+{
+	pthread_mutex_lock(&r->mutex);
+	*held = r->held;
+	pthread_mutex_unlock(&r->mutex);
+	*limit = r->config.memory_bytes;
 }
 
 ft_status

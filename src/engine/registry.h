@@ -36,6 +36,7 @@ typedef struct ft_base
 	int64_t parameters;
 	int64_t file_bytes;
 	int64_t created; /* unix seconds */
+	int64_t bytes;   /* of memory that it holds, with its cache */
 	ft_model *model;
 	ft_tokenizer *tokenizer;
 	const ft_chat_template *chat_template;
@@ -47,6 +48,7 @@ typedef struct ft_base
 	uint64_t full;        /* the scheduler's: round in which no more were let in */
 	uint64_t stepped;     /* the scheduler's: round of the last step */
 	int refs;             /* private */
+	int64_t used_at;      /* private: when a reference was taken or given back, ft_registry_now */
 } ft_base;
 
 typedef struct ft_lora_entry
@@ -57,7 +59,9 @@ typedef struct ft_lora_entry
 	ft_adapter *adapter;
 	ft_file_identity identity;
 	int64_t created;
-	int refs; /* private */
+	int64_t bytes;   /* of memory */
+	int refs;        /* private */
+	int64_t used_at; /* private, like the base's */
 } ft_lora_entry;
 
 /* A model that a request uses: a base, and perhaps an adapter over it. */
@@ -71,13 +75,15 @@ typedef struct ft_registry_config
 {
 	const ft_ops *ops;
 	ft_device *device;
-	int64_t cache_bytes; /* of a base's key/value cache, 0: a default by the device's memory */
-	int max_rows;        /* of a batch */
-	int max_sequences;   /* of a batch */
+	int64_t cache_bytes;   /* of a base's key/value cache, 0: a default by the device's memory */
+	int64_t memory_bytes;  /* that all models together may hold, 0: no limit */
+	int64_t keep_alive_ms; /* after so long without use a model is unloaded, 0: never */
+	int max_rows;          /* of a batch */
+	int max_sequences;     /* of a batch */
 } ft_registry_config;
 
 ft_status ft_registry_create(const ft_registry_config *config, ft_registry **registry);
-/* No reference may be left. */
+/* No reference may be left, and no load under way. */
 void ft_registry_free(ft_registry *registry);
 
 /* FT_NOT_FOUND when no such model is loaded.  A found one is given back with ft_registry_put. */
@@ -85,7 +91,8 @@ ft_status ft_registry_get(ft_registry *registry, const char *id, ft_model_ref *r
 void ft_registry_put(ft_registry *registry, ft_model_ref *ref);
 
 /* Load a base; one of that id, path, options and unchanged file that is there already is found
- * instead. Another one of that id is replaced, and its adapters are unloaded.  template_name NULL
+ * instead. Another one of that id is replaced, and its adapters are unloaded.  Room is made for it
+ * as residency.h says: FT_NO_MEMORY or FT_BUSY where there is none.  template_name NULL
  * and context_length 0: the file's own.  FT_MISMATCH when the file's SHA-256 is not digest (hex;
  * NULL: not checked).  The reference is the caller's. */
 ft_status ft_registry_load_base(ft_registry *registry, const char *id, const char *path,
@@ -97,6 +104,9 @@ ft_status ft_registry_load_base(ft_registry *registry, const char *id, const cha
 ft_status ft_registry_load_lora(ft_registry *registry, const char *id, const char *path,
 								const char *base_id, const char *base_digest);
 ft_status ft_registry_unload_lora(ft_registry *registry, const char *id);
+
+/* Bytes that models hold, or will when they are loaded, and how many they may; 0: no limit. */
+void ft_registry_memory(ft_registry *registry, int64_t *held, int64_t *limit);
 
 /* Call back with every model: lora is NULL for a base.  The registry is locked meanwhile. */
 typedef ft_status (*ft_registry_visitor)(void *context, const ft_base *base,

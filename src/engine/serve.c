@@ -40,7 +40,9 @@ typedef struct serve_options
 	int threads; /* 0: by the machine */
 	int control_fd;
 	int max_requests;
-	int64_t cache_bytes; /* 0: by the model */
+	int64_t cache_bytes;   /* 0: by the model */
+	int64_t memory_bytes;  /* 0: half of the device's */
+	int64_t keep_alive_ms; /* 0: for ever */
 } serve_options;
 
 static ft_status
@@ -67,6 +69,8 @@ parse_options(int argc, char **argv, serve_options *o)
 		{"control-fd", required_argument, NULL, 'c'},
 		{"max-requests", required_argument, NULL, 'r'},
 		{"cache-memory", required_argument, NULL, 'm'},
+		{"memory", required_argument, NULL, 'M'},
+		{"keep-alive", required_argument, NULL, 'k'},
 		{0},
 	};
 	long value;
@@ -101,6 +105,14 @@ parse_options(int argc, char **argv, serve_options *o)
 			case 'm':
 				FT_TRY(integer_option("cache-memory", optarg, 1, LONG_MAX >> 20, &value));
 				o->cache_bytes = (int64_t) value << 20;
+				break;
+			case 'M':
+				FT_TRY(integer_option("memory", optarg, 0, LONG_MAX >> 20, &value));
+				o->memory_bytes = (int64_t) value << 20;
+				break;
+			case 'k':
+				FT_TRY(integer_option("keep-alive", optarg, 0, INT_MAX, &value));
+				o->keep_alive_ms = (int64_t) value * 1000;
 				break;
 			default:
 				return ft_fail(FT_INVALID, "wrong usage");
@@ -226,14 +238,19 @@ end_parts(ft_api *api)
 static ft_status
 serve(const serve_options *o)
 {
-	ft_registry_config config = {
-		.cache_bytes = o->cache_bytes, .max_rows = MAX_ROWS, .max_sequences = MAX_SEQUENCES};
+	ft_registry_config config = {.cache_bytes = o->cache_bytes,
+								 .memory_bytes = o->memory_bytes,
+								 .keep_alive_ms = o->keep_alive_ms,
+								 .max_rows = MAX_ROWS,
+								 .max_sequences = MAX_SEQUENCES};
 	ft_api api = {0};
 	ft_device_info info;
 	ft_status status;
 
 	FT_TRY(ft_device_open_named(o->device, o->threads, o->numerics, &config.ops, &config.device));
 	FT_TRY(config.ops->device_info(config.device, &info));
+	if (config.memory_bytes == 0)
+		config.memory_bytes = info.memory_free / 2;
 	status = start_parts(o, &config, &api);
 	if (status == FT_OK)
 	{
@@ -259,7 +276,7 @@ ft_serve_main(int argc, char **argv)
 		fprintf(stderr,
 				"%s\nusage: pg_finetune_engine serve --socket PATH [--threads N] [--device D] "
 				"[--numerics fast|reference] [--control-fd N] [--max-requests N] "
-				"[--cache-memory MIB]\n",
+				"[--cache-memory MIB] [--memory MIB] [--keep-alive SECONDS]\n",
 				ft_error_message());
 		return FT_EXIT_USAGE;
 	}

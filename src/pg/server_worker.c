@@ -57,7 +57,8 @@ typedef struct Server
 static char *
 server_settings(void)
 {
-	return psprintf("%s %d %s", pgft_device, pgft_threads, pgft_numerics_name());
+	return psprintf("%s %d %s %d %d", pgft_device, pgft_threads, pgft_numerics_name(),
+					pgft_engine_memory, pgft_keep_alive);
 }
 
 static void
@@ -73,6 +74,10 @@ start_engine(Server *server)
 						  pgft_device,
 						  "--numerics",
 						  pgft_numerics_name(),
+						  "--memory",
+						  psprintf("%d", pgft_engine_memory),
+						  "--keep-alive",
+						  psprintf("%d", pgft_keep_alive),
 						  NULL};
 
 	pgft_make_work_directory();

@@ -27,6 +27,8 @@ int pgft_max_jobs_per_role = 0;
 int pgft_reserve_disk = 512;
 bool pgft_serve = true;
 int pgft_request_timeout = 600000;
+int pgft_engine_memory = 0;
+int pgft_keep_alive = 300;
 int pgft_engine_silence = 60000;
 
 static const struct config_enum_entry numerics_options[] = {
@@ -103,6 +105,17 @@ define_reloadable_settings(void)
 		"pg_finetune.request_timeout", "Time after which a request to the engine is given up.",
 		"Waiting for an engine that is starting is included. 0 means no limit.",
 		&pgft_request_timeout, 600000, 0, INT_MAX, PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("pg_finetune.engine_memory",
+							"Memory that the models of the serving engine may hold together.",
+							"Room for another one is made by unloading those not in use. 0 means "
+							"half of what the device has free when the engine starts.",
+							&pgft_engine_memory, 0, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL,
+							NULL);
+	DefineCustomIntVariable("pg_finetune.keep_alive",
+							"Time after which the serving engine unloads a model not in use.",
+							"0 means never.", &pgft_keep_alive, 300, 0, INT_MAX / 1000, PGC_SIGHUP,
+							GUC_UNIT_S, NULL, NULL, NULL);
 
 	/* for tests of what hangs: nobody else has a reason to change it, so it is not shown */
 	DefineCustomIntVariable("pg_finetune.engine_silence",
