@@ -116,16 +116,78 @@ lower_bound(const ft_tokenizer *t, const char *bytes, size_t n)
 	return low;
 }
 
+static bool
+is_token(const ft_tokenizer *t, int32_t id, const char *bytes, size_t n)
+{
+	return t->tokens[id].length == n && memcmp(ft_token_text(t, id), bytes, n) == 0;
+}
+
+static uint64_t
+text_key(const char *bytes, size_t n)
+{
+	const uint64_t factor = 0x9e3779b97f4a7c15u;
+	uint64_t hash = n * factor;
+	uint64_t word = 0;
+	size_t at = 0;
+
+	for (; n - at >= sizeof word; at += sizeof word)
+	{
+		memcpy(&word, bytes + at, sizeof word);
+		hash = (hash ^ word) * factor;
+		hash ^= hash >> 32;
+	}
+	word = 0;
+	memcpy(&word, bytes + at, n - at);
+	hash = (hash ^ word) * factor;
+	/* one less than all ones */
+	return (hash >> (64 - FT_BUCKET_KEY_BITS)) - (hash >> (64 - FT_BUCKET_KEY_BITS) > 0);
+}
+
+/* First place in sorted where the bytes are, n_tokens where they are nowhere. */
+static size_t
+find_text(const ft_tokenizer *t, const char *bytes, size_t n)
+{
+	int32_t place = FT_BUCKET_UNKNOWN;
+
+	if (n > t->longest)
+		return t->n_tokens;
+	if (t->by_text.places != NULL)
+		place = ft_buckets_find(&t->by_text, text_key(bytes, n));
+	if (place == FT_BUCKET_NONE)
+		return t->n_tokens;
+	/* another text may have the same key */
+	if (place >= 0 && is_token(t, t->sorted[place], bytes, n))
+		return (size_t) place;
+	return lower_bound(t, bytes, n);
+}
+
+static ft_status
+index_texts(ft_tokenizer *t)
+{
+	if (t->n_tokens > (size_t) 1 << FT_BUCKET_NUMBER_BITS)
+		return FT_OK;
+	FT_TRY(ft_buckets_create(&t->by_text, t->n_tokens));
+	for (size_t i = 0; i < t->n_tokens; i++)
+	{
+		const char *text = ft_token_text(t, t->sorted[i]);
+		size_t n = t->tokens[t->sorted[i]].length;
+
+		if (i == 0 || !is_token(t, t->sorted[i - 1], text, n))
+			ft_buckets_put(&t->by_text, text_key(text, n), (uint32_t) i);
+	}
+	return FT_OK;
+}
+
 int32_t
 ft_find_token(const ft_tokenizer *t, const char *bytes, size_t n, bool prefer_special)
 {
 	int32_t found = -1;
 
-	for (size_t i = lower_bound(t, bytes, n); i < t->n_tokens; i++)
+	for (size_t i = find_text(t, bytes, n); i < t->n_tokens; i++)
 	{
 		int32_t id = t->sorted[i];
 
-		if (t->tokens[id].length != n || memcmp(ft_token_text(t, id), bytes, n) != 0)
+		if (!is_token(t, id, bytes, n))
 			break;
 		if (t->tokens[id].byte)
 			continue;
@@ -180,6 +242,7 @@ add_token(ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of, size_
 	else if (type != FT_TOKEN_UNUSED || s.length > 0)
 		FT_TRY(ft_append_stored(&t->text, byte_of, s.data, s.length));
 	to->length = (uint32_t) (t->text.length - to->at);
+	t->longest = to->length > t->longest ? to->length : t->longest;
 	t->sorted[i] = (int32_t) i;
 	return FT_OK;
 }
@@ -200,7 +263,7 @@ add_tokens(ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of)
 	for (size_t i = 0; i < v->n_tokens; i++)
 		FT_TRY(add_token(t, v, byte_of, i));
 	qsort_r(t->sorted, t->n_tokens, sizeof(int32_t), compare_ids, t);
-	return FT_OK;
+	return index_texts(t);
 }
 
 /* A byte-level vocabulary has a token of each byte, by its text. */
@@ -334,6 +397,7 @@ ft_tokenizer_free(ft_tokenizer *tokenizer)
 	if (tokenizer == NULL)
 		return;
 	ft_bpe_free(&tokenizer->bpe);
+	ft_buckets_free(&tokenizer->by_text);
 	ft_pre_free(tokenizer->pre);
 	ft_free_added(tokenizer);
 	ft_text_free(&tokenizer->text);

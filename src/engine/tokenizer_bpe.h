@@ -5,6 +5,7 @@
 #ifndef FT_TOKENIZER_BPE_H
 #define FT_TOKENIZER_BPE_H
 
+#include "buckets.h"
 #include "buffer.h"
 
 #include <stdbool.h>
@@ -18,6 +19,13 @@ typedef struct ft_token_merge
 	int32_t merged;
 } ft_token_merge;
 
+/* What a pair of tokens becomes. */
+typedef struct ft_bpe_outcome
+{
+	int32_t rank;
+	int32_t merged;
+} ft_bpe_outcome;
+
 typedef struct ft_bpe
 {
 	size_t n_tokens;
@@ -25,23 +33,34 @@ typedef struct ft_bpe
 	uint32_t *first;
 	ft_token_merge *merges; /* by left, right */
 	size_t n_merges;
+	uint64_t *rights; /* [n_tokens] bits of a hash of the tokens that it is merged with */
+	/* by rank, and where each pair's is; NULL for vocabularies of an unusual size */
+	ft_bpe_outcome *outcomes;
+	ft_buckets table;
 } ft_bpe;
+
+/* Symbols next to each other and what has become of them. */
+typedef struct ft_bpe_part
+{
+	size_t n_symbols;
+	size_t n; /* of tokens */
+	/* [capacity] each; `tokens` is what is allocated */
+	int32_t *tokens;
+	int32_t *starts; /* a token's first symbol */
+	int32_t *merged; /* what a token and the next one become, and the rank of that */
+	int32_t *ranks;
+	size_t capacity;
+} ft_bpe_part;
 
 /* Working memory that merging reuses from piece to piece; zero-initialise, one a thread and a
  * vocabulary. */
 typedef struct ft_bpe_work
 {
+	ft_bpe_part parts[2];
+	ft_ids done; /* tokens of a long piece */
 	struct ft_bpe_symbol *symbols;
 	size_t symbols_capacity;
-	struct ft_bpe_pair *pairs; /* looked up lately; NULL until a piece is very long */
-	/* rank and place of merges to come: many of them sorted, and what has become possible since */
-	uint64_t *sorted;
-	size_t sorted_capacity;
-	size_t sorted_at;
-	size_t n_sorted;
-	uint64_t *spare; /* to sort in */
-	size_t spare_capacity;
-	uint64_t *heap;
+	uint64_t *heap; /* rank and place of merges to come */
 	size_t heap_capacity;
 	size_t heap_size;
 } ft_bpe_work;

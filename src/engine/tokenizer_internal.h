@@ -52,8 +52,10 @@ struct ft_tokenizer
 {
 	size_t n_tokens;
 	ft_token *tokens;
-	ft_text text;    /* bytes of all tokens */
-	int32_t *sorted; /* ids by their bytes */
+	ft_text text;       /* bytes of all tokens */
+	int32_t *sorted;    /* ids by their bytes */
+	ft_buckets by_text; /* places in sorted, by a hash of the bytes */
+	uint32_t longest;   /* bytes of the longest token */
 	ft_bpe bpe;
 	int32_t bytes[256]; /* tokens that a byte becomes where there is nothing better; -1: none */
 	int32_t bos;
