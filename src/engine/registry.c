@@ -219,9 +219,15 @@ ft_registry_get(ft_registry *r, const char *id, ft_model_ref *ref)
 	ref->lora = find_lora(r, id, NULL);
 	ref->base = ref->lora ? ref->lora->base : find_base(r, id, NULL);
 	if (ref->base)
+	{
 		ref->base->refs++;
+		ref->base->asked = true;
+	}
 	if (ref->lora)
+	{
 		ref->lora->refs++;
+		ref->lora->asked = true;
+	}
 	pthread_mutex_unlock(&r->mutex);
 	if (!ref->base)
 		return ft_fail(FT_NOT_FOUND, "model \"%s\" is not loaded", id);
@@ -311,7 +317,7 @@ reserve_weights(ft_registry *r, ft_base *base)
 
 	if (bytes > base->parameters * 2)
 		bytes = base->parameters * 2;
-	FT_TRY(ft_residency_reserve(r, base->id, bytes, NULL));
+	FT_TRY(ft_residency_reserve(r, bytes, false, NULL));
 	base->bytes = bytes;
 	return FT_OK;
 }
@@ -325,7 +331,7 @@ settle_bytes(ft_registry *r, ft_base *base)
 
 	ft_residency_return(r, base->bytes);
 	base->bytes = 0;
-	FT_TRY(ft_residency_reserve(r, base->id, bytes, NULL));
+	FT_TRY(ft_residency_reserve(r, bytes, true, NULL));
 	base->bytes = bytes;
 	return FT_OK;
 }
@@ -543,7 +549,7 @@ open_lora(ft_registry *r, const char *id, const char *path, ft_base *base,
 	if (status == FT_OK)
 		status = ft_peft_load(base->model, path, &lora->adapter);
 	if (status == FT_OK)
-		status = ft_residency_reserve(r, id, lora->adapter->n * (int64_t) sizeof(float), base);
+		status = ft_residency_reserve(r, lora->adapter->n * (int64_t) sizeof(float), true, base);
 	if (status == FT_OK)
 		lora->bytes = lora->adapter->n * (int64_t) sizeof(float);
 	else

@@ -48,7 +48,8 @@ typedef struct ft_base
 	uint64_t full;        /* the scheduler's: round in which no more were let in */
 	uint64_t stepped;     /* the scheduler's: round of the last step */
 	int refs;             /* private */
-	int64_t used_at;      /* private: when a reference was taken or given back, ft_registry_now */
+	int64_t used_at;      /* private: when a reference was given back, ft_registry_now */
+	bool asked;           /* private: by ft_registry_get since it was loaded */
 } ft_base;
 
 typedef struct ft_lora_entry
@@ -62,6 +63,7 @@ typedef struct ft_lora_entry
 	int64_t bytes;   /* of memory */
 	int refs;        /* private */
 	int64_t used_at; /* private, like the base's */
+	bool asked;      /* likewise */
 } ft_lora_entry;
 
 /* A model that a request uses: a base, and perhaps an adapter over it. */
@@ -78,6 +80,7 @@ typedef struct ft_registry_config
 	int64_t cache_bytes;   /* of a base's key/value cache, 0: a default by the device's memory */
 	int64_t memory_bytes;  /* that all models together may hold, 0: no limit */
 	int64_t keep_alive_ms; /* after so long without use a model is unloaded, 0: never */
+	int64_t patience_ms;   /* how long a load waits before it sends others away, 0: 3 s */
 	int max_rows;          /* of a batch */
 	int max_sequences;     /* of a batch */
 } ft_registry_config;

@@ -8,9 +8,9 @@
 
 #include <time.h>
 
-/* How long a load waits for models that are in use, and for how long it only waits. */
-#define WAIT_MS 30000
+/* How long a load only waits for models that are in use, and how many times as long in all. */
 #define PATIENCE_MS 3000
+#define WAIT_TIMES 10
 
 static struct timespec
 moment(int64_t ms)
@@ -18,30 +18,26 @@ moment(int64_t ms)
 	return (struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
 }
 
-/* References to a base that its adapters hold, unless one of these is in use. */
-static int
-idle_loras_over(const ft_registry *r, const ft_base *base, bool *used)
+static bool
+lora_is_idle(const ft_lora_entry *lora, bool asked_only)
 {
-	int n = 0;
+	return lora->refs == 1 && (lora->asked || !asked_only);
+}
 
-	*used = false;
+static bool
+base_is_idle(const ft_registry *r, const ft_base *base, bool asked_only)
+{
+	int refs = base->refs - 1;
+
 	for (size_t i = 0; i < r->n_loras; i++)
 	{
 		if (r->loras[i]->base != base)
 			continue;
-		n++;
-		*used |= r->loras[i]->refs > 1;
+		if (!lora_is_idle(r->loras[i], asked_only))
+			return false;
+		refs--;
 	}
-	return n;
-}
-
-static bool
-base_is_idle(const ft_registry *r, const ft_base *base)
-{
-	bool used;
-	int loras = idle_loras_over(r, base, &used);
-
-	return !used && base->refs == 1 + loras;
+	return refs == 0 && (base->asked || !asked_only);
 }
 
 /* Unload a base and what is over it.  With the lock, which is let go meanwhile. */
@@ -74,9 +70,11 @@ unload_lora(ft_registry *r, ft_lora_entry *lora)
 
 /* --- models that nobody asks --- */
 
-/* The idle model that was used last before all others; *base or *lora, both NULL for none. */
+/* The idle model that was used last before all others; *base or *lora, both NULL for none.  With
+ * asked_only one that has just been loaded is none. */
 static void
-longest_idle(const ft_registry *r, const ft_base *keep, ft_base **base, ft_lora_entry **lora)
+longest_idle(const ft_registry *r, const ft_base *keep, bool asked_only, ft_base **base,
+			 ft_lora_entry **lora)
 {
 	int64_t used_at = INT64_MAX;
 
@@ -86,7 +84,7 @@ longest_idle(const ft_registry *r, const ft_base *keep, ft_base **base, ft_lora_
 	{
 		ft_base *b = r->bases[i];
 
-		if (b != keep && b->used_at < used_at && base_is_idle(r, b))
+		if (b != keep && b->used_at < used_at && base_is_idle(r, b, asked_only))
 		{
 			*base = b;
 			used_at = b->used_at;
@@ -96,7 +94,7 @@ longest_idle(const ft_registry *r, const ft_base *keep, ft_base **base, ft_lora_
 	{
 		ft_lora_entry *l = r->loras[i];
 
-		if (l->used_at < used_at && l->refs == 1)
+		if (l->used_at < used_at && lora_is_idle(l, asked_only))
 		{
 			*base = NULL;
 			*lora = l;
@@ -118,7 +116,7 @@ keep(void *argument)
 		int64_t until;
 		struct timespec at;
 
-		longest_idle(r, NULL, &base, &lora);
+		longest_idle(r, NULL, false, &base, &lora);
 		if (base == NULL && lora == NULL)
 		{
 			pthread_cond_wait(&r->changed, &r->mutex);
@@ -176,25 +174,34 @@ longest_unasked(const ft_registry *r, const ft_base *keep)
 	return found;
 }
 
-static ft_status
-too_large(const char *id, int64_t bytes, int64_t limit)
+static long long
+mebibytes(int64_t bytes)
 {
-	return ft_hint(ft_fail(FT_NO_MEMORY,
-						   "model \"%s\" needs %lld MiB of memory, which is limited to %lld MiB",
-						   id, (long long) (bytes + (1 << 20) - 1) >> 20, (long long) limit >> 20),
-				   "Raise the limit, or take a base of fewer bits.");
+	return (long long) (bytes + (1 << 20) - 1) >> 20;
+}
+
+static ft_status
+too_large(int64_t bytes, bool exact, int64_t limit)
+{
+	return ft_hint(
+		ft_fail(FT_NO_MEMORY,
+				"the model needs %s%lld MiB of memory, all models together may hold %lld "
+				"MiB",
+				exact ? "" : "at least ", mebibytes(bytes), (long long) limit >> 20),
+		"Raise engine_memory, or take a base of fewer bits.");
 }
 
 ft_status
-ft_residency_reserve(ft_registry *r, const char *id, int64_t bytes, const ft_base *keep)
+ft_residency_reserve(ft_registry *r, int64_t bytes, bool exact, const ft_base *keep)
 {
 	int64_t limit = r->config.memory_bytes;
 	int64_t begun = ft_registry_now();
-	int64_t patience = PATIENCE_MS;
+	int64_t step = r->config.patience_ms > 0 ? r->config.patience_ms : PATIENCE_MS;
+	int64_t patience = step;
 	ft_status status = FT_OK;
 
 	if (limit > 0 && bytes > limit)
-		return too_large(id, bytes, limit);
+		return too_large(bytes, exact, limit);
 	pthread_mutex_lock(&r->mutex);
 	while (limit > 0 && r->held + bytes > limit && status == FT_OK)
 	{
@@ -203,25 +210,23 @@ ft_residency_reserve(ft_registry *r, const char *id, int64_t bytes, const ft_bas
 		ft_lora_entry *lora;
 		struct timespec at;
 
-		longest_idle(r, keep, &base, &lora);
+		longest_idle(r, keep, true, &base, &lora);
 		if (base == NULL && lora == NULL && waited >= patience)
 		{
 			base = longest_unasked(r, keep);
-			patience += PATIENCE_MS;
+			patience += step;
 		}
 		if (base)
 			unload_base(r, base);
 		else if (lora)
 			unload_lora(r, lora);
-		else if (r->ending || waited >= WAIT_MS)
-			status = ft_fail(FT_BUSY,
-							 "model \"%s\" needs %lld MiB of memory, others in use hold %lld of "
-							 "%lld MiB",
-							 id, (long long) (bytes + (1 << 20) - 1) >> 20,
-							 (long long) r->held >> 20, (long long) limit >> 20);
+		else if (r->ending || waited >= WAIT_TIMES * step)
+			status = ft_fail(
+				FT_BUSY, "the model needs %lld MiB of memory, others in use hold %lld of %lld MiB",
+				mebibytes(bytes), (long long) r->held >> 20, (long long) limit >> 20);
 		else
 		{
-			at = moment(begun + (waited < patience ? patience : WAIT_MS));
+			at = moment(begun + (waited < patience ? patience : WAIT_TIMES * step));
 			pthread_cond_timedwait(&r->changed, &r->mutex, &at);
 		}
 	}

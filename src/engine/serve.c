@@ -41,7 +41,7 @@ typedef struct serve_options
 	int control_fd;
 	int max_requests;
 	int64_t cache_bytes;   /* 0: by the model */
-	int64_t memory_bytes;  /* 0: half of the device's */
+	int64_t memory_bytes;  /* 0: four fifths of what the device has free */
 	int64_t keep_alive_ms; /* 0: for ever */
 } serve_options;
 
@@ -69,7 +69,7 @@ parse_options(int argc, char **argv, serve_options *o)
 		{"control-fd", required_argument, NULL, 'c'},
 		{"max-requests", required_argument, NULL, 'r'},
 		{"cache-memory", required_argument, NULL, 'm'},
-		{"memory", required_argument, NULL, 'M'},
+		{"engine-memory", required_argument, NULL, 'M'},
 		{"keep-alive", required_argument, NULL, 'k'},
 		{0},
 	};
@@ -107,7 +107,7 @@ parse_options(int argc, char **argv, serve_options *o)
 				o->cache_bytes = (int64_t) value << 20;
 				break;
 			case 'M':
-				FT_TRY(integer_option("memory", optarg, 0, LONG_MAX >> 20, &value));
+				FT_TRY(integer_option("engine-memory", optarg, 0, LONG_MAX >> 20, &value));
 				o->memory_bytes = (int64_t) value << 20;
 				break;
 			case 'k':
@@ -250,7 +250,7 @@ serve(const serve_options *o)
 	FT_TRY(ft_device_open_named(o->device, o->threads, o->numerics, &config.ops, &config.device));
 	FT_TRY(config.ops->device_info(config.device, &info));
 	if (config.memory_bytes == 0)
-		config.memory_bytes = info.memory_free / 2;
+		config.memory_bytes = info.memory_free / 5 * 4;
 	status = start_parts(o, &config, &api);
 	if (status == FT_OK)
 	{
@@ -276,7 +276,7 @@ ft_serve_main(int argc, char **argv)
 		fprintf(stderr,
 				"%s\nusage: pg_finetune_engine serve --socket PATH [--threads N] [--device D] "
 				"[--numerics fast|reference] [--control-fd N] [--max-requests N] "
-				"[--cache-memory MIB] [--memory MIB] [--keep-alive SECONDS]\n",
+				"[--cache-memory MIB] [--engine-memory MIB] [--keep-alive SECONDS]\n",
 				ft_error_message());
 		return FT_EXIT_USAGE;
 	}

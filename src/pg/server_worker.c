@@ -74,7 +74,7 @@ start_engine(Server *server)
 						  pgft_device,
 						  "--numerics",
 						  pgft_numerics_name(),
-						  "--memory",
+						  "--engine-memory",
 						  psprintf("%d", pgft_engine_memory),
 						  "--keep-alive",
 						  psprintf("%d", pgft_keep_alive),

@@ -109,7 +109,7 @@ define_reloadable_settings(void)
 	DefineCustomIntVariable("pg_finetune.engine_memory",
 							"Memory that the models of the serving engine may hold together.",
 							"Room for another one is made by unloading those not in use. 0 means "
-							"half of what the device has free when the engine starts.",
+							"four fifths of what the device has free when the engine starts.",
 							&pgft_engine_memory, 0, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL,
 							NULL);
 	DefineCustomIntVariable("pg_finetune.keep_alive",

@@ -22,7 +22,7 @@ extern int pgft_max_jobs_per_role; /* 0: no limit */
 extern int pgft_reserve_disk;      /* MB */
 extern bool pgft_serve;
 extern int pgft_request_timeout; /* milliseconds, 0 = none */
-extern int pgft_engine_memory;   /* MB, 0 = half of what the device has free */
+extern int pgft_engine_memory;   /* MB, 0 = four fifths of what the device has free */
 extern int pgft_keep_alive;      /* seconds, 0 = for ever */
 
 /* An engine says something at least every 5 s; one that is silent this long (ms) hangs */

@@ -50,10 +50,11 @@ $engine->stop;
 # --- room for one and a half ------------------------------------------------------------------
 
 my $mib = int($one * 1.5 / (1 << 20)) + 1;
-$engine->start('--cache-memory', 1, '--memory', $mib);
+$engine->start('--cache-memory', 1, '--engine-memory', $mib);
 load('a');
 $engine->post('/v1/load_lora_adapter', { lora_name => 'l', lora_path => "$folder/lora", base_model_name => 'a' });
 is(models(), 'a l', 'a base and its adapter');
+$engine->post(@{ ask($_) }) for qw(a l);
 ($status) = load('b');
 is($status,   200, 'another base is loaded');
 is(models(), 'b', 'in the place of the first one and what was over it');
@@ -82,11 +83,11 @@ $engine->stop;
 
 # --- too large --------------------------------------------------------------------------------
 
-$engine->start('--memory', 1);
+$engine->start('--engine-memory', 1);
 ($status, $reply) = load('a');
 is($status, 503, 'a model of more than the limit is refused');
-like($reply->{error}{message}, qr/^model "a" needs [2-9][0-9]* MiB of memory, which is limited to 1 MiB$/, 'by both numbers');
-like($reply->{error}{hint} // $reply->{hint}, qr/Raise the limit/, 'with a hint');
+like($reply->{error}{message}, qr/^the model needs [2-9][0-9]* MiB of memory, all models together may hold 1 MiB$/, 'by both numbers');
+like($reply->{error}{hint} // $reply->{hint}, qr/Raise engine_memory/, 'with a hint');
 is(memory()->{held}, 0, 'and holds nothing');
 $engine->stop;
 
