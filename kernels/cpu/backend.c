@@ -2,10 +2,11 @@
  * backend.c: the CPU's table of operations, its device and its streams.
  *
  * The instruction set is chosen when a device is opened.  The environment
- * variable PG_FINETUNE_CPU (portable, avx2, avx512, bf16) chooses a lower one,
- * or bf16 products where the processor would have to emulate them: for tests.
+ * variable PG_FINETUNE_CPU (portable, avx2, avx512, bf16) chooses a lower one
+ * (avx512 is without VNNI), or bf16 products where the processor would have to
+ * emulate them: for tests.
  */
-#include "cpu.h"
+#include "integer.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,6 +44,20 @@ has_avx512_bf16(void)
 #endif
 }
 
+/* Products in whole numbers, where numerics allow them. */
+static const ft_integer_kernels *
+choose_integer(const ft_device *device, const char *wish)
+{
+#if defined(__x86_64__)
+	if (device->numerics == FT_NUMERICS_FAST && device->kernels == &ft_kernels_avx512 &&
+		(wish == NULL || strcmp(wish, "bf16") == 0) && __builtin_cpu_supports("avx512vnni"))
+		return &ft_integer_avx512vnni;
+#endif
+	(void) device;
+	(void) wish;
+	return NULL;
+}
+
 static ft_status
 choose_kernels(ft_device *device)
 {
@@ -66,7 +81,9 @@ choose_kernels(ft_device *device)
 						   wish);
 	}
 	device->compute_dtype = bf16 && device->numerics == FT_NUMERICS_FAST ? FT_BF16 : FT_F32;
-	snprintf(device->features, sizeof device->features, "%s%s", device->kernels->name,
+	device->integer = choose_integer(device, wish);
+	snprintf(device->features, sizeof device->features, "%s%s%s", device->kernels->name,
+			 device->integer != NULL ? " vnni" : "",
 			 device->compute_dtype == FT_BF16 ? " bf16" : "");
 	return FT_OK;
 }

@@ -159,6 +159,41 @@ static const int64_t row_counts[] = {0, 1, 3, 17, 65, 130};
 
 #define COUNT_OF(array) ((int) (sizeof(array) / sizeof(array)[0]))
 
+/* Serving may round a row to 8 bits, in blocks of 32 columns, where all parts are of these types.
+ */
+static bool
+rounds(const stacked *s)
+{
+	if (strstr(info.features, "vnni") == NULL || s->cols % 32 != 0)
+		return false;
+	for (int i = 0; i < 3; i++)
+	{
+		ft_dtype dtype = s->part[i].mat.dtype;
+
+		if (dtype != FT_Q4_0 && dtype != FT_Q4_1 && dtype != FT_Q5_0 && dtype != FT_Q5_1 &&
+			dtype != FT_Q8_0)
+			return false;
+	}
+	return true;
+}
+
+/* What is left of them then. */
+static void
+round_blocks(double *value, int64_t n)
+{
+	for (; n > 0; n -= 32, value += 32)
+	{
+		float largest = 0;
+
+		for (int i = 0; i < 32; i++)
+			largest = fmaxf(largest, (float) fabs(value[i]));
+		for (int i = 0; i < 32; i++)
+			value[i] = largest > 0 ? nearbyintf((float) value[i] * (127 / largest)) *
+										 (double) (largest / 127)
+								   : 0;
+	}
+}
+
 /* One input type; results f32, f32 added to what is there, and bf16. */
 static void
 check_linear(const stacked *s, const double *value, const ft_weight *w, int64_t rows, ft_dtype in,
@@ -170,6 +205,8 @@ check_linear(const stacked *s, const double *value, const ft_weight *w, int64_t 
 	tensor sum = tensor_random(rows, s->rows, 0, FT_F32);
 	tensor y16 = tensor_zero(rows, s->rows, 2, FT_BF16);
 
+	if (row_fixed && rounds(s))
+		round_blocks(x.value, rows * s->cols);
 	multiply(y.value, x.value, false, value, true, rows, s->rows, s->cols, 1, 0);
 	must(ops->linear(stream, y.mat, x.mat, w, 0, row_fixed));
 	check_tensor(what, &y, y.value);
