@@ -8,7 +8,7 @@
 set -euo pipefail
 
 build="gcc libc6-dev make postgresql-15 postgresql-server-dev-15 libdnnl-dev libevent-dev
-	libjansson-dev libpcre2-dev libssl-dev"
+	libjansson-dev libpcre2-dev libssl-dev libutf8proc-dev"
 demo="$build python3 python3-pip ca-certificates procps"
 test="$demo perl clang clang-format libclang-rt-14-dev libcmocka-dev libipc-run-perl
 	postgresql-15-pgtap"

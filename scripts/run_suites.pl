@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 # run_suites.pl: run the tests of a built tree and count them.
 #
-#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz|soak|faults]…
+#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz|soak|faults|curves]…
 #
 # Called by run_tests.sh with the tree as its working directory, as a user that
 # may run PostgreSQL.  Every suite is brought to TAP and counted by
@@ -15,6 +15,7 @@ use File::Path qw(make_path rmtree);
 use TAP::Harness;
 
 my $limit = 1800;    # seconds until a test that hangs is ended
+my $fuzz_seconds = $ENV{FUZZ_SECONDS} || 20;    # beyond the corpus
 
 my $mode = shift @ARGV // die "usage: $0 SCRATCH [PART]...\n";
 if ($mode eq '--cmocka')  { exit cmocka_to_tap(@ARGV); }
@@ -45,6 +46,7 @@ push @suites, tap_suite()     if $wanted{tap};
 push @suites, fuzz_suite()    if $wanted{fuzz};
 push @suites, soak_suite()    if $wanted{soak};
 push @suites, fault_suites()  if $wanted{faults};
+push @suites, curve_suite()   if $wanted{curves};
 
 my ($passed, $failed, @table, @failures) = (0, 0);
 for my $suite (@suites)
@@ -61,8 +63,9 @@ print "\n", map({ "$_\n" } @table, @failures), "\n$passed passed, $failed failed
 exit($failed > 0 || $passed == 0 ? 1 : 0);
 
 # Run the files of a suite, {name, tests => [[label, command…]…], before, after,
-# alone, limit}, several at a time unless they share something; returns what
-# passed, failed and was skipped.
+# alone, told, limit}, several at a time unless they share something; returns
+# what passed, failed and was skipped.  Of a suite that is `told`, comments are
+# printed as well.
 sub run_suite
 {
 	my ($suite) = @_;
@@ -98,6 +101,7 @@ sub run_suite
 		$parser->callback(test => sub {
 			push @{ $failed_tests{ $test->[1] } }, $_[0]->number . ' ' . $_[0]->description unless $_[0]->is_ok;
 		});
+		$parser->callback(comment => sub { print $_[0]->as_string, "\n"; }) if $suite->{told};
 	});
 	my $aggregate = $harness->runtests(sort keys %command);
 	$suite->{after}->() if $suite->{after};
@@ -281,6 +285,7 @@ sub soak_suite
 		name  => 'soak',
 		tests => [ [ 'test/soak/soak.pl', @perl, 'test/soak/soak.pl' ] ],
 		limit => $limit + 30 * ($ENV{FAULTS} || 200),
+		told  => 1,
 	};
 }
 
@@ -297,11 +302,25 @@ sub fault_suites
 	return map { { name => "faults, run $_", tests => \@tests, before => $fresh, repeated => $_ } } 1 .. $fault_runs;
 }
 
+# Training beside every reference of test/golden/curves, in f32, and some in bf16, too.
+sub curve_suite
+{
+	my @curves = map { basename($_, '.tsv') } glob('test/golden/curves/*.tsv');
+	return {
+		name  => 'curves',
+		tests => [ map { [ $_, $^X, '-Itest/engine', 'test/engine/028_curves.pl', $_ ] }
+			  @curves, 'lora_r16-bf16', 'full-bf16' ],
+		alone => 1,
+		told  => 1,
+	};
+}
+
 sub fuzz_suite
 {
 	my @targets = grep { -x } glob('build/sanitized/test/fuzz/fuzz_*');
 	return {
 		name  => 'fuzzing',
+		limit => $limit + $fuzz_seconds,
 		tests => [ map { [ basename($_), $^X, $0, '--fuzz', $_, $scratch ] } @targets ],
 	};
 }
@@ -357,7 +376,7 @@ sub regress_to_tap
 	return $status ? 1 : 0;
 }
 
-# A fuzz target: first its corpus, then a few seconds beyond.
+# A fuzz target: first its corpus, then $fuzz_seconds beyond.
 sub fuzz_to_tap
 {
 	my ($target, $scratch) = @_;
@@ -370,7 +389,7 @@ sub fuzz_to_tap
 	print "1..2\n";
 	my $replay = @seeds ? run_quietly($target, @seeds) : 1;
 	print $replay == 0 ? "ok" : "not ok", " 1 - $name: ", scalar(@seeds), " files of the corpus\n";
-	my $explore = run_quietly($target, '-max_total_time=5', '-timeout=10', '-rss_limit_mb=2048',
+	my $explore = run_quietly($target, "-max_total_time=$fuzz_seconds", '-timeout=10', '-rss_limit_mb=2048',
 		"-artifact_prefix=$scratch/log/$name-", $found, @seeds ? $corpus : ());
 	print $explore == 0 ? "ok" : "not ok", " 2 - $name: beyond it\n";
 	return $replay || $explore ? 1 : 0;

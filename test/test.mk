@@ -7,6 +7,8 @@
 #   make test-tap        crash, restart, rights … on PostgreSQL::Test
 #   make test-faults     crashes, hangs, full disks … N=20 times, until one fails
 #   make test-fuzz       each fuzz target over its corpus, and a little further
+#   make fuzz            the same, FUZZ_SECONDS=600 further
+#   make test-curves     losses beside PEFT's, all references: some minutes
 #   make soak            random faults: FAULTS=200, SEED=…, CRASHES=1 for restarts of the server
 #   make format          lay out every source file
 #
@@ -20,7 +22,7 @@ UNIT_TESTS = $(TEST_SRC:%.c=$(BUILD)/%)
 FUZZ_TARGETS = $(patsubst %.c,$(BUILD)/%,$(wildcard test/fuzz/fuzz_*.c))
 
 TEST_PARTS = style engine sql tap fuzz
-.PHONY: test-faults $(TEST_PARTS:%=test-%) unit-tests fault-shim fuzz-targets sanitized check-format check-clang format
+.PHONY: test-faults fuzz $(TEST_PARTS:%=test-%) unit-tests fault-shim fuzz-targets sanitized check-format check-clang format
 
 $(TEST_PARTS:%=test-%): test-%:
 	scripts/install_packages.sh test
@@ -36,11 +38,23 @@ soak:
 	scripts/install_packages.sh test
 	FAULTS='$(FAULTS)' SEED='$(SEED)' CRASHES='$(CRASHES)' scripts/run_tests.sh soak
 
+# Not part of `make test` but for one: a minute each.
+.PHONY: test-curves
+test-curves:
+	scripts/install_packages.sh test
+	scripts/fetch_model.sh
+	scripts/run_tests.sh curves
+
 N ?= 1
 test-faults:
 	scripts/install_packages.sh test
 	scripts/fetch_model.sh
 	FAULT_RUNS=$(N) scripts/run_tests.sh faults
+
+FUZZ_SECONDS ?= 600
+fuzz:
+	scripts/install_packages.sh test
+	FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/run_tests.sh fuzz
 
 unit-tests: $(UNIT_TESTS)
 fault-shim: $(FAULT_SHIM)

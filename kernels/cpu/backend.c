@@ -133,6 +133,7 @@ device_info(ft_device *device, ft_device_info *info)
 	snprintf(info->name, sizeof info->name, "cpu");
 	snprintf(info->features, sizeof info->features, "%s", device->features);
 	info->threads = ft_pool_threads(device->pool);
+	info->numerics = device->numerics;
 	info->compute_dtype = device->compute_dtype;
 	info->memory_total = (int64_t) sysconf(_SC_PHYS_PAGES) * page;
 	info->memory_free = (int64_t) sysconf(_SC_AVPHYS_PAGES) * page;
@@ -264,8 +265,10 @@ static const ft_ops cpu_ops = {
 	.copy = ft_cpu_copy,
 	.zero = ft_cpu_zero,
 	.weight_create = ft_cpu_weight_create,
+	.weight_view = ft_cpu_weight_view,
 	.weight_free = ft_cpu_weight_free,
 	.weight_bytes = ft_cpu_weight_bytes,
+	.dequantise = ft_cpu_dequantise,
 	.linear = ft_cpu_linear,
 	.linear_grad_input = ft_cpu_linear_grad_input,
 	.matmul = ft_cpu_matmul,
@@ -275,18 +278,31 @@ static const ft_ops cpu_ops = {
 	.scatter_add_rows = ft_cpu_scatter_add_rows,
 	.convert = ft_cpu_convert,
 	.add = ft_cpu_add,
+	.add_bias = ft_cpu_add_bias,
+	.sum_rows = ft_cpu_sum_rows,
+	.embed_grad = ft_cpu_embed_grad,
 	.rmsnorm = ft_cpu_rmsnorm,
 	.rmsnorm_grad = ft_cpu_rmsnorm_grad,
+	.head_norm = ft_cpu_head_norm,
+	.head_norm_grad = ft_cpu_head_norm_grad,
 	.rope = ft_cpu_rope,
 	.swiglu = ft_cpu_swiglu,
 	.swiglu_grad = ft_cpu_swiglu_grad,
+	.dropout = ft_cpu_dropout,
 	.attention = ft_cpu_attention,
 	.attention_grad = ft_cpu_attention_grad,
 	.kv_store = ft_cpu_kv_store,
 	.attention_paged = ft_cpu_attention_paged,
+	.route = ft_cpu_route,
+	.route_grad = ft_cpu_route_grad,
+	.group_rows = ft_cpu_group_rows,
+	.linear_experts = ft_cpu_linear_experts,
+	.combine_rows = ft_cpu_combine_rows,
+	.weigh_rows_grad = ft_cpu_weigh_rows_grad,
 	.cross_entropy = ft_cpu_cross_entropy,
 	.sum_squares = ft_cpu_sum_squares,
 	.adamw = ft_cpu_adamw,
+	.adamw_8bit = ft_cpu_adamw_8bit,
 	.sample = ft_cpu_sample,
 };
 

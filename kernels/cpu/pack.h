@@ -12,6 +12,11 @@
  *   q5_0  d[16] f16, 1 word of high bits, 4 words
  *   q5_1  d[16], m[16] f16, 1 word of high bits, 4 words
  *   q8_0  d[16] f16, 8 words                     word j: bytes i = column 4 j + i
+ *   q2_k  d[16], m[16] f16, scale[2][16] u8 (low nibble scale, high nibble minimum, of 16 columns
+ *         each), 2 words                             word j: pairs i = column 16 j + i
+ *   q3_k  d[16] f16, scale[2][16] i8, 1 word of high bits, 2 words
+ *   q4_k  d[16], m[16] f16, scale[16], minimum[16] u8, 4 words
+ *   q5_k  d[16], m[16] f16, scale[16], minimum[16] u8, 1 word of high bits, 4 words
  *   q6_k  d[16] f16, scale[2][16] i8, 2 words of high bit pairs (columns 16 j ..), 4 words
  *
  * Plain types: f32 and f16 k by k; bf16 in pairs of k, so that a word is two
@@ -20,6 +25,7 @@
 #ifndef FT_CPU_PACK_H
 #define FT_CPU_PACK_H
 
+#include "blocks.h"
 #include "kernels.h"
 
 /* Columns that a packed block covers: 32, or 1 (f32, f16), or 2 (bf16). */
@@ -35,11 +41,5 @@ void ft_pack_group(uint8_t *group, ft_dtype dtype, const uint8_t *rows, int64_t 
 
 /* Values of row `lane` of a packed group. */
 void ft_unpack_row(float *y, ft_dtype dtype, const uint8_t *group, int lane, int64_t cols);
-
-/* Values of one stored row. */
-void ft_stored_row(float *y, ft_dtype dtype, const void *row, int64_t cols);
-
-float ft_f16_to_f32(uint16_t h);
-uint16_t ft_f32_to_f16(float f); /* to nearest, ties to even */
 
 #endif

@@ -23,6 +23,11 @@ weight_row(float *y, const ft_weight *w, int64_t id)
 {
 	int i = w->n_parts - 1;
 
+	if (w->view.data != NULL)
+	{
+		ft_stored_row(y, w->view.dtype, ft_at(w->view, id, 0), w->cols);
+		return;
+	}
 	if (w->n_parts == 0)
 	{
 		ft_stored_row(y, FT_BF16, w->dense + id * w->cols, w->cols);
@@ -68,6 +73,40 @@ ft_cpu_embed(ft_stream *s, ft_mat y, const ft_weight *w, const int32_t *ids)
 		return ft_fail(FT_UNSUPPORTED, "embed: weight was not made for embedding");
 	FT_TRY(ft_worker_scratch_reserve(s, (size_t) w->cols * sizeof(float)));
 	ft_run(s, y.rows, 4 * w->cols, embed_task, &job);
+	return FT_OK;
+}
+
+/* Columns that a task of embed_grad takes through all rows, so that rows of one id are added in
+ * their order. */
+#define SLICE 256
+
+static void
+embed_grad_task(void *context, int worker, int64_t begin, int64_t end)
+{
+	rows_job *job = context;
+
+	(void) worker;
+	for (int64_t first = begin * SLICE; first < ft_min(end * SLICE, job->x.cols); first += SLICE)
+	{
+		int64_t n = ft_min(SLICE, job->x.cols - first);
+
+		for (int64_t i = 0; i < job->x.rows; i++)
+			if (job->index[i] >= 0 && job->index[i] < job->y.rows)
+				job->s->device->kernels->axpy(ft_at(job->y, job->index[i], first),
+											  ft_at(job->x, i, first), 1, n);
+	}
+}
+
+ft_status
+ft_cpu_embed_grad(ft_stream *s, ft_mat dw, ft_mat dy, const int32_t *ids)
+{
+	rows_job job = {.s = s, .y = dw, .x = dy, .index = ids};
+
+	FT_TRY(ft_check_f32("embed_grad", dw));
+	FT_TRY(ft_check_f32("embed_grad", dy));
+	FT_TRY(ft_check_shape("embed_grad", "weight", dw, dw.rows, dy.cols));
+	FT_TRY(ft_check_shape("embed_grad", "gradient", dy, dy.rows, dy.cols));
+	ft_run(s, ft_divide_up(dy.cols, SLICE), dy.rows * SLICE, embed_grad_task, &job);
 	return FT_OK;
 }
 

@@ -146,6 +146,74 @@ rmsnorm_grad(float *dx, float *dweight, const void *dy, bool bf16, const float *
 		rmsnorm_grad_as(dx, dweight, dy, false, x, weight, rstd, n);
 }
 
+static void
+accumulate(void *y, bool y_bf16, const void *x, bool x_bf16, int64_t n)
+{
+	if (!y_bf16 && !x_bf16)
+		ROW_LOOP(n, STORE(y, LOAD(y, false) + LOAD(x, false), false););
+	else
+		ROW_LOOP(n, STORE(y, LOAD(y, y_bf16) + LOAD(x, x_bf16), y_bf16););
+}
+
+INLINE float
+head_factor(const void *x, const bool bf16, float eps, int64_t n)
+{
+	vf sum = v_zero();
+
+	ROW_LOOP(n, {
+		vf a = LOAD(x, bf16);
+		sum = v_fma(a, a, sum);
+	});
+	return 1.0f / sqrtf(v_sum(sum) / (float) n + eps);
+}
+
+INLINE void
+head_norm_as(void *y, const void *x, const bool bf16, const float *weight, float eps, int64_t n)
+{
+	vf r = v_set1(head_factor(x, bf16, eps, n));
+
+	ROW_LOOP(n, STORE(y, LOAD(x, bf16) * r * LOAD(weight, false), bf16););
+}
+
+static void
+head_norm(void *y, const void *x, bool bf16, const float *weight, float eps, int64_t n)
+{
+	if (bf16)
+		head_norm_as(y, x, true, weight, eps, n);
+	else
+		head_norm_as(y, x, false, weight, eps, n);
+}
+
+/* rmsnorm_grad's formulas. */
+INLINE void
+head_norm_grad_as(void *d, float *dweight, const void *x, const bool bf16, const float *weight,
+				  float eps, int64_t n)
+{
+	vf r = v_set1(head_factor(x, bf16, eps, n));
+	vf s = v_zero();
+	vf mean;
+
+	ROW_LOOP(n, { s = v_fma(LOAD(d, bf16) * LOAD(weight, false), LOAD(x, bf16) * r, s); });
+	mean = v_set1(v_sum(s) / (float) n);
+	ROW_LOOP(n, {
+		vf xhat = LOAD(x, bf16) * r;
+		vf dy = LOAD(d, bf16);
+		if (dweight != NULL)
+			STORE(dweight, v_fma(dy, xhat, LOAD(dweight, false)), false);
+		STORE(d, r * (dy * LOAD(weight, false) - xhat * mean), bf16);
+	});
+}
+
+static void
+head_norm_grad(void *d, float *dweight, const void *x, bool bf16, const float *weight, float eps,
+			   int64_t n)
+{
+	if (bf16)
+		head_norm_grad_as(d, dweight, x, true, weight, eps, n);
+	else
+		head_norm_grad_as(d, dweight, x, false, weight, eps, n);
+}
+
 INLINE void
 rope_as(void *x1, void *x2, const bool bf16, const float *cos_row, const float *sin_row, float sign,
 		int64_t half)
@@ -224,20 +292,6 @@ swiglu_grad(void *dgate, void *dup, bool d_bf16, const void *dy, bool dy_bf16, c
 		swiglu_grad_as(dgate, dup, true, dy, true, gate, up, true, n);
 	else
 		swiglu_grad_as(dgate, dup, d_bf16, dy, dy_bf16, gate, up, bf16, n);
-}
-
-INLINE vf
-v_sqrt(vf x)
-{
-#if VW == 16
-	return (vf) _mm512_sqrt_ps((__m512) x);
-#elif VW == 8
-	return (vf) _mm256_sqrt_ps((__m256) x);
-#else
-	for (int j = 0; j < VW; j++)
-		x[j] = sqrtf(x[j]);
-	return x;
-#endif
 }
 
 /* Loshchilov and Hutter, "Decoupled weight decay regularization", algorithm 2, in PyTorch's order:

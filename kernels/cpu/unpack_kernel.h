@@ -1,8 +1,8 @@
 /*
  * unpack_kernel.h: packed groups (pack.h) to panels of f32.
  *
- * The value is exact: q · d fits 24 bits for every type here, so q · d + m is
- * rounded once, with or without a fused multiply-add.
+ * The value is exact: q · d · scale fits 24 bits for every type here, so that with
+ * a minimum it is rounded once, with or without a fused multiply-add.
  */
 #include "simd.h"
 
@@ -31,6 +31,36 @@ v_from_i8(const int8_t *p)
 
 	for (int i = 0; i < VW; i++)
 		lane[i] = p[i];
+	return v_load(lane);
+}
+
+INLINE vf
+v_from_u8(const uint8_t *p)
+{
+	float lane[VW];
+
+	for (int i = 0; i < VW; i++)
+		lane[i] = p[i];
+	return v_load(lane);
+}
+
+INLINE vf
+v_from_low_nibbles(const uint8_t *p)
+{
+	float lane[VW];
+
+	for (int i = 0; i < VW; i++)
+		lane[i] = (float) (p[i] & 15);
+	return v_load(lane);
+}
+
+INLINE vf
+v_from_high_nibbles(const uint8_t *p)
+{
+	float lane[VW];
+
+	for (int i = 0; i < VW; i++)
+		lane[i] = (float) (p[i] >> 4);
 	return v_load(lane);
 }
 
@@ -191,6 +221,94 @@ unpack_q6_k(float *panel, const uint8_t *group, int64_t first, int64_t k, const 
 		}
 	}
 }
+
+/* 32 columns of pairs of bits, each half of 16 with its own scale; q2_k has a minimum for each
+ * half, q3_k a high bit for each column. */
+INLINE void
+unpack_pairs(float *panel, const uint8_t *block, const bool minimum)
+{
+	const uint8_t *scales = block + (minimum ? 64 : 32);
+	const uint8_t *bits = scales + 32;
+	const uint8_t *words = bits + (minimum ? 0 : 64);
+
+	for (int r = 0; r < FT_GROUP; r += VW)
+	{
+		vf d = v_from_f16((const uint16_t *) block + r);
+		vf m = minimum ? v_from_f16((const uint16_t *) (block + 32) + r) : d;
+		vu h = minimum ? (vu){0} : v_words(bits + r * 4);
+
+		for (int half = 0; half < 2; half++)
+		{
+			const uint8_t *at = scales + FT_GROUP * half + r;
+			vf scale = d * (minimum ? v_from_low_nibbles(at) : v_from_i8((const int8_t *) at));
+			vf offset = minimum ? m * -v_from_high_nibbles(at) : scale * v_set1(-4);
+			vu w = v_words(words + half * 64 + r * 4);
+
+#pragma GCC unroll 16
+			for (int i = 0; i < 16; i++)
+			{
+				vu q = (w >> (2 * i)) & 3;
+
+				if (!minimum)
+					q |= ((h >> (16 * half + i)) & 1) << 2;
+				v_store(panel + (16 * half + i) * FT_GROUP + r,
+						v_fma(v_to_float(q), scale, offset));
+			}
+		}
+	}
+}
+
+/* 32 columns of nibbles with a scale and a minimum, high bits by a constant flag. */
+INLINE void
+unpack_scaled_nibbles(float *panel, const uint8_t *block, const bool high)
+{
+	const uint8_t *bits = block + 96;
+	const uint8_t *words = bits + (high ? 64 : 0);
+
+	for (int r = 0; r < FT_GROUP; r += VW)
+	{
+		vf d = v_from_f16((const uint16_t *) block + r) * v_from_u8(block + 64 + r);
+		vf m = v_from_f16((const uint16_t *) (block + 32) + r) * -v_from_u8(block + 80 + r);
+		vu h = high ? v_words(bits + r * 4) : (vu){0};
+
+#pragma GCC unroll 4
+		for (int j = 0; j < 4; j++)
+		{
+			vu w = v_words(words + j * 64 + r * 4);
+
+#pragma GCC unroll 8
+			for (int i = 0; i < 8; i++)
+			{
+				vf q;
+
+				if (high)
+					q = v_to_float(((w >> (4 * i)) & 15) | (((h >> (8 * j + i)) & 1) << 4));
+				else
+					q = v_nibble(w >> (4 * i));
+				v_store(panel + (8 * j + i) * FT_GROUP + r, v_fma(q, d, m));
+			}
+		}
+	}
+}
+
+#define UNPACK_K(type, block_bytes, unpack, flag)                                           \
+	static void unpack_##type(float *panel, const uint8_t *group, int64_t first, int64_t k, \
+							  const uint8_t *ahead)                                         \
+	{                                                                                       \
+		const int bytes = block_bytes;                                                      \
+                                                                                            \
+		group += first / 32 * bytes;                                                        \
+		for (int64_t t = 0; t < k; t += 32, group += bytes, ahead += bytes)                 \
+		{                                                                                   \
+			prefetch(ahead, bytes);                                                         \
+			unpack(panel + t * FT_GROUP, group, flag);                                      \
+		}                                                                                   \
+	}
+
+UNPACK_K(q2_k, 64 + 32 + 128, unpack_pairs, true)
+UNPACK_K(q3_k, 32 + 32 + 64 + 128, unpack_pairs, false)
+UNPACK_K(q4_k, 64 + 32 + 256, unpack_scaled_nibbles, false)
+UNPACK_K(q5_k, 64 + 32 + 64 + 256, unpack_scaled_nibbles, true)
 
 static void
 unpack_f32(float *panel, const uint8_t *group, int64_t first, int64_t k, const uint8_t *ahead)

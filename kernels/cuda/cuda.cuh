@@ -84,6 +84,7 @@ struct ft_packed
 	void *quants;
 	void *high;
 	void *scales;
+	void *blocks; /* of 256 columns */
 };
 
 struct ft_weight
@@ -94,10 +95,13 @@ struct ft_weight
 	int64_t pitch; /* values from one row of dense to the next */
 	unsigned use;
 	void *dense; /* [rows, pitch] bf16 or f32, with FT_USE_TRAIN */
+	bool is_view; /* dense is the caller's own, and all there is */
 	ft_dtype dense_type;
 	int n_parts;
 	ft_packed *parts; /* with FT_USE_SERVE or FT_USE_EMBED */
 	void *packed;     /* memory of all parts that are not views of dense */
+	ft_mat *stored;   /* [n_parts] as they came, with FT_USE_DEQUANTISE */
+	void *raw;        /* their memory */
 	int64_t bytes;
 };
 
@@ -220,6 +224,30 @@ ft_status ft_cuda_linear_f32(ft_stream *s, ft_mat y, ft_mat x, const ft_packed *
 /* The same by bf16 matrix instructions, x bf16, row-fixed (linear_serve.cu). */
 ft_status ft_cuda_linear_bf16(ft_stream *s, ft_mat y, ft_mat x, const ft_packed *part, float beta);
 
+/* A part of an expert's weight, and which expert's it is. */
+#define FT_EXPERT_PARTS 32
+
+struct ft_expert_part
+{
+	ft_packed packed;
+	int expert;
+};
+
+/* As many as one launch handles: handed to the kernel by value. */
+struct ft_expert_parts
+{
+	int n;
+	int64_t rows; /* of the largest */
+	ft_expert_part part[FT_EXPERT_PARTS];
+};
+
+/* The same of many experts: part p's columns of y are made from rows [starts[e], starts[e + 1]) of
+ * x, where e is its expert.  All parts are of one stored type. */
+ft_status ft_cuda_experts_f32(ft_stream *s, ft_mat y, ft_mat x, const ft_expert_parts *parts,
+							  int n_experts, const int32_t *starts);
+ft_status ft_cuda_experts_bf16(ft_stream *s, ft_mat y, ft_mat x, const ft_expert_parts *parts,
+							   int n_experts, const int32_t *starts);
+
 /* cuBLASLt (gemm_lt.cu).  *done is false when the library has nothing for that shape. */
 ft_status ft_lt_open(ft_device *device);
 void ft_lt_close(ft_device *device);
@@ -252,8 +280,10 @@ ft_status ft_cuda_copy(ft_stream *s, void *to, const void *from, size_t bytes);
 ft_status ft_cuda_zero(ft_stream *s, void *memory, size_t bytes);
 ft_status ft_cuda_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsigned use,
 								ft_weight **weight);
+ft_status ft_cuda_weight_view(ft_device *device, ft_mat matrix, ft_weight **weight);
 void ft_cuda_weight_free(ft_weight *weight);
 int64_t ft_cuda_weight_bytes(const ft_weight *weight);
+ft_status ft_cuda_dequantise(ft_stream *s, ft_mat y, const ft_weight *w);
 ft_status
 ft_cuda_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, bool row_fixed);
 ft_status
@@ -266,14 +296,23 @@ ft_status ft_cuda_gather_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *i
 ft_status ft_cuda_scatter_add_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *index);
 ft_status ft_cuda_convert(ft_stream *s, ft_mat y, ft_mat x);
 ft_status ft_cuda_add(ft_stream *s, ft_mat y, ft_mat x, float alpha);
+ft_status ft_cuda_add_bias(ft_stream *s, ft_mat y, const float *bias);
+ft_status ft_cuda_sum_rows(ft_stream *s, float *sum, ft_mat x);
+ft_status ft_cuda_embed_grad(ft_stream *s, ft_mat dw, ft_mat dy, const int32_t *ids);
 ft_status ft_cuda_rmsnorm(ft_stream *s, ft_mat y, ft_mat h, float *rstd, ft_mat x, ft_mat branch,
 						  const float *weight, float eps);
 ft_status ft_cuda_rmsnorm_grad(ft_stream *s, ft_mat dx, float *dweight, ft_mat dy, ft_mat x,
 							   const float *weight, const float *rstd);
+ft_status
+ft_cuda_head_norm(ft_stream *s, ft_mat y, ft_mat x, int head_dim, const float *weight, float eps);
+ft_status ft_cuda_head_norm_grad(ft_stream *s, ft_mat d, float *dweight, ft_mat x, int head_dim,
+								 const float *weight, float eps);
 ft_status ft_cuda_rope(ft_stream *s, ft_mat x, int head_dim, const int32_t *positions,
 					   const float *cos_table, const float *sin_table, bool inverse);
 ft_status ft_cuda_swiglu(ft_stream *s, ft_mat y, ft_mat gate_up);
 ft_status ft_cuda_swiglu_grad(ft_stream *s, ft_mat dgate_up, ft_mat dy, ft_mat gate_up);
+ft_status
+ft_cuda_dropout(ft_stream *s, ft_mat y, ft_mat x, const ft_dropout *settings, float beta);
 ft_status ft_cuda_attention(ft_stream *s, const ft_attention *a, ft_mat out, float *lse, ft_mat q,
 							ft_mat k, ft_mat v);
 ft_status
@@ -283,12 +322,26 @@ ft_status ft_cuda_kv_store(ft_stream *s, const ft_kv_layer *cache, const ft_page
 						   ft_mat k, ft_mat v);
 ft_status ft_cuda_attention_paged(ft_stream *s, ft_mat out, ft_mat q, const ft_kv_layer *cache,
 								  const ft_paged_batch *batch, int heads, int window, float scale);
+ft_status ft_cuda_route(ft_stream *s, int32_t *experts, float *weights, ft_mat logits, int k);
+ft_status ft_cuda_route_grad(ft_stream *s, ft_mat dlogits, const float *dweights,
+							 const float *weights, const int32_t *experts, int k);
+ft_status ft_cuda_group_rows(ft_stream *s, int32_t *starts, int32_t *place, int32_t *row,
+							 const int32_t *experts, int64_t rows, int k, int n_experts);
+ft_status ft_cuda_linear_experts(ft_stream *s, ft_mat y, ft_mat x, ft_weight *const *weights, int n,
+								 const int32_t *starts);
+ft_status ft_cuda_combine_rows(ft_stream *s, ft_mat y, ft_mat x, const int32_t *place,
+							   const float *weights, int k);
+ft_status ft_cuda_weigh_rows_grad(ft_stream *s, float *dweights, ft_mat dx, ft_mat weighted,
+								  ft_mat x, const int32_t *place, const float *weights);
 ft_status
 ft_cuda_cross_entropy(ft_stream *s, ft_mat logits, const int32_t *targets, const float *weights,
 					  float grad_scale, float *loss, float *correct);
 ft_status ft_cuda_sum_squares(ft_stream *s, double *result, const float *x, int64_t n);
 ft_status ft_cuda_adamw(ft_stream *s, float *param, float *m, float *v, const float *grad,
 						int64_t n, const ft_adamw *settings);
+ft_status ft_cuda_adamw_8bit(ft_stream *s, ft_mat param, uint8_t *m, uint8_t *v,
+							 uint8_t *m_exponents, uint8_t *v_exponents, const float *grad,
+							 const ft_adamw *settings);
 ft_status
 ft_cuda_sample(ft_stream *s, ft_mat logits, const ft_sample *params, int32_t *ids, float *logprobs);
 

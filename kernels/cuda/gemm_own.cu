@@ -72,15 +72,13 @@ template <ft_dtype TYPE> struct packed_rows
 	}
 };
 
-/* c (f32 or bf16) = alpha · a · bᵀ + beta · c. */
+/* One tile by a block: c (f32 or bf16) = alpha · a · bᵀ + beta · c. */
 template <typename B>
-static __global__ void
-multiply(ft_mat c, strided a, B b, float alpha, float beta)
+__device__ __forceinline__ void
+multiply_tile(float (*tile_a)[TILE + 4], float (*tile_b)[TILE + 4], const ft_mat &c,
+			  const strided &a, const B &b, float alpha, float beta, int64_t first_row,
+			  int64_t first_col)
 {
-	__shared__ float tile_a[DEPTH][TILE + 4];
-	__shared__ float tile_b[DEPTH][TILE + 4];
-	int64_t first_row = blockIdx.y * (int64_t) TILE;
-	int64_t first_col = blockIdx.x * (int64_t) TILE;
 	int row = threadIdx.x / SIDE * EACH;
 	int col = threadIdx.x % SIDE * EACH;
 	float sum[EACH][EACH] = {};
@@ -132,6 +130,41 @@ multiply(ft_mat c, strided a, B b, float alpha, float beta)
 }
 
 template <typename B>
+static __global__ void
+multiply(ft_mat c, strided a, B b, float alpha, float beta)
+{
+	__shared__ float tile_a[DEPTH][TILE + 4];
+	__shared__ float tile_b[DEPTH][TILE + 4];
+
+	multiply_tile(tile_a, tile_b, c, a, b, alpha, beta, blockIdx.y * (int64_t) TILE,
+				  blockIdx.x * (int64_t) TILE);
+}
+
+/* The same over the rows of part blockIdx.z's expert. */
+template <ft_dtype TYPE>
+static __global__ void
+multiply_experts(ft_mat c, strided a, ft_expert_parts parts, const int32_t *starts)
+{
+	__shared__ float tile_a[DEPTH][TILE + 4];
+	__shared__ float tile_b[DEPTH][TILE + 4];
+	const ft_packed &part = parts.part[blockIdx.z].packed;
+	int expert = parts.part[blockIdx.z].expert;
+	int64_t first = starts[expert];
+	int64_t rows = starts[expert + 1] - first;
+	packed_rows<TYPE> w = {part, part.rows, a.k};
+
+	if (blockIdx.x * (int64_t) TILE >= part.rows)
+		return;
+	c.data = (char *) c.data + (first * c.ld + part.first) * (c.dtype == FT_F32 ? 4 : 2);
+	c.rows = rows;
+	c.cols = part.rows;
+	a.data = (const char *) a.data + first * a.step_n * (a.is_bf16 ? 2 : 4);
+	a.n = rows;
+	for (int64_t row = blockIdx.y * (int64_t) TILE; row < rows; row += gridDim.y * (int64_t) TILE)
+		multiply_tile(tile_a, tile_b, c, a, w, 1.0f, 0.0f, row, blockIdx.x * (int64_t) TILE);
+}
+
+template <typename B>
 static ft_status
 launch(ft_stream *s, ft_mat c, strided a, B b, float alpha, float beta)
 {
@@ -168,5 +201,23 @@ ft_cuda_linear_f32(ft_stream *s, ft_mat y, ft_mat x, const ft_packed *part, floa
 						   packed_rows<decltype(stored)::type> w = {*part, part->rows, x.cols};
 
 						   return launch(s, y, operand(x, false), w, 1.0f, beta);
+					   });
+}
+
+ft_status
+ft_cuda_experts_f32(ft_stream *s, ft_mat y, ft_mat x, const ft_expert_parts *parts, int n_experts,
+					const int32_t *starts)
+{
+	/* Twice an expert's share of the rows; one that has more goes on after these. */
+	int64_t share = ft_divide_up(2 * y.rows, n_experts);
+	dim3 grid((unsigned) ft_divide_up(parts->rows, TILE),
+			  (unsigned) ft_min64(ft_divide_up(share, TILE), FT_MAX_GRID_Y), (unsigned) parts->n);
+
+	return with_stored("linear_experts", parts->part[0].packed.dtype,
+					   [&](auto stored)
+					   {
+						   FT_LAUNCH((multiply_experts<decltype(stored)::type>), grid, THREADS, 0,
+									 s->stream, y, operand(x, false), *parts, starts);
+						   return ft_cuda_launched("linear_experts");
 					   });
 }

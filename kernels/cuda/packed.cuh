@@ -14,36 +14,80 @@
  *   q4_1             quants 16 B, scales f16 d, f16 m
  *   q5_0, q5_1       as q4_0, q4_1, with high u32, bit j for column j
  *   q8_0             quants 32 × i8, scales f16 d
+ *   q2_k             quants 2 × u32 (16 bit pairs each), scales u8 × 2 (a scale in the low nibble,
+ *                    a minimum in the high one, for each 16 columns), block f16 d, f16 m
+ *   q3_k             quants as q2_k, high u32, scales i8 × 2, block f16 d, 0
+ *   q4_k, q5_k       quants and high as q4_1, q5_1, scales u8 scale, u8 minimum, block f16 d, f16 m
  *   q6_k             quants 16 B, high 2 × u32 (16 bit pairs each), scales f16 d, i8 × 2
  *
- * Dequantised values are exact in f32: a product of at most 24 bits.
+ * "block" is an array of one u32 for the 8 units of a block of 256 columns: unit u of row r has
+ * the entry (r · units + u) / 8.
+ *
+ * A scale times an integer is exact in f32, a product of at most 24 bits; of it a minimum is taken
+ * with one rounding.  So converting and looking up give the bits that the package gguf gives.
  */
 #ifndef FT_CUDA_PACKED_CUH
 #define FT_CUDA_PACKED_CUH
 
 #include "intrinsics.cuh"
 
+/* Types of blocks of 256 columns with 16 scales: each 16 columns of a unit have their own. */
+__host__ __device__ constexpr bool
+ft_packed_halves(ft_dtype type)
+{
+	return type == FT_Q2_K || type == FT_Q3_K || type == FT_Q6_K;
+}
+
+/* x = scale · q + min. */
+__host__ __device__ constexpr bool
+ft_packed_has_min(ft_dtype type)
+{
+	return type == FT_Q4_1 || type == FT_Q5_1 || type == FT_Q2_K || type == FT_Q4_K ||
+		   type == FT_Q5_K;
+}
+
 __host__ __device__ constexpr int
 ft_packed_quant_bytes(ft_dtype type)
 {
-	return type == FT_F32                      ? 128
-		   : type == FT_F16 || type == FT_BF16 ? 64
-		   : type == FT_Q8_0                   ? 32
-											   : 16;
+	return type == FT_F32                        ? 128
+		   : type == FT_F16 || type == FT_BF16   ? 64
+		   : type == FT_Q8_0                     ? 32
+		   : type == FT_Q2_K || type == FT_Q3_K ? 8
+												 : 16;
 }
 
 __host__ __device__ constexpr int
 ft_packed_high_bytes(ft_dtype type)
 {
-	return type == FT_Q5_0 || type == FT_Q5_1 ? 4 : type == FT_Q6_K ? 8 : 0;
+	return type == FT_Q6_K ? 8
+		   : type == FT_Q5_0 || type == FT_Q5_1 || type == FT_Q5_K || type == FT_Q3_K ? 4
+																					   : 0;
 }
 
 __host__ __device__ constexpr int
 ft_packed_scale_bytes(ft_dtype type)
 {
-	return type == FT_Q4_0 || type == FT_Q5_0 || type == FT_Q8_0   ? 2
+	return type == FT_F32 || type == FT_F16 || type == FT_BF16     ? 0
 		   : type == FT_Q4_1 || type == FT_Q5_1 || type == FT_Q6_K ? 4
-																   : 0;
+																   : 2;
+}
+
+/* Of the array with an entry for 8 units. */
+__host__ __device__ constexpr int
+ft_packed_block_bytes(ft_dtype type)
+{
+	return type == FT_Q2_K || type == FT_Q3_K || type == FT_Q4_K || type == FT_Q5_K ? 4 : 0;
+}
+
+/* What is taken off the integer of a type without minima. */
+__host__ __device__ constexpr int
+ft_packed_offset(ft_dtype type)
+{
+	return type == FT_Q3_K   ? 4
+		   : type == FT_Q4_0 ? 8
+		   : type == FT_Q5_0 ? 16
+		   : type == FT_Q6_K ? 32
+							 : 0;
 }
 
 /* --- raw blocks --- */
@@ -54,7 +98,7 @@ raw_u16(const uint8_t *p)
 	return (uint16_t) (p[0] | p[1] << 8);
 }
 
-/* Where the parts of a 32-value block lie; q6_k has its own functions. */
+/* Where the parts of a 32-value block lie. */
 template <ft_dtype TYPE> struct raw_block
 {
 	static constexpr bool has_min = TYPE == FT_Q4_1 || TYPE == FT_Q5_1;
@@ -62,25 +106,134 @@ template <ft_dtype TYPE> struct raw_block
 	static constexpr int high_at = has_min ? 4 : 2;
 	static constexpr int quants_at = high_at + (has_high ? 4 : 0);
 	static constexpr int bytes = quants_at + (TYPE == FT_Q8_0 ? 32 : 16);
-	static constexpr int offset = TYPE == FT_Q4_0 ? 8 : TYPE == FT_Q5_0 ? 16 : 0;
 };
+
+/* Where those of a 256-value block lie. */
+template <ft_dtype TYPE> struct raw_block_256
+{
+	static constexpr int bytes = TYPE == FT_Q2_K   ? 84
+								 : TYPE == FT_Q3_K ? 110
+								 : TYPE == FT_Q4_K ? 144
+								 : TYPE == FT_Q5_K ? 176
+												   : 210;
+	static constexpr int d_at = TYPE == FT_Q2_K   ? 80
+								: TYPE == FT_Q3_K ? 108
+								: TYPE == FT_Q6_K ? 208
+												  : 0;
+	static constexpr int scales_at = TYPE == FT_Q2_K   ? 0
+									 : TYPE == FT_Q3_K ? 96
+									 : TYPE == FT_Q6_K ? 192
+													   : 4;
+	static constexpr int high_at = TYPE == FT_Q3_K ? 0 : TYPE == FT_Q6_K ? 128 : 16;
+	static constexpr int quants_at = TYPE == FT_Q3_K   ? 32
+									 : TYPE == FT_Q5_K ? 48
+									 : TYPE == FT_Q6_K ? 0
+													   : 16;
+};
+
+__host__ __device__ constexpr bool
+is_block_of_256(ft_dtype type)
+{
+	return type == FT_Q6_K || ft_packed_block_bytes(type) > 0;
+}
+
+/* The stored integer of column l < 32 of unit u < 8 of a 256-value block. */
+template <ft_dtype TYPE>
+__device__ __forceinline__ int
+raw_code_256(const uint8_t *block, int u, int l)
+{
+	typedef raw_block_256<TYPE> at;
+	const uint8_t *quants = block + at::quants_at;
+	const uint8_t *high = block + at::high_at;
+
+	if constexpr (TYPE == FT_Q2_K)
+		return quants[u / 4 * 32 + l] >> (u % 4 * 2) & 3;
+	else if constexpr (TYPE == FT_Q3_K)
+		return (quants[u / 4 * 32 + l] >> (u % 4 * 2) & 3) | (high[l] >> u & 1) << 2;
+	else if constexpr (TYPE == FT_Q4_K)
+		return quants[u / 2 * 32 + l] >> (u % 2 * 4) & 15;
+	else if constexpr (TYPE == FT_Q5_K)
+		return (quants[u / 2 * 32 + l] >> (u % 2 * 4) & 15) | (high[l] >> u & 1) << 4;
+	else
+		return (quants[u / 4 * 64 + u % 2 * 32 + l] >> (u % 4 / 2 * 4) & 15) |
+			   (high[u / 4 * 32 + l] >> (u % 4 * 2) & 3) << 4;
+}
+
+/* The two scale bytes of unit u of a 256-value block, as packed units keep them. */
+template <ft_dtype TYPE>
+__device__ __forceinline__ uint16_t
+raw_scales_256(const uint8_t *block, int u)
+{
+	const uint8_t *scales = block + raw_block_256<TYPE>::scales_at;
+
+	if constexpr (TYPE == FT_Q3_K)
+	{
+		int both = 0;
+
+		/* low nibbles in 8 bytes, first those of scales 0 to 7; pairs of high bits in 4 */
+		for (int i = 2 * u; i < 2 * u + 2; i++)
+		{
+			int low = scales[i % 8] >> (i / 8 * 4) & 15;
+			int high = scales[8 + i % 4] >> (i / 4 * 2) & 3;
+
+			both |= (((low | high << 4) - 32) & 255) << (i % 2 * 8);
+		}
+		return (uint16_t) both;
+	}
+	else if constexpr (TYPE == FT_Q4_K || TYPE == FT_Q5_K)
+	{
+		/* the first four scales and minima have their six bits together */
+		int scale = u < 4 ? scales[u] & 63 : (scales[u + 4] & 15) | scales[u - 4] >> 6 << 4;
+		int min = u < 4 ? scales[u + 4] & 63 : scales[u + 4] >> 4 | scales[u] >> 6 << 4;
+
+		return (uint16_t) (scale | min << 8);
+	}
+	else
+		return raw_u16(scales + 2 * u);
+}
+
+/* f16 d and, in the high half, f16 m of a 256-value block. */
+template <ft_dtype TYPE>
+__device__ __forceinline__ uint32_t
+raw_factors_256(const uint8_t *block)
+{
+	const uint8_t *at = block + raw_block_256<TYPE>::d_at;
+
+	return raw_u16(at) | (ft_packed_has_min(TYPE) ? (uint32_t) raw_u16(at + 2) << 16 : 0);
+}
+
+/* Scale and minimum of one half (the same of both, where the type has one for a unit) from a unit's
+ * two scale bytes and its block's factors: x = scale · (q - offset) + min. */
+template <ft_dtype TYPE>
+__device__ __forceinline__ void
+scale_of_256(float &scale, float &min, uint16_t scales, uint32_t factors, int half)
+{
+	float d = f16_to_f32((uint16_t) factors);
+	int byte = scales >> (half * 8) & 255;
+
+	min = 0;
+	if constexpr (TYPE == FT_Q2_K)
+	{
+		scale = d * (float) (byte & 15);
+		min = -(f16_to_f32((uint16_t) (factors >> 16)) * (float) (byte >> 4));
+	}
+	else if constexpr (TYPE == FT_Q4_K || TYPE == FT_Q5_K)
+	{
+		scale = d * (float) (scales & 255);
+		min = -(f16_to_f32((uint16_t) (factors >> 16)) * (float) (scales >> 8));
+	}
+	else
+		scale = d * (float) (int8_t) byte;
+}
 
 /* The integer of column `col` as it is stored (before an offset is taken off). */
 template <ft_dtype TYPE>
 __device__ __forceinline__ int
 raw_code(const uint8_t *row, int64_t col)
 {
-	if constexpr (TYPE == FT_Q6_K)
-	{
-		const uint8_t *block = row + col / 256 * 210;
-		int half = (int) (col % 256) / 128;
-		int quarter = (int) (col % 128) / 32;
-		int l = (int) (col % 32);
-		int low = block[half * 64 + (quarter & 1) * 32 + l] >> (quarter / 2 * 4) & 15;
-		int high = block[128 + half * 32 + l] >> (quarter * 2) & 3;
-
-		return low | high << 4;
-	}
+	if constexpr (is_block_of_256(TYPE))
+		return raw_code_256<TYPE>(row + col / 256 * raw_block_256<TYPE>::bytes,
+								  (int) (col % 256) / 32, (int) (col % 32));
 	else
 	{
 		typedef raw_block<TYPE> at;
@@ -101,36 +254,56 @@ template <ft_dtype TYPE>
 __device__ __forceinline__ float
 raw_value(const uint8_t *row, int64_t col)
 {
-	int code = raw_code<TYPE>(row, col);
+	float code = (float) (raw_code<TYPE>(row, col) - ft_packed_offset(TYPE));
+	float scale;
+	float min;
 
-	if constexpr (TYPE == FT_Q6_K)
+	if constexpr (is_block_of_256(TYPE))
 	{
-		const uint8_t *block = row + col / 256 * 210;
-		int scale = (int8_t) block[192 + col % 256 / 16];
+		const uint8_t *block = row + col / 256 * raw_block_256<TYPE>::bytes;
 
-		return f16_to_f32(raw_u16(block + 208)) * (float) (scale * (code - 32));
+		scale_of_256<TYPE>(scale, min, raw_scales_256<TYPE>(block, (int) (col % 256) / 32),
+						   raw_factors_256<TYPE>(block), (int) (col % 32) / 16);
 	}
 	else
 	{
-		typedef raw_block<TYPE> at;
-		const uint8_t *block = row + col / 32 * at::bytes;
-		float x = f16_to_f32(raw_u16(block)) * (float) (code - at::offset);
+		const uint8_t *block = row + col / 32 * raw_block<TYPE>::bytes;
 
-		if constexpr (at::has_min)
-			x += f16_to_f32(raw_u16(block + 2));
-		return x;
+		scale = f16_to_f32(raw_u16(block));
+		min = raw_block<TYPE>::has_min ? f16_to_f32(raw_u16(block + 2)) : 0;
 	}
+	/* without a minimum nothing is added, so that a zero keeps its sign */
+	return ft_packed_has_min(TYPE) ? scale * code + min : scale * code;
 }
 
 /* --- packed units --- */
 
-/* Columns [8 c, 8 c + 8), c < 4, of a unit of a type of 32-value blocks: x = v · scale + min. */
+/* Scale and minimum of one half of a unit, of a type of 256-value blocks. */
+template <ft_dtype TYPE>
+__device__ __forceinline__ void
+packed_scale_256(float &scale, float &min, const ft_packed &part, int64_t unit, int half)
+{
+	if constexpr (TYPE == FT_Q6_K)
+	{
+		uint32_t both = ((const uint32_t *) part.scales)[unit];
+
+		scale_of_256<TYPE>(scale, min, (uint16_t) (both >> 16), both & 0xffff, half);
+	}
+	else
+		scale_of_256<TYPE>(scale, min, ((const uint16_t *) part.scales)[unit],
+						   ((const uint32_t *) part.blocks)[unit / 8], half);
+}
+
+/* Columns [8 c, 8 c + 8), c < 4, of a unit of a type that has one scale for it, as integers:
+ * x = v · scale + min. */
 template <ft_dtype TYPE>
 __device__ __forceinline__ void
 packed_codes(float (&v)[8], float &scale, float &min, const ft_packed &part, int64_t unit, int c)
 {
 	min = 0;
-	if constexpr (ft_packed_scale_bytes(TYPE) == 2)
+	if constexpr (is_block_of_256(TYPE))
+		packed_scale_256<TYPE>(scale, min, part, unit, 0);
+	else if constexpr (ft_packed_scale_bytes(TYPE) == 2)
 		scale = f16_to_f32(((const uint16_t *) part.scales)[unit]);
 	else
 	{
@@ -159,27 +332,39 @@ packed_codes(float (&v)[8], float &scale, float &min, const ft_packed &part, int
 #pragma unroll
 		for (int i = 0; i < 8; i++)
 			v[i] = (float) ((int) (words[i / 4] >> (i % 4 * 8) & 15) +
-							((int) (high >> i & 1) << 4) - raw_block<TYPE>::offset);
+							((int) (high >> i & 1) << 4) - ft_packed_offset(TYPE));
 	}
 }
 
-/* The same columns of q6_k, dequantised. */
+/* The same columns of a type with a scale for each 16 columns. */
+template <ft_dtype TYPE>
 __device__ __forceinline__ void
-packed_eight_q6_k(float (&v)[8], const ft_packed &part, int64_t unit, int c)
+packed_codes_of_halves(float (&v)[8], const ft_packed &part, int64_t unit, int c)
 {
-	uint2 x = ((const uint2 *) part.quants)[unit * 2 + c % 2];
-	uint32_t words[2] = {x.x >> (c / 2 * 4), x.y >> (c / 2 * 4)};
-	uint32_t high = ((const uint32_t *) part.high)[unit * 2 + c / 2] >> (c % 2 * 16);
-	uint32_t scales = ((const uint32_t *) part.scales)[unit];
-	float d = f16_to_f32((uint16_t) scales);
-	int scale = (int8_t) (scales >> (c < 2 ? 16 : 24));
+	uint32_t words[2] = {};
+	uint32_t pairs = 0;
+	uint32_t bits = 0;
 
+	if constexpr (TYPE == FT_Q6_K)
+	{
+		uint2 x = ((const uint2 *) part.quants)[unit * 2 + c % 2];
+
+		words[0] = x.x >> (c / 2 * 4);
+		words[1] = x.y >> (c / 2 * 4);
+		pairs = ((const uint32_t *) part.high)[unit * 2 + c / 2] >> (c % 2 * 16);
+	}
+	else
+		pairs = ((const uint32_t *) part.quants)[unit * 2 + c / 2] >> (c % 2 * 16);
+	if constexpr (TYPE == FT_Q3_K)
+		bits = ((const uint32_t *) part.high)[unit] >> (c * 8);
 #pragma unroll
 	for (int i = 0; i < 8; i++)
 	{
-		int code = (int) (words[i / 4] >> (i % 4 * 8) & 15) + ((int) (high >> (2 * i) & 3) << 4);
+		int pair = (int) (pairs >> (2 * i) & 3);
+		int code = TYPE == FT_Q6_K ? (int) (words[i / 4] >> (i % 4 * 8) & 15) + (pair << 4)
+								   : pair + ((int) (bits >> i & 1) << 2);
 
-		v[i] = d * (float) (scale * (code - 32));
+		v[i] = (float) (code - ft_packed_offset(TYPE));
 	}
 }
 
@@ -210,17 +395,21 @@ packed_eight(float (&v)[8], const ft_packed &part, int64_t unit, int c)
 			v[i] = TYPE == FT_F16 ? f16_to_f32(bits) : bits_to_float((uint32_t) bits << 16);
 		}
 	}
-	else if constexpr (TYPE == FT_Q6_K)
-		packed_eight_q6_k(v, part, unit, c);
 	else
 	{
 		float scale;
 		float min;
 
-		packed_codes<TYPE>(v, scale, min, part, unit, c);
+		if constexpr (ft_packed_halves(TYPE))
+		{
+			packed_codes_of_halves<TYPE>(v, part, unit, c);
+			packed_scale_256<TYPE>(scale, min, part, unit, c / 2);
+		}
+		else
+			packed_codes<TYPE>(v, scale, min, part, unit, c);
 #pragma unroll
 		for (int i = 0; i < 8; i++)
-			v[i] = v[i] * scale + min;
+			v[i] = ft_packed_has_min(TYPE) ? v[i] * scale + min : v[i] * scale;
 	}
 }
 
@@ -252,6 +441,14 @@ with_stored(const char *op, ft_dtype type, F f)
 			return f(stored_tag<FT_Q5_1>());
 		case FT_Q8_0:
 			return f(stored_tag<FT_Q8_0>());
+		case FT_Q2_K:
+			return f(stored_tag<FT_Q2_K>());
+		case FT_Q3_K:
+			return f(stored_tag<FT_Q3_K>());
+		case FT_Q4_K:
+			return f(stored_tag<FT_Q4_K>());
+		case FT_Q5_K:
+			return f(stored_tag<FT_Q5_K>());
 		case FT_Q6_K:
 			return f(stored_tag<FT_Q6_K>());
 		default:

@@ -61,6 +61,7 @@ ft_adapter_create(const ft_model *model, int rank, float alpha, bool use_rslora,
 	if (targets == 0 || targets >> FT_TARGET_COUNT)
 		return ft_fail(FT_INVALID, "LoRA targets 0x%x are not a set of the %d linear layers",
 					   targets, FT_TARGET_COUNT);
+	FT_TRY(ft_target_check(&model->config, targets));
 	FT_TRY(ft_alloc((void **) &a, 1, sizeof *a));
 	a->rank = rank;
 	a->alpha = alpha;
@@ -138,6 +139,7 @@ ft_adapter_free(ft_adapter *adapter)
 		return;
 	if (adapter->values)
 		adapter->ops->mem_free(adapter->device, FT_MEM_DEVICE, adapter->values);
+	free(adapter->prompt_template);
 	free(adapter->a_at);
 	free(adapter->b_at);
 	free(adapter);

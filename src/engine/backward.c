@@ -1,23 +1,36 @@
 /*
  * backward.c: the backward pass of training.
  *
- * Base weights are frozen, so every step is a gradient of inputs; the adapter's
- * gradient is taken on the way (lora.c).  Nothing reads the gradient of the
- * first layer's input, so it is not made.
+ * Every step is a gradient of inputs; the adapter's gradient is taken on the way
+ * (lora.c), and that of the base's weights where somebody wants it: dW = dyᵀ·x.
+ * While the base is frozen nothing reads the gradient of the first layer's
+ * input, so it is not made.
  */
 #include "transformer.h"
 
-/* dx (f32) = dy·W + LoRA's part; dy in the compute type. */
+/* Where a layer's weights have their gradients: all NULL while the base is frozen. */
+static const ft_layer_gradients *
+gradients_of(const ft_transformer *t, int layer)
+{
+	static const ft_layer_gradients frozen;
+
+	return t->weight_gradients != NULL ? &t->weight_gradients->layers[layer] : &frozen;
+}
+
+/* dx (f32) = dy·W + LoRA's part; dy in the compute type.  dweight may be NULL. */
 static ft_status
 adapted_linear_grad(ft_transformer *t, int layer, ft_lora_group group, ft_mat dx, ft_mat dy,
-					ft_mat x, const ft_weight *weight)
+					ft_mat x, const ft_weight *weight, float *dweight)
 {
-	ft_mat u = ft_mat_make(t->saved[layer].u[group], t->model->compute, x.rows,
-						   ft_lora_columns(t->lora, group));
-
 	if (dx.data != NULL)
-		FT_TRY(t->ops->linear_grad_input(t->stream, dx, dy, weight, 0.0f));
-	return ft_lora_backward(t->lora, t->stream, layer, group, dx, dy, x, u);
+		FT_TRY(ft_transformer_product(t, dx, dy, weight, true));
+	if (dweight != NULL)
+		FT_TRY(t->ops->matmul(t->stream, ft_mat_make(dweight, FT_F32, dy.cols, x.cols), dy, true, x,
+							  false, 1.0f, 1.0f));
+	if (t->lora == NULL)
+		return FT_OK;
+	return ft_lora_backward(t->lora, t->stream, layer, group, dx, dy, x,
+							ft_transformer_u(t, layer, group, x.rows));
 }
 
 /* dhidden: from the layer's output to `middle`. */
@@ -26,6 +39,7 @@ ffn_backward(ft_transformer *t, int layer, int64_t rows)
 {
 	const ft_config *c = &t->model->config;
 	const ft_layer *w = &t->model->layers[layer];
+	const ft_layer_gradients *g = gradients_of(t, layer);
 	const ft_saved_layer *s = &t->saved[layer];
 	ft_dtype compute = t->model->compute;
 	ft_mat dhidden = ft_mat_make(t->dhidden, FT_F32, rows, c->hidden);
@@ -38,14 +52,17 @@ ffn_backward(ft_transformer *t, int layer, int64_t rows)
 	ft_mat none = {0};
 	ft_mat dy;
 
+	if (t->experts != NULL)
+		return ft_experts_backward(t, layer, g, rows);
 	FT_TRY(t->ops->swiglu(t->stream, product, gate_up));
 	FT_TRY(ft_transformer_round(t, dhidden, t->narrow, &dy));
-	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_DOWN, dproduct, dy, product, w->down));
+	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_DOWN, dproduct, dy, product, w->down, g->down));
 	FT_TRY(ft_transformer_round(t, dproduct, t->narrow, &dy));
 	FT_TRY(t->ops->swiglu_grad(t->stream, gate_up, dy, gate_up));
 	FT_TRY(t->ops->rmsnorm(t->stream, normed, none, NULL, middle, none, w->ffn_norm, c->rms_eps));
-	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_GATE_UP, dnormed, gate_up, normed, w->gate_up));
-	return t->ops->rmsnorm_grad(t->stream, dhidden, NULL, dnormed, middle, w->ffn_norm,
+	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_GATE_UP, dnormed, gate_up, normed, w->gate_up,
+							   g->gate_up));
+	return t->ops->rmsnorm_grad(t->stream, dhidden, g->ffn_norm, dnormed, middle, w->ffn_norm,
 								s->ffn_rstd);
 }
 
@@ -112,6 +129,24 @@ shared_attention_grad(ft_transformer *t, const ft_microbatch *batch, int layer, 
 	return sum_shared(t, batch, dqkv, all_dqkv);
 }
 
+/* dqkv through the norms of q's and k's heads. */
+static ft_status
+heads_backward(ft_transformer *t, int layer, ft_mat dqkv, ft_mat qkv)
+{
+	const ft_config *c = &t->model->config;
+	const ft_layer *w = &t->model->layers[layer];
+	int64_t q = (int64_t) c->heads * c->head_dim;
+	int64_t kv = (int64_t) c->kv_heads * c->head_dim;
+	const ft_layer_gradients *g = gradients_of(t, layer);
+
+	if (!c->qk_norm)
+		return FT_OK;
+	FT_TRY(t->ops->head_norm_grad(t->stream, ft_mat_cols(dqkv, 0, q), g->q_norm,
+								  ft_mat_cols(qkv, 0, q), c->head_dim, w->q_norm, c->rms_eps));
+	return t->ops->head_norm_grad(t->stream, ft_mat_cols(dqkv, q, kv), g->k_norm,
+								  ft_mat_cols(qkv, q, kv), c->head_dim, w->k_norm, c->rms_eps);
+}
+
 /* dqkv from the gradient of the attention block's output. */
 static ft_status
 attention_backward(ft_transformer *t, const ft_microbatch *batch, int layer, ft_mat dqkv)
@@ -125,18 +160,23 @@ attention_backward(ft_transformer *t, const ft_microbatch *batch, int layer, ft_
 	ft_mat qkv = ft_mat_make(s->qkv, compute, rows, dqkv.cols);
 	ft_mat attended = ft_mat_make(s->attended, compute, rows, q_columns);
 	ft_mat dattended = ft_mat_make(t->branch, FT_F32, rows, q_columns);
+	ft_mat rotated;
 	ft_mat dy;
 
 	FT_TRY(
 		ft_transformer_round(t, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden), t->narrow, &dy));
-	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_OUT, dattended, dy, attended, w->out));
+	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_OUT, dattended, dy, attended, w->out,
+							   gradients_of(t, layer)->out));
 	FT_TRY(ft_transformer_round(t, dattended, t->narrow, &dy));
+	FT_TRY(ft_transformer_rotated(t, layer, qkv, &rotated));
+	t->attention.window = ft_config_window(c, layer);
 	if (batch->shared > 0)
-		FT_TRY(shared_attention_grad(t, batch, layer, dqkv, dy, qkv, attended));
+		FT_TRY(shared_attention_grad(t, batch, layer, dqkv, dy, rotated, attended));
 	else
-		FT_TRY(attention_grad(t, dqkv, dy, qkv, attended, s->lse));
-	return t->ops->rope(t->stream, ft_transformer_qk(c, dqkv), c->head_dim, t->positions,
-						t->model->rope_cos, t->model->rope_sin, true);
+		FT_TRY(attention_grad(t, dqkv, dy, rotated, attended, s->lse));
+	FT_TRY(t->ops->rope(t->stream, ft_transformer_qk(c, dqkv), c->head_dim, t->positions,
+						t->model->rope_cos, t->model->rope_sin, true));
+	return heads_backward(t, layer, dqkv, qkv);
 }
 
 /* dhidden: from `middle` to the layer's input. */
@@ -145,8 +185,10 @@ attention_block_backward(ft_transformer *t, const ft_microbatch *batch, int laye
 {
 	const ft_config *c = &t->model->config;
 	const ft_layer *w = &t->model->layers[layer];
+	const ft_layer_gradients *g = gradients_of(t, layer);
 	const ft_saved_layer *s = &t->saved[layer];
 	ft_dtype compute = t->model->compute;
+	bool last = layer == 0 && t->weight_gradients == NULL; /* nothing reads the input's gradient */
 	int64_t rows = batch->tokens;
 	ft_mat dqkv =
 		ft_mat_make(t->dqkv, compute, rows, (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim);
@@ -158,17 +200,22 @@ attention_block_backward(ft_transformer *t, const ft_microbatch *batch, int laye
 	FT_TRY(attention_backward(t, batch, layer, dqkv));
 	FT_TRY(
 		t->ops->rmsnorm(t->stream, normed, none, NULL, input, none, w->attention_norm, c->rms_eps));
-	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_QKV, layer == 0 ? none : dnormed, dqkv, normed,
-							   w->qkv));
-	if (layer == 0)
+	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_QKV, last ? none : dnormed, dqkv, normed, w->qkv,
+							   g->qkv));
+	if (g->qkv_bias != NULL)
+		FT_TRY(t->ops->sum_rows(t->stream, g->qkv_bias, dqkv));
+	if (last)
 		return FT_OK;
-	return t->ops->rmsnorm_grad(t->stream, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden), NULL,
-								dnormed, input, w->attention_norm, s->attention_rstd);
+	return t->ops->rmsnorm_grad(t->stream, ft_mat_make(t->dhidden, FT_F32, rows, c->hidden),
+								g->attention_norm, dnormed, input, w->attention_norm,
+								s->attention_rstd);
 }
 
 ft_status
 ft_transformer_backward(ft_transformer *t, const ft_microbatch *batch)
 {
+	const ft_config *c = &t->model->config;
+
 	for (int i = t->model->config.layers - 1; i >= 0; i--)
 	{
 		if (t->tick != NULL)
@@ -176,5 +223,9 @@ ft_transformer_backward(ft_transformer *t, const ft_microbatch *batch)
 		FT_TRY(ffn_backward(t, i, batch->tokens));
 		FT_TRY(attention_block_backward(t, batch, i));
 	}
-	return FT_OK;
+	if (t->weight_gradients == NULL)
+		return FT_OK;
+	return t->ops->embed_grad(
+		t->stream, ft_mat_make(t->weight_gradients->embedding, FT_F32, c->vocab, c->hidden),
+		ft_mat_make(t->dhidden, FT_F32, batch->tokens, c->hidden), t->ids);
 }

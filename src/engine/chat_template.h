@@ -25,12 +25,14 @@ typedef struct ft_message
 
 typedef struct ft_chat_template ft_chat_template;
 
-/* By name ("smollm2", "chatml", "plain" …; NULL: the file's own text decides, and a file without
+/* By name ("smollm2", "llama3", "plain" …; NULL: the file's own text decides, and a file without
  * one gets "plain").  FT_UNSUPPORTED with a hint that names the option `template` and the known
  * names when the text is not recognised.  The template is static; nothing to free. */
 ft_status
 ft_chat_template_find(const char *name, const char *jinja, const ft_chat_template **chat_template);
 const char *ft_chat_template_name(const ft_chat_template *chat_template);
+/* Models of the template begin an answer with a space that is not the answer's. */
+bool ft_chat_template_answers_space(const ft_chat_template *chat_template);
 
 /* Append the ids of the conversation.  With add_generation_prompt the ids end where an assistant's
  * answer begins.  weights (NULL, or grown alongside ids, one f32 each): 0 for everything but the

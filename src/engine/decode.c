@@ -2,9 +2,11 @@
  * decode.c: the forward pass of a serving batch.
  *
  *     h = embed(tokens)
- *     per layer:  x = norm(h);  q, k, v = x·QKVᵀ (+ LoRA);  rotate q and k;  store k, v
+ *     per layer:  x = norm(h);  q, k, v = x·QKVᵀ (+ LoRA, + bias);  (norm the heads of q and k;)
+ *                 rotate q and k;  store k, v
  *                 h += attention(q, cache)·Oᵀ (+ LoRA)
  *                 x = norm(h);  h += (silu(gate) · up)·downᵀ (+ LoRA),  gate | up = x·GUᵀ (+ LoRA)
+ *                               or the weighted sum of its experts (experts.h)
  *     logits = norm(h)·headᵀ, at the rows that need them only
  *
  * The addition of each branch to h is folded into the norm that follows it.
@@ -13,6 +15,7 @@
 
 #include "arena.h"
 #include "buffer.h"
+#include "experts.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -42,9 +45,10 @@ struct ft_decoder
 	void *x;       /* [T, C] normed */
 	void *qkv;     /* [T, (H + 2G)·D] */
 	void *heads;   /* [T, H·D] attention's result */
-	void *gate_up; /* [T, 2F] */
-	void *act;     /* [T, F] */
+	void *gate_up; /* [T, 2F]; with experts [T · K, 2F] */
+	void *act;     /* [T, F]; with experts [T · K, F] */
 	void *branch;  /* [T, C] */
+	ft_experts_work experts;
 	float *last_h; /* [S, C] rows whose logits are wanted */
 	void *last_branch;
 	void *last_x;
@@ -103,9 +107,10 @@ plan(ft_decoder *d)
 	FT_TRY(ft_arena_want(&d->arena, &d->x, t * c->hidden, compute));
 	FT_TRY(ft_arena_want(&d->arena, &d->qkv, t * (q + 2 * kv), compute));
 	FT_TRY(ft_arena_want(&d->arena, &d->heads, t * q, compute));
-	FT_TRY(ft_arena_want(&d->arena, &d->gate_up, t * 2 * c->ffn, compute));
-	FT_TRY(ft_arena_want(&d->arena, &d->act, t * c->ffn, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->gate_up, t * ft_ffn_rows(c) * 2 * c->ffn, compute));
+	FT_TRY(ft_arena_want(&d->arena, &d->act, t * ft_ffn_rows(c) * c->ffn, compute));
 	FT_TRY(ft_arena_want(&d->arena, &d->branch, t * c->hidden, compute));
+	FT_TRY(ft_experts_work_want(&d->experts, d->model, t, &d->arena));
 	FT_TRY(ft_arena_want(&d->arena, &d->last_h, s * c->hidden, FT_F32));
 	FT_TRY(ft_arena_want(&d->arena, &d->last_branch, s * c->hidden, compute));
 	FT_TRY(ft_arena_want(&d->arena, &d->last_x, s * c->hidden, compute));
@@ -293,6 +298,23 @@ add_lora(ft_decoder *d, ft_mat y, ft_mat x, int layer, int n, const ft_target *t
 	return d->ops->lora(d->stream, y, x, d->segments, used);
 }
 
+/* What only some families have between the projections and RoPE. */
+static ft_status
+add_bias_and_norms(ft_decoder *d, int index, ft_mat qkv)
+{
+	const ft_config *c = &d->model->config;
+	const ft_layer *layer = &d->model->layers[index];
+	ft_mat q = ft_mat_cols(qkv, 0, (int64_t) c->heads * c->head_dim);
+	ft_mat k = ft_mat_cols(qkv, q.cols, (int64_t) c->kv_heads * c->head_dim);
+
+	if (c->qkv_bias)
+		FT_TRY(d->ops->add_bias(d->stream, qkv, layer->qkv_bias));
+	if (!c->qk_norm)
+		return FT_OK;
+	FT_TRY(d->ops->head_norm(d->stream, q, q, c->head_dim, layer->q_norm, c->rms_eps));
+	return d->ops->head_norm(d->stream, k, k, c->head_dim, layer->k_norm, c->rms_eps);
+}
+
 /* branch = attention(x)·Oᵀ */
 static ft_status
 attention_branch(ft_decoder *d, const ft_kv_cache *cache, const ft_paged_batch *batch, int index,
@@ -313,12 +335,14 @@ attention_branch(ft_decoder *d, const ft_kv_cache *cache, const ft_paged_batch *
 
 	FT_TRY(ops->linear(d->stream, qkv, x, layer->qkv, 0, true));
 	FT_TRY(add_lora(d, qkv, x, index, 3, qkv_targets, columns));
+	FT_TRY(add_bias_and_norms(d, index, qkv));
 	FT_TRY(ops->rope(d->stream, ft_mat_cols(qkv, 0, q + kv), c->head_dim,
 					 d->device_ints + ints_of(d).positions, m->rope_cos, m->rope_sin, false));
 	FT_TRY(ops->kv_store(d->stream, &cache->layers[index], batch, ft_mat_cols(qkv, q, kv),
 						 ft_mat_cols(qkv, q + kv, kv)));
 	FT_TRY(ops->attention_paged(d->stream, heads, ft_mat_cols(qkv, 0, q), &cache->layers[index],
-								batch, c->heads, c->window, 1.0f / sqrtf((float) c->head_dim)));
+								batch, c->heads, ft_config_window(c, index),
+								1.0f / sqrtf((float) c->head_dim)));
 	FT_TRY(ops->linear(d->stream, branch, heads, layer->out, 0, true));
 	return add_lora(d, branch, heads, index, 1, &out_target, &zero);
 }
@@ -337,6 +361,8 @@ ffn_branch(ft_decoder *d, int index, ft_mat x, ft_mat branch)
 	ft_mat gate_up = ft_mat_make(d->gate_up, m->compute, x.rows, 2 * (int64_t) m->config.ffn);
 	ft_mat act = ft_mat_make(d->act, m->compute, x.rows, m->config.ffn);
 
+	if (m->config.experts > 0)
+		return ft_experts_serve(&d->experts, m, d->stream, index, branch, x, d->gate_up, d->act);
 	FT_TRY(ops->linear(d->stream, gate_up, x, layer->gate_up, 0, true));
 	FT_TRY(add_lora(d, gate_up, x, index, 2, up_targets, columns));
 	FT_TRY(ops->swiglu(d->stream, act, gate_up));

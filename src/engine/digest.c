@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -46,8 +47,9 @@ start(EVP_MD_CTX **context)
 	return FT_OK;
 }
 
+/* *size is how much there was. */
 static ft_status
-add_file(EVP_MD_CTX *context, int fd, unsigned char *chunk)
+add_file(EVP_MD_CTX *context, int fd, unsigned char *chunk, uint64_t *size)
 {
 	off_t at = 0;
 
@@ -60,7 +62,10 @@ add_file(EVP_MD_CTX *context, int fd, unsigned char *chunk)
 		if (got < 0)
 			return ft_fail_errno("could not read at offset %lld", (long long) at);
 		if (got == 0)
+		{
+			*size = (uint64_t) at;
 			return FT_OK;
+		}
 		if (EVP_DigestUpdate(context, chunk, (size_t) got) != 1)
 			return ft_fail(FT_INTERNAL, "could not compute a SHA-256 digest");
 		at += got;
@@ -72,13 +77,67 @@ ft_digest_fd(int fd, char hex[FT_DIGEST_HEX])
 {
 	EVP_MD_CTX *context;
 	void *chunk;
+	uint64_t size;
 	ft_status status;
 
 	FT_TRY(ft_alloc(&chunk, CHUNK, 1));
 	status = start(&context);
 	if (status == FT_OK)
 	{
-		status = add_file(context, fd, chunk);
+		status = add_file(context, fd, chunk, &size);
+		if (status == FT_OK)
+			status = finish(context, hex);
+		EVP_MD_CTX_free(context);
+	}
+	free(chunk);
+	return status;
+}
+
+static ft_status
+add_length(EVP_MD_CTX *context, uint64_t length)
+{
+	unsigned char bytes[8];
+
+	for (int i = 0; i < 8; i++)
+		bytes[i] = (unsigned char) (length >> (56 - 8 * i));
+	if (EVP_DigestUpdate(context, bytes, sizeof bytes) != 1)
+		return ft_fail(FT_INTERNAL, "could not compute a SHA-256 digest");
+	return FT_OK;
+}
+
+static ft_status
+add_entry(EVP_MD_CTX *context, const ft_digest_file_entry *file, unsigned char *chunk)
+{
+	uint64_t size;
+
+	FT_TRY(add_length(context, strlen(file->name)));
+	if (EVP_DigestUpdate(context, file->name, strlen(file->name)) != 1)
+		return ft_fail(FT_INTERNAL, "could not compute a SHA-256 digest");
+	FT_TRY(add_length(context, file->size));
+	FT_TRY(add_file(context, file->fd, chunk, &size));
+	if (size != file->size)
+		return ft_fail(FT_CORRUPT, "has %llu bytes, it had %llu", (unsigned long long) size,
+					   (unsigned long long) file->size);
+	return FT_OK;
+}
+
+ft_status
+ft_digest_files(const ft_digest_file_entry *files, size_t n, char hex[FT_DIGEST_HEX])
+{
+	EVP_MD_CTX *context;
+	void *chunk;
+	ft_status status;
+
+	FT_TRY(ft_alloc(&chunk, CHUNK, 1));
+	status = start(&context);
+	if (status == FT_OK)
+	{
+		for (size_t i = 0; i < n && status == FT_OK; i++)
+		{
+			status = add_entry(context, &files[i], chunk);
+			if (status != FT_OK)
+				status = ft_context(status, "file \"%s\": ", files[i].name);
+		}
 		if (status == FT_OK)
 			status = finish(context, hex);
 		EVP_MD_CTX_free(context);

@@ -7,6 +7,7 @@
 #include "status.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
 #define FT_DIGEST_HEX 65 /* 64 hex digits and NUL */
 
@@ -15,6 +16,15 @@
 ft_status ft_digest_fd(int fd, char hex[FT_DIGEST_HEX]);
 /* Of a file by name; messages name it. */
 ft_status ft_digest_file(const char *path, char hex[FT_DIGEST_HEX]);
+/* Of several open files in this order, each as: length of its name (8 bytes, big-endian), name,
+ * length of its contents, contents.  FT_CORRUPT when one has not as many bytes as is said. */
+typedef struct ft_digest_file_entry
+{
+	const char *name;
+	int fd;
+	uint64_t size;
+} ft_digest_file_entry;
+ft_status ft_digest_files(const ft_digest_file_entry *files, size_t n, char hex[FT_DIGEST_HEX]);
 ft_status ft_digest_bytes(const void *bytes, size_t n, char hex[FT_DIGEST_HEX]);
 
 #endif

@@ -54,10 +54,10 @@ static const struct
 	[7] = {"q5_1", FT_Q5_1},
 	[8] = {"q8_0", FT_Q8_0},
 	[9] = {"q8_1", FT_DTYPE_COUNT},
-	[10] = {"q2_k", FT_DTYPE_COUNT},
-	[11] = {"q3_k", FT_DTYPE_COUNT},
-	[12] = {"q4_k", FT_DTYPE_COUNT},
-	[13] = {"q5_k", FT_DTYPE_COUNT},
+	[10] = {"q2_k", FT_Q2_K},
+	[11] = {"q3_k", FT_Q3_K},
+	[12] = {"q4_k", FT_Q4_K},
+	[13] = {"q5_k", FT_Q5_K},
 	[14] = {"q6_k", FT_Q6_K},
 	[15] = {"q8_k", FT_DTYPE_COUNT},
 	[16] = {"iq2_xxs", FT_DTYPE_COUNT},
@@ -94,6 +94,16 @@ ft_gguf_tensor_dtype(uint32_t type)
 	if (type >= sizeof tensor_types / sizeof tensor_types[0] || tensor_types[type].name == NULL)
 		return FT_DTYPE_COUNT;
 	return tensor_types[type].dtype;
+}
+
+uint32_t
+ft_gguf_tensor_type(ft_dtype dtype)
+{
+	uint32_t type = 0;
+
+	while (ft_gguf_tensor_dtype(type) != dtype)
+		type++;
+	return type;
 }
 
 /* --- reading --- */
@@ -484,6 +494,18 @@ ft_gguf_strings(const ft_gguf *gguf, const ft_gguf_value *value, ft_string **str
 		at += 8 + (*strings)[i].length;
 	}
 	return FT_OK;
+}
+
+size_t
+ft_gguf_value_bytes(const ft_gguf *gguf, const ft_gguf_value *value)
+{
+	size_t at = value->at;
+
+	if (value->type != FT_GGUF_STRING)
+		return value->count * type_sizes[value->type];
+	for (uint64_t i = 0; i < value->count; i++)
+		at += 8 + u64_at(gguf, at);
+	return at - value->at;
 }
 
 /* --- tensors --- */

@@ -91,11 +91,16 @@ double ft_gguf_float_at(const ft_gguf *gguf, const ft_gguf_value *value, uint64_
 bool ft_gguf_is_int(const ft_gguf_value *value);
 bool ft_gguf_is_float(const ft_gguf_value *value);
 
+/* Bytes of a value from its `at` on: of all its elements. */
+size_t ft_gguf_value_bytes(const ft_gguf *gguf, const ft_gguf_value *value);
+
 const ft_gguf_tensor *ft_gguf_find_tensor(const ft_gguf *gguf, const char *name);
 
 /* Name of a tensor type ("q4_k"), "unknown" when the format has none of that number; and ours for
  * it, FT_DTYPE_COUNT when we have none. */
 const char *ft_gguf_tensor_type_name(uint32_t type);
 ft_dtype ft_gguf_tensor_dtype(uint32_t type);
+/* The format's number for one of ours. */
+uint32_t ft_gguf_tensor_type(ft_dtype dtype);
 
 #endif

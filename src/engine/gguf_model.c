@@ -7,6 +7,7 @@
 #include "model_file_internal.h"
 
 #include "buffer.h"
+#include "tokenizer_pre.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -15,10 +16,45 @@
 
 /* --- configuration --- */
 
+/* What the architectures differ in, beyond their keys' values. */
+typedef struct family
+{
+	const char *name;
+	bool interleaved; /* rows of q and k are, for RoPE over neighbours */
+	bool window;      /* the sliding window that a file gives is every layer's */
+	bool qkv_bias;
+	bool qk_norm;
+} family;
+
+static const family families[] = {
+	{.name = "llama", .interleaved = true, .window = true},
+	{.name = "qwen2", .qkv_bias = true},
+	{.name = "qwen3", .qk_norm = true},
+};
+
+/* NULL when it is none of these. */
+static const family *
+find_family(const char *architecture, size_t n)
+{
+	for (size_t i = 0; i < sizeof families / sizeof families[0]; i++)
+	{
+		if (strlen(families[i].name) == n && memcmp(architecture, families[i].name, n) == 0)
+			return &families[i];
+	}
+	return NULL;
+}
+
+/* Once the architecture has been read. */
+static const family *
+family_of(const ft_config *c)
+{
+	return find_family(c->architecture, strlen(c->architecture));
+}
+
 bool
 ft_gguf_architecture_known(const char *architecture, size_t n)
 {
-	return n == 5 && memcmp(architecture, "llama", 5) == 0;
+	return find_family(architecture, n) != NULL;
 }
 
 static bool
@@ -91,11 +127,30 @@ static ft_status
 refuse_features(const ft_model_file *file)
 {
 	static const char *const keys[] = {
-		"expert_count",           "logit_scale",
-		"residual_scale",         "embedding_scale",
-		"attention.scale",        "attention.clamp_kqv",
-		"attn_logit_softcapping", "attention.max_alibi_bias",
+		"logit_scale",
+		"residual_scale",
+		"embedding_scale",
+		"attention.scale",
+		"attention.clamp_kqv",
+		"attn_logit_softcapping",
+		"attention.max_alibi_bias",
 		"attention.causal",
+		"expert_shared_count",
+		"expert_group_count",
+		"leading_dense_block_count",
+		"interleave_moe_layer_step",
+		"attention.output_scale",
+		"attention.temperature_scale",
+		"attention.temperature_length",
+		"attention.sliding_window_pattern",
+		"attention.shared_kv_layers",
+		"final_logit_softcapping",
+		"use_parallel_residual",
+		"swin_norm",
+		"nextn_predict_layers",
+		"n_deepstack_layers",
+		"rope.dimension_sections",
+		"rope.scaling.alpha",
 	};
 
 	for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
@@ -157,6 +212,23 @@ read_rope(ft_model_file *file)
 }
 
 static ft_status
+read_window(ft_model_file *file)
+{
+	ft_config *c = &file->config;
+
+	FT_TRY(config_int(file, "attention.sliding_window", false, &c->window));
+	/* what is as long as the context hides nothing */
+	if (c->window >= c->max_positions)
+		c->window = 0;
+	if (c->window > 0 && !family_of(c)->window)
+		return ft_hint(
+			ft_fail(FT_UNSUPPORTED, "has a sliding window of %d tokens in a context of %d",
+					c->window, c->max_positions),
+			"Which layers of architecture \"%s\" have it is not in the file.", c->architecture);
+	return FT_OK;
+}
+
+static ft_status
 read_sizes(ft_model_file *file)
 {
 	ft_config *c = &file->config;
@@ -168,7 +240,7 @@ read_sizes(ft_model_file *file)
 	FT_TRY(config_int(file, "embedding_length", true, &c->hidden));
 	FT_TRY(config_int(file, "feed_forward_length", true, &c->ffn));
 	FT_TRY(config_int(file, "context_length", true, &c->max_positions));
-	FT_TRY(config_int(file, "attention.sliding_window", false, &c->window));
+	FT_TRY(read_window(file));
 	FT_TRY(config_int(file, "attention.head_count", true, &c->heads));
 	c->kv_heads = c->heads;
 	FT_TRY(config_int(file, "attention.head_count_kv", false, &c->kv_heads));
@@ -186,6 +258,8 @@ read_sizes(ft_model_file *file)
 		return ft_fail(FT_CORRUPT, "tensor \"token_embd.weight\" is missing");
 	c->vocab = embedding->dims[1] <= INT_MAX ? (int) embedding->dims[1] : INT_MAX;
 	c->tied_embeddings = ft_gguf_find_tensor(file->gguf, "output.weight") == NULL;
+	c->qkv_bias = family_of(c)->qkv_bias;
+	c->qk_norm = family_of(c)->qk_norm;
 	return FT_OK;
 }
 
@@ -195,6 +269,7 @@ ft_gguf_read_config(ft_model_file *file)
 	FT_TRY(read_architecture(file));
 	FT_TRY(refuse_features(file));
 	FT_TRY(read_sizes(file));
+	FT_TRY(ft_gguf_read_experts(file));
 	return read_rope(file);
 }
 
@@ -222,6 +297,20 @@ static const struct
 	{"ffn_gate.weight", "mlp.gate_proj.weight", AS_IT_IS},
 	{"ffn_up.weight", "mlp.up_proj.weight", AS_IT_IS},
 	{"ffn_down.weight", "mlp.down_proj.weight", AS_IT_IS},
+};
+
+/* Those of a family that has biases, or norms of q and k. */
+static const struct
+{
+	const char *gguf;
+	const char *ours;
+	bool bias; /* else a norm */
+} family_names[] = {
+	{"attn_q.bias", "self_attn.q_proj.bias", true},
+	{"attn_k.bias", "self_attn.k_proj.bias", true},
+	{"attn_v.bias", "self_attn.v_proj.bias", true},
+	{"attn_q_norm.weight", "self_attn.q_norm.weight", false},
+	{"attn_k_norm.weight", "self_attn.k_norm.weight", false},
 };
 
 static const struct
@@ -256,6 +345,8 @@ translate(const ft_config *c, const char *gguf, ft_model_tensor *t)
 		/* frequencies that old converters stored; they follow from the configuration */
 		if (strcmp(gguf + end, "attn_rot_embd") == 0)
 			return FT_OK;
+		if (ft_gguf_expert_tensor(c, gguf + end, layer, t))
+			return FT_OK;
 		for (size_t i = 0; i < sizeof layer_names / sizeof layer_names[0]; i++)
 		{
 			permutation p = layer_names[i].permuted;
@@ -263,7 +354,16 @@ translate(const ft_config *c, const char *gguf, ft_model_tensor *t)
 			if (strcmp(gguf + end, layer_names[i].gguf) != 0)
 				continue;
 			snprintf(t->name, sizeof t->name, "model.layers.%d.%s", layer, layer_names[i].ours);
-			t->permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+			if (family_of(c)->interleaved)
+				t->permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+			return FT_OK;
+		}
+		for (size_t i = 0; i < sizeof family_names / sizeof family_names[0]; i++)
+		{
+			if (strcmp(gguf + end, family_names[i].gguf) != 0 ||
+				!(family_names[i].bias ? c->qkv_bias : c->qk_norm))
+				continue;
+			snprintf(t->name, sizeof t->name, "model.layers.%d.%s", layer, family_names[i].ours);
 			return FT_OK;
 		}
 	}
@@ -271,27 +371,105 @@ translate(const ft_config *c, const char *gguf, ft_model_tensor *t)
 				   c->architecture);
 }
 
+const char *
+ft_gguf_architecture_of(const ft_config *c)
+{
+	return strcmp(c->architecture, "mistral") == 0 || strcmp(c->architecture, "mixtral") == 0
+			   ? "llama"
+			   : c->architecture;
+}
+
+/* The name that a tensor of a layer has there; false when it has none. */
+static bool
+name_in_layer(const ft_config *c, const char *ours, const char **name, ft_gguf_place *place)
+{
+	const char *architecture = ft_gguf_architecture_of(c);
+	const family *f = find_family(architecture, strlen(architecture));
+
+	for (size_t i = 0; i < sizeof layer_names / sizeof layer_names[0]; i++)
+	{
+		permutation p = layer_names[i].permuted;
+
+		if (strcmp(ours, layer_names[i].ours) != 0)
+			continue;
+		*name = layer_names[i].gguf;
+		if (f != NULL && f->interleaved)
+			place->permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+		return f != NULL;
+	}
+	for (size_t i = 0; i < sizeof family_names / sizeof family_names[0]; i++)
+	{
+		*name = family_names[i].gguf;
+		if (strcmp(ours, family_names[i].ours) == 0)
+			return family_names[i].bias ? c->qkv_bias : c->qk_norm;
+	}
+	return ft_gguf_expert_place(c, ours, name, place);
+}
+
+ft_status
+ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype)
+{
+	*dtype = ft_gguf_tensor_dtype(from->type);
+	if (*dtype == FT_DTYPE_COUNT)
+		return ft_fail(FT_UNSUPPORTED, "tensor \"%s\" is of type %s (%u), which is not supported",
+					   from->name, ft_gguf_tensor_type_name(from->type), from->type);
+	return FT_OK;
+}
+
+ft_status
+ft_gguf_place_of(const ft_config *c, const char *ours, ft_gguf_place *place)
+{
+	const char *in_layer;
+	int layer;
+	int end = 0;
+
+	*place = (ft_gguf_place){.expert = -1};
+	for (size_t i = 0; i < sizeof model_names / sizeof model_names[0]; i++)
+	{
+		if (strcmp(ours, model_names[i].ours) == 0)
+		{
+			snprintf(place->name, sizeof place->name, "%s", model_names[i].gguf);
+			return FT_OK;
+		}
+	}
+	if (sscanf(ours, "model.layers.%7d.%n", &layer, &end) == 1 && end > 0 &&
+		name_in_layer(c, ours + end, &in_layer, place))
+	{
+		snprintf(place->name, sizeof place->name, "blk.%d.%s", layer, in_layer);
+		return FT_OK;
+	}
+	return ft_fail(FT_UNSUPPORTED,
+				   "tensor \"%s\" has no name in a GGUF file of architecture \"%s\"", ours,
+				   c->architecture);
+}
+
 static ft_status
 read_tensors(ft_model_file *file)
 {
 	const ft_gguf *g = file->gguf;
+	size_t n = 0;
 	void *memory;
 
-	FT_TRY(ft_alloc(&memory, g->n_tensors, sizeof(ft_model_tensor)));
+	for (size_t i = 0; i < g->n_tensors; i++)
+		n += (size_t) ft_gguf_tensor_slices(&file->config, &g->tensors[i]);
+	FT_TRY(ft_alloc(&memory, n, sizeof(ft_model_tensor)));
 	file->tensors = memory;
 	for (size_t i = 0; i < g->n_tensors; i++)
 	{
 		const ft_gguf_tensor *from = &g->tensors[i];
 		ft_model_tensor *t = &file->tensors[file->n_tensors];
+		bool stacked;
 
+		FT_TRY(ft_gguf_expert_slices(&file->config, from, t, &stacked));
+		if (stacked)
+		{
+			file->n_tensors += file->config.experts;
+			continue;
+		}
 		FT_TRY(translate(&file->config, from->name, t));
 		if (t->name[0] == '\0')
 			continue;
-		t->dtype = ft_gguf_tensor_dtype(from->type);
-		if (t->dtype == FT_DTYPE_COUNT)
-			return ft_fail(FT_UNSUPPORTED,
-						   "tensor \"%s\" is of type %s (%u), which is not supported", from->name,
-						   ft_gguf_tensor_type_name(from->type), from->type);
+		FT_TRY(ft_gguf_known_type(from, &t->dtype));
 		if (from->dims[2] != 1 || from->dims[3] != 1)
 			return ft_fail(FT_UNSUPPORTED, "tensor \"%s\" has %d dimensions, expected 1 or 2",
 						   from->name, from->n_dims);
@@ -353,6 +531,7 @@ read_token_types(ft_model_file *file)
 {
 	ft_vocabulary *v = &file->vocabulary;
 	const ft_gguf_value *value;
+	bool exact = false;
 	void *memory;
 
 	FT_TRY(ft_alloc(&memory, v->n_tokens, sizeof(int32_t)));
@@ -363,6 +542,12 @@ read_token_types(ft_model_file *file)
 	for (size_t i = 0; i < v->n_tokens; i++)
 		v->types[i] =
 			value != NULL ? (int32_t) ft_gguf_int_at(file->gguf, value, i) : FT_TOKEN_NORMAL;
+	FT_TRY(ft_gguf_bool(file->gguf, FT_GGUF_EXACT_TYPES, &exact));
+	if (exact)
+	{
+		FT_TRY(ft_alloc(&memory, v->n_tokens, sizeof(uint8_t)));
+		v->added = memory;
+	}
 	return FT_OK;
 }
 
@@ -374,6 +559,8 @@ read_scores(ft_model_file *file)
 	void *memory;
 
 	FT_TRY(find_per_token(file, "tokenizer.ggml.scores", &value));
+	if (value == NULL && strcmp(v->model, "llama") == 0)
+		return ft_fail(FT_CORRUPT, "key \"tokenizer.ggml.scores\" is missing");
 	if (value == NULL)
 		return FT_OK;
 	if (!ft_gguf_is_float(value))
@@ -399,6 +586,76 @@ read_string_array(const ft_gguf *g, const char *key, ft_string **strings, size_t
 	return FT_OK;
 }
 
+static const struct
+{
+	const char *name;
+	ft_space_prefix prefix;
+	bool once;
+} space_prefixes[] = {
+	{"first", FT_SPACE_FIRST, true},
+	{"each", FT_SPACE_ALWAYS, true},
+	{"texts", FT_SPACE_TEXTS, false},
+};
+
+#define N_SPACE_PREFIXES (sizeof space_prefixes / sizeof space_prefixes[0])
+
+const char *
+ft_gguf_space_prefix_name(ft_space_prefix prefix, bool once)
+{
+	for (size_t i = 0; i < N_SPACE_PREFIXES; i++)
+	{
+		if (space_prefixes[i].prefix == prefix && space_prefixes[i].once == once)
+			return space_prefixes[i].name;
+	}
+	return NULL;
+}
+
+static ft_status
+read_space_prefix(ft_model_file *file)
+{
+	ft_vocabulary *v = &file->vocabulary;
+	ft_string name = {0};
+	char text[64];
+
+	FT_TRY(ft_gguf_string(file->gguf, FT_GGUF_SPACE_PREFIX, false, &name));
+	if (name.data == NULL)
+		return FT_OK;
+	for (size_t i = 0; i < N_SPACE_PREFIXES; i++)
+	{
+		if (!string_is(name, space_prefixes[i].name))
+			continue;
+		v->space_prefix = space_prefixes[i].prefix;
+		v->space_prefix_once = space_prefixes[i].once;
+		return FT_OK;
+	}
+	return ft_fail(FT_UNSUPPORTED,
+				   "key \"" FT_GGUF_SPACE_PREFIX "\" is \"%s\", which is not supported",
+				   printable(name, text));
+}
+
+/* What the keys leave open is as the models of these kinds were trained. */
+static ft_status
+read_vocabulary_options(ft_model_file *file)
+{
+	const ft_gguf *g = file->gguf;
+	ft_vocabulary *v = &file->vocabulary;
+	bool sentencepiece = strcmp(v->model, "llama") == 0;
+	bool add_space_prefix = sentencepiece;
+	bool remove_spaces = false;
+
+	v->add_bos = sentencepiece || ft_pre_adds_bos(v->pre);
+	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.add_bos_token", &v->add_bos));
+	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.add_space_prefix", &add_space_prefix));
+	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.remove_extra_whitespaces", &remove_spaces));
+	if (sentencepiece && remove_spaces)
+		return ft_fail(FT_UNSUPPORTED, "key \"tokenizer.ggml.remove_extra_whitespaces\" is true, "
+									   "which is not supported");
+	v->space_prefix = sentencepiece && add_space_prefix ? FT_SPACE_ALWAYS : FT_SPACE_NONE;
+	v->byte_fallback = sentencepiece;
+	v->nfc = !sentencepiece && ft_pre_normalises(v->pre);
+	return v->space_prefix != FT_SPACE_NONE ? read_space_prefix(file) : FT_OK;
+}
+
 static ft_status
 read_vocabulary(ft_model_file *file)
 {
@@ -417,11 +674,7 @@ read_vocabulary(ft_model_file *file)
 	FT_TRY(token_id(file, "tokenizer.ggml.unknown_token_id", &v->unknown));
 	FT_TRY(token_id(file, "tokenizer.ggml.padding_token_id", &v->pad));
 
-	/* where the key is missing, as the models of these kinds were trained */
-	v->add_bos = strcmp(v->model, "llama") == 0 || strcmp(v->pre, "llama-bpe") == 0;
-	v->add_space_prefix = strcmp(v->model, "llama") == 0;
-	FT_TRY(ft_gguf_bool(g, "tokenizer.ggml.add_bos_token", &v->add_bos));
-	return ft_gguf_bool(g, "tokenizer.ggml.add_space_prefix", &v->add_space_prefix);
+	return read_vocabulary_options(file);
 }
 
 /* Ends of turns and of messages that the file names beside its end of text. */

@@ -107,10 +107,27 @@ read_numerics(const json_t *object, ft_job *job)
 }
 
 static ft_status
+read_export(const json_t *object, ft_job *job)
+{
+	static const char *const known[] = {"path", "format", NULL};
+
+	if (object == NULL || json_is_null(object))
+		return FT_OK;
+	if (!json_is_object(object))
+		return ft_fail(FT_INVALID, "\"export\" is no object");
+	FT_TRY(refuse_unknown(object, "export.", known));
+	FT_TRY(take_string(object, "path", "export.", &job->export_path));
+	FT_TRY(take_string(object, "format", "export.", &job->export_format));
+	if (job->export_path == NULL || job->export_path[0] == '\0')
+		return ft_fail(FT_INVALID, "\"export.path\" is missing");
+	return job->export_format != NULL ? FT_OK : ft_fail(FT_INVALID, "\"export.format\" is missing");
+}
+
+static ft_status
 read_job(const json_t *object, ft_job *job)
 {
 	static const char *const known[] = {"version", "base",        "device",  "threads", "numerics",
-										"options", "replay_from", "adapter", NULL};
+										"options", "replay_from", "adapter", "export",  NULL};
 	const json_t *options = json_object_get(object, "options");
 	int version;
 
@@ -122,6 +139,7 @@ read_job(const json_t *object, ft_job *job)
 		return ft_fail(FT_UNSUPPORTED, "\"version\" is %d, expected %d", version, JOB_VERSION);
 	FT_TRY(read_base(json_object_get(object, "base"), job));
 	FT_TRY(take_string(object, "adapter", "", &job->adapter));
+	FT_TRY(read_export(json_object_get(object, "export"), job));
 	FT_TRY(take_string(object, "device", "", &job->device));
 	if (job->device == NULL && (job->device = strdup("auto")) == NULL)
 		return ft_fail(FT_NO_MEMORY, "out of memory");
@@ -174,6 +192,8 @@ ft_job_free(ft_job *job)
 	free(job->base_template);
 	free(job->base_digest);
 	free(job->adapter);
+	free(job->export_path);
+	free(job->export_format);
 	free(job->device);
 	free(job);
 }

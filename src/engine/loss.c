@@ -3,16 +3,17 @@
  *
  * Logits of a large vocabulary never exist for a whole batch: the loss rows go
  * through the final norm and the head a chunk at a time, and the gradient is
- * formed in place of the logits.  The head is frozen, so it has no gradient of
- * its own.
+ * formed in place of the logits.
  */
 #include "transformer.h"
 
 #include "buffer.h"
+#include "preference.h"
 
 /* From the chunk's gradient of the logits to the residual stream's, scattered to the rows. */
 static ft_status
-chunk_backward(ft_transformer *t, ft_mat logits, ft_mat hidden, const int32_t *rows, int64_t tokens)
+chunk_backward(ft_transformer *t, ft_mat logits, ft_mat hidden, ft_mat normed, const int32_t *rows,
+			   int64_t tokens)
 {
 	const ft_config *c = &t->model->config;
 	int64_t n = logits.rows;
@@ -22,9 +23,14 @@ chunk_backward(ft_transformer *t, ft_mat logits, ft_mat hidden, const int32_t *r
 
 	FT_TRY(ft_transformer_round(t, logits, t->logits_narrow, &dlogits));
 	FT_TRY(t->ops->linear_grad_input(t->stream, dnormed, dlogits, t->model->head, 0.0f));
+	if (t->weight_gradients != NULL)
+		FT_TRY(t->ops->matmul(t->stream,
+							  ft_mat_make(t->weight_gradients->head, FT_F32, c->vocab, c->hidden),
+							  dlogits, true, normed, false, 1.0f, 1.0f));
 	FT_TRY(t->ops->zero(t->stream, dhidden.data, (size_t) (n * c->hidden) * sizeof(float)));
-	FT_TRY(t->ops->rmsnorm_grad(t->stream, dhidden, NULL, dnormed, hidden, t->model->final_norm,
-								t->chunk_rstd));
+	FT_TRY(t->ops->rmsnorm_grad(
+		t->stream, dhidden, t->weight_gradients != NULL ? t->weight_gradients->final_norm : NULL,
+		dnormed, hidden, t->model->final_norm, t->chunk_rstd));
 	return t->ops->scatter_add_rows(t->stream, ft_mat_make(t->dhidden, FT_F32, tokens, c->hidden),
 									dhidden, rows);
 }
@@ -47,18 +53,15 @@ loss_chunk(ft_transformer *t, const ft_microbatch *batch, int64_t first, int64_t
 	FT_TRY(t->ops->cross_entropy(t->stream, logits, t->targets + first, t->weights + first,
 								 (float) grad_scale, t->loss + first, t->correct + first));
 	if (grad_scale != 0.0)
-		FT_TRY(chunk_backward(t, logits, hidden, t->rows + first, batch->tokens));
+		FT_TRY(chunk_backward(t, logits, hidden, normed, t->rows + first, batch->tokens));
 	return FT_OK;
 }
 
 ft_status
-ft_transformer_loss(ft_transformer *t, const ft_microbatch *batch, double grad_scale,
-					ft_loss_sums *sums)
+ft_transformer_row_losses(ft_transformer *t, const ft_microbatch *batch, double grad_scale)
 {
 	const ft_config *c = &t->model->config;
 	size_t bytes = (size_t) batch->trained * sizeof(float);
-	float *loss = t->host_loss;
-	float *correct = t->host_loss + batch->trained;
 
 	if (grad_scale != 0.0)
 		FT_TRY(t->ops->zero(t->stream, t->dhidden,
@@ -72,8 +75,20 @@ ft_transformer_loss(ft_transformer *t, const ft_microbatch *batch, double grad_s
 		if (t->tick != NULL)
 			FT_TRY(t->tick(t->tick_context));
 	}
-	FT_TRY(t->ops->copy_to_host(t->stream, loss, t->loss, bytes));
-	FT_TRY(t->ops->copy_to_host(t->stream, correct, t->correct, bytes));
+	FT_TRY(t->ops->copy_to_host(t->stream, t->host_loss, t->loss, bytes));
+	return t->ops->copy_to_host(t->stream, t->host_loss + batch->trained, t->correct, bytes);
+}
+
+ft_status
+ft_transformer_loss(ft_transformer *t, const ft_microbatch *batch, double grad_scale,
+					ft_loss_sums *sums)
+{
+	const float *loss = t->host_loss;
+	const float *correct = t->host_loss + batch->trained;
+
+	if (batch->n_pairs > 0)
+		return ft_preference_loss(t, batch, grad_scale, sums);
+	FT_TRY(ft_transformer_row_losses(t, batch, grad_scale));
 	for (int64_t i = 0; i < batch->trained; i++)
 	{
 		sums->loss += (double) batch->weights[i] * loss[i];

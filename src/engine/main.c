@@ -14,6 +14,7 @@ static const struct
 } programs[] = {
 	{"serve", ft_serve_main},       {"train", ft_train_main},     {"estimate", ft_estimate_main},
 	{"evaluate", ft_evaluate_main}, {"inspect", ft_inspect_main}, {"tokenize", ft_tokenize_main},
+	{"export", ft_export_main},
 };
 
 static void
@@ -24,8 +25,9 @@ print_usage(FILE *to)
 		  "       pg_finetune_engine train JOBDIR [--control-fd N]\n"
 		  "       pg_finetune_engine estimate JOBDIR [--control-fd N]\n"
 		  "       pg_finetune_engine evaluate JOBDIR [--control-fd N]\n"
-		  "       pg_finetune_engine inspect FILE\n"
-		  "       pg_finetune_engine tokenize FILE [--special] [--decode]\n",
+		  "       pg_finetune_engine export JOBDIR [--control-fd N]\n"
+		  "       pg_finetune_engine inspect [--plan [--memory GIB] [--tokens N]] PATH\n"
+		  "       pg_finetune_engine tokenize PATH [--special] [--decode] [--lines]\n",
 		  to);
 }
 

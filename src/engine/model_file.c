@@ -5,7 +5,10 @@
 
 #include "buffer.h"
 #include "digest.h"
+#include "model_directory.h"
 #include "model_file_internal.h"
+#include "ops.h"
+#include "tokenizer_files.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -27,9 +30,22 @@ check_range(const char *what, int64_t value, int64_t min, int64_t max)
 	return FT_OK;
 }
 
+ft_status
+ft_model_experts_check(const ft_config *c)
+{
+	if (c->experts > FT_MAX_EXPERTS)
+		return ft_fail(FT_UNSUPPORTED, "%d experts are over the limit of %d", c->experts,
+					   FT_MAX_EXPERTS);
+	if (c->experts < 0 || c->experts_per_token < 0 || c->experts_per_token > c->experts ||
+		(c->experts == 0) != (c->experts_per_token == 0))
+		return ft_fail(FT_CORRUPT, "%d of %d experts are used for a token", c->experts_per_token,
+					   c->experts);
+	return FT_OK;
+}
+
 /* Bounds far beyond any model, so that products of these cannot overflow 64 bits. */
-static ft_status
-check_config(const ft_config *c)
+ft_status
+ft_model_config_check(const ft_config *c)
 {
 	FT_TRY(check_range("number of layers", c->layers, 1, 4096));
 	FT_TRY(check_range("hidden size", c->hidden, 1, 1 << 20));
@@ -40,6 +56,8 @@ check_config(const ft_config *c)
 	FT_TRY(check_range("vocabulary size", c->vocab, 1, 1 << 24));
 	FT_TRY(check_range("context length", c->max_positions, 1, 1 << 28));
 	FT_TRY(check_range("sliding window", c->window, 0, INT_MAX));
+	FT_TRY(ft_model_experts_check(c));
+	FT_TRY(check_range("first layer with a sliding window", c->window_from, 0, INT_MAX));
 	if (c->heads % c->kv_heads != 0)
 		return ft_fail(FT_CORRUPT, "%d attention heads cannot share %d key/value heads", c->heads,
 					   c->kv_heads);
@@ -126,6 +144,36 @@ check_tensor(const ft_model_file *file, const char *name, int64_t rows, int64_t 
 	return FT_OK;
 }
 
+/* The feed-forward part: one, or the router and its experts. */
+static ft_status
+check_ffn(const ft_model_file *file, int layer)
+{
+	static const char *const dense[] = {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"};
+	static const char *const matrices[] = {"w1", "w3", "w2"};
+	const ft_config *c = &file->config;
+	char name[sizeof((ft_model_tensor *) 0)->name];
+
+	if (c->experts > 0)
+	{
+		snprintf(name, sizeof name, "model.layers.%d.block_sparse_moe.gate.weight", layer);
+		FT_TRY(check_tensor(file, name, c->experts, c->hidden));
+	}
+	for (int e = 0; e == 0 || e < c->experts; e++)
+	{
+		for (int i = 0; i < 3; i++)
+		{
+			if (c->experts > 0)
+				snprintf(name, sizeof name, "model.layers.%d.block_sparse_moe.experts.%d.%s.weight",
+						 layer, e, matrices[i]);
+			else
+				snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, dense[i]);
+			FT_TRY(
+				check_tensor(file, name, i == 2 ? c->hidden : c->ffn, i == 2 ? c->ffn : c->hidden));
+		}
+	}
+	return FT_OK;
+}
+
 static ft_status
 check_layer(const ft_model_file *file, int layer)
 {
@@ -136,17 +184,19 @@ check_layer(const ft_model_file *file, int layer)
 	{
 		const char *name;
 		int64_t rows;
-		int64_t cols;
+		int64_t cols; /* 0: this family has none */
 	} tensors[] = {
+		{"self_attn.q_proj.bias", 1, c->qkv_bias ? q : 0},
+		{"self_attn.k_proj.bias", 1, c->qkv_bias ? kv : 0},
+		{"self_attn.v_proj.bias", 1, c->qkv_bias ? kv : 0},
+		{"self_attn.q_norm.weight", 1, c->qk_norm ? c->head_dim : 0},
+		{"self_attn.k_norm.weight", 1, c->qk_norm ? c->head_dim : 0},
 		{"input_layernorm.weight", 1, c->hidden},
 		{"self_attn.q_proj.weight", q, c->hidden},
 		{"self_attn.k_proj.weight", kv, c->hidden},
 		{"self_attn.v_proj.weight", kv, c->hidden},
 		{"self_attn.o_proj.weight", c->hidden, q},
 		{"post_attention_layernorm.weight", 1, c->hidden},
-		{"mlp.gate_proj.weight", c->ffn, c->hidden},
-		{"mlp.up_proj.weight", c->ffn, c->hidden},
-		{"mlp.down_proj.weight", c->hidden, c->ffn},
 	};
 
 	for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
@@ -154,9 +204,10 @@ check_layer(const ft_model_file *file, int layer)
 		char name[sizeof((ft_model_tensor *) 0)->name];
 
 		snprintf(name, sizeof name, "model.layers.%d.%s", layer, tensors[i].name);
-		FT_TRY(check_tensor(file, name, tensors[i].rows, tensors[i].cols));
+		if (tensors[i].cols > 0)
+			FT_TRY(check_tensor(file, name, tensors[i].rows, tensors[i].cols));
 	}
-	return FT_OK;
+	return check_ffn(file, layer);
 }
 
 /* Frequencies are divided by these, so none may be zero, negative or not finite. */
@@ -238,8 +289,8 @@ add_known_ends(ft_config *c, const ft_vocabulary *v)
 	}
 }
 
-static ft_status
-check_vocabulary(ft_model_file *file)
+ft_status
+ft_model_file_check_vocabulary(ft_model_file *file)
 {
 	ft_config *c = &file->config;
 	const ft_vocabulary *v = &file->vocabulary;
@@ -270,9 +321,6 @@ open_part(const char *path, ft_model_part *part)
 		return ft_fail_errno("could not open");
 	if (fstat(part->fd, &st) != 0)
 		return ft_fail_errno("could not stat");
-	if (S_ISDIR(st.st_mode))
-		return ft_hint(ft_fail(FT_UNSUPPORTED, "is a directory"),
-					   "Name a GGUF file; directories in Hugging Face's layout cannot be read.");
 	if (!S_ISREG(st.st_mode))
 		return ft_fail(FT_UNSUPPORTED, "not a regular file");
 	part->size = (uint64_t) st.st_size;
@@ -282,8 +330,11 @@ open_part(const char *path, ft_model_part *part)
 static ft_status
 open_container(ft_model_file *file)
 {
+	struct stat st;
 	void *memory;
 
+	if (stat(file->path, &st) == 0 && S_ISDIR(st.st_mode))
+		return ft_directory_open(file);
 	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_model_part)));
 	file->parts = memory;
 	file->parts[0].fd = -1;
@@ -301,6 +352,7 @@ ft_model_file_open_container(const char *path, ft_model_file **file)
 
 	FT_TRY(ft_alloc(&memory, 1, sizeof(ft_model_file)));
 	f = memory;
+	f->directory = -1;
 	f->path = strdup(path);
 	if (f->path == NULL)
 		status = ft_fail(FT_NO_MEMORY, "out of memory: %zu bytes wanted", strlen(path) + 1);
@@ -316,14 +368,28 @@ ft_model_file_open_container(const char *path, ft_model_file **file)
 }
 
 ft_status
+ft_model_file_read_config(ft_model_file *file)
+{
+	FT_TRY(file->gguf != NULL ? ft_gguf_read_config(file) : ft_hf_read_config(file));
+	FT_TRY(ft_model_config_check(&file->config));
+	file->config_known = true;
+	return FT_OK;
+}
+
+ft_status
+ft_model_file_check_tensors(ft_model_file *file)
+{
+	FT_TRY(index_tensors(file));
+	return check_tensors(file);
+}
+
+ft_status
 ft_model_file_read_header(ft_model_file *file)
 {
-	FT_TRY(ft_gguf_read_config(file));
-	FT_TRY(check_config(&file->config));
-	FT_TRY(ft_gguf_read_contents(file));
-	FT_TRY(index_tensors(file));
-	FT_TRY(check_tensors(file));
-	return check_vocabulary(file);
+	FT_TRY(ft_model_file_read_config(file));
+	FT_TRY(file->gguf != NULL ? ft_gguf_read_contents(file) : ft_hf_read_contents(file));
+	FT_TRY(ft_model_file_check_tensors(file));
+	return ft_model_file_check_vocabulary(file);
 }
 
 ft_status
@@ -354,11 +420,18 @@ ft_model_file_close(ft_model_file *file)
 		free(file->parts[i].path);
 	}
 	free(file->parts);
+	if (file->gguf != NULL)
+	{
+		free(file->vocabulary.tokens);
+		free(file->vocabulary.types);
+		free(file->vocabulary.scores);
+		free(file->vocabulary.merges);
+		free(file->vocabulary.added);
+	}
 	ft_gguf_close(file->gguf);
-	free(file->vocabulary.tokens);
-	free(file->vocabulary.types);
-	free(file->vocabulary.scores);
-	free(file->vocabulary.merges);
+	ft_tokenizer_files_free(file->tokenizer_files);
+	if (file->directory >= 0)
+		close(file->directory);
 	free(file->chat_template);
 	free(file->tensors);
 	free(file->by_name);
@@ -499,7 +572,8 @@ ft_model_file_bytes(const ft_model_file *file)
 ft_status
 ft_model_file_digest(const ft_model_file *file, char hex[65])
 {
-	ft_status status = ft_digest_fd(file->parts[0].fd, hex);
+	ft_status status =
+		file->gguf != NULL ? ft_digest_fd(file->parts[0].fd, hex) : ft_directory_digest(file, hex);
 
 	return status == FT_OK ? FT_OK : ft_context(status, "model file \"%s\": ", file->path);
 }

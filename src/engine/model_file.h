@@ -1,7 +1,7 @@
 /*
  * model_file.h: one view of a base model on disk, whatever its format.
  *
- * A reader (gguf.c; safetensors.c with hf_config.c) fills this structure from
+ * A reader (gguf.c; safetensors.c with hf_model.c and hf_config.c) fills this structure from
  * the file's header after checking every count against the bytes that are
  * left.  Tensors are known by their Hugging Face names and have the Hugging
  * Face layout: a reader that finds another one (GGUF stores the rows of q and k
@@ -29,16 +29,22 @@ typedef enum ft_rope_scaling
 /* Everything that decides the arithmetic of a decoder. */
 typedef struct ft_config
 {
-	char architecture[32]; /* "llama" */
+	char architecture[32]; /* "llama", "qwen2", "qwen3" … */
 	int hidden;            /* C */
-	int ffn;               /* F */
+	int ffn;               /* F; of each expert, where there are some */
 	int layers;
 	int heads;    /* H */
 	int kv_heads; /* G */
 	int head_dim; /* D */
-	int vocab;    /* V: rows of the embedding */
+	int experts;  /* E: of a layer's feed-forward part; 0: it is one dense part */
+	int experts_per_token;
+	int vocab; /* V: rows of the embedding */
 	int max_positions;
-	int window; /* sliding window, 0 = none */
+	int window;      /* sliding window: a token sees itself and window - 1 before; 0 = none */
+	int window_from; /* first layer that has it; those before see everything */
+	bool qkv_bias;   /* q, k and v have biases (Qwen2): "…self_attn.q_proj.bias" [1, H·D] … */
+	bool qk_norm;    /* RMSNorm of each head's q and k before RoPE, with rms_eps (Qwen3):
+					  * "…self_attn.q_norm.weight" and "…k_norm.weight" [1, D] */
 	float rms_eps;
 	double rope_theta;
 	ft_rope_scaling rope_scaling;
@@ -52,6 +58,13 @@ typedef struct ft_config
 	int n_eos;
 	int eos[FT_MAX_EOS]; /* generation stops at any of them */
 } ft_config;
+
+/* The window of a layer, 0 = none. */
+static inline int
+ft_config_window(const ft_config *config, int layer)
+{
+	return layer >= config->window_from ? config->window : 0;
+}
 
 typedef struct ft_model_tensor
 {
@@ -67,9 +80,10 @@ typedef struct ft_model_tensor
 
 typedef struct ft_model_file ft_model_file;
 
-/* Open a GGUF file (later also a Hugging Face directory), read its header, check all of it.  Errors
- * name the file: FT_NOT_FOUND, FT_CORRUPT (truncated, contradictory), FT_UNSUPPORTED (architecture,
- * type). */
+/* Open a GGUF file or a Hugging Face directory, read its headers, check all of them.  Errors name
+ * the file: FT_NOT_FOUND, FT_CORRUPT (truncated, contradictory), FT_UNSUPPORTED (architecture,
+ * type). Links in a directory are followed: who takes its name from somebody else checks first
+ * where they lead. */
 ft_status ft_model_file_open(const char *path, ft_model_file **file);
 void ft_model_file_close(ft_model_file *file);
 
@@ -89,8 +103,9 @@ ft_status ft_model_file_read(const ft_model_file *file, const ft_model_tensor *t
 
 int64_t ft_model_file_parameters(const ft_model_file *file);
 int64_t ft_model_file_bytes(const ft_model_file *file);
-/* SHA-256 of the file's bytes, 64 hex digits and NUL (directory: of its weight and config files in
- * name order).  Reads everything. */
+/* SHA-256, 64 hex digits and NUL: of the file's bytes; of a directory, for each of its model's
+ * files (ft_directory_part) in the order of their names: length of the name as 8 bytes, big-endian,
+ * name, length of the contents, contents.  Reads everything. */
 ft_status ft_model_file_digest(const ft_model_file *file, char hex[65]);
 
 #endif

@@ -8,27 +8,21 @@
  */
 #include "adapter.h"
 #include "files.h"
+#include "prompt_template.h"
 #include "safetensors.h"
 
 #include <jansson.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #define MAX_CONFIG (1 << 20)
 #define CONFIG_NAME "adapter_config.json"
-#define TENSORS_NAME "adapter_model.safetensors"
+#define TENSORS_NAME FT_PEFT_TENSORS
 
 /* --- configuration --- */
-
-typedef struct peft_config
-{
-	int rank;
-	float alpha;
-	bool use_rslora;
-	unsigned targets;
-} peft_config;
 
 /* Keys that are read here, or change nothing of what an adapter computes.  Any other must be
  * absent, or have a value that says nothing: so a key that is yet to be invented is refused too. */
@@ -104,13 +98,25 @@ refuse_unsupported(const json_t *config)
 	return FT_OK;
 }
 
+/* "q_proj", "self_attn.q_proj", or, as PEFT writes what it was told by "all-linear",
+ * "model.layers.0.self_attn.q_proj": whether each layer has it, the tensors tell. */
+static bool
+names_target(const char *name, ft_target target)
+{
+	int layer;
+	int end = 0;
+
+	if (sscanf(name, "model.layers.%7d.%n", &layer, &end) == 1 && end > 0)
+		return strcmp(name + end, ft_target_module(target)) == 0;
+	return strcmp(name, ft_target_name(target)) == 0 || strcmp(name, ft_target_module(target)) == 0;
+}
+
 static ft_status
 add_target(const char *name, unsigned *targets)
 {
 	for (int t = 0; t < FT_TARGET_COUNT; t++)
 	{
-		if (strcmp(name, ft_target_name((ft_target) t)) == 0 ||
-			strcmp(name, ft_target_module((ft_target) t)) == 0)
+		if (names_target(name, (ft_target) t))
 		{
 			*targets |= 1u << t;
 			return FT_OK;
@@ -146,7 +152,7 @@ read_targets(const json_t *modules, unsigned *targets)
 }
 
 static ft_status
-read_config(const json_t *json, peft_config *config)
+read_config(const json_t *json, ft_peft_config *config)
 {
 	const json_t *rank = json_object_get(json, "r");
 	const json_t *alpha = json_object_get(json, "lora_alpha");
@@ -165,8 +171,8 @@ read_config(const json_t *json, peft_config *config)
 	return read_targets(json_object_get(json, "target_modules"), &config->targets);
 }
 
-static ft_status
-load_config(const char *directory, peft_config *config)
+ft_status
+ft_peft_read_config(const char *directory, ft_peft_config *config)
 {
 	char path[FT_PATH_SIZE];
 	ft_text text = {0};
@@ -280,6 +286,39 @@ to_host(const ft_adapter *adapter, float *values)
 	return status;
 }
 
+/* In the metadata of the file, which PEFT does not read. */
+#define PROMPT_TEMPLATE_KEY "prompt_template"
+
+static ft_status
+read_prompt_template(const ft_safetensors *file, const char *path, char **prompt_template)
+{
+	const char *value = ft_safetensors_metadata(file, PROMPT_TEMPLATE_KEY);
+	ft_status status;
+
+	*prompt_template = NULL;
+	if (value == NULL)
+		return FT_OK;
+	status = ft_prompt_template_check(value);
+	if (status != FT_OK)
+		return ft_context(FT_CORRUPT, "%s: ", path);
+	*prompt_template = strdup(value);
+	return *prompt_template != NULL ? FT_OK : ft_fail(FT_NO_MEMORY, "out of memory");
+}
+
+ft_status
+ft_peft_read_prompt_template(const char *directory, char **prompt_template)
+{
+	char path[FT_PATH_SIZE];
+	ft_safetensors *file;
+	ft_status status;
+
+	FT_TRY(ft_path_join(path, directory, TENSORS_NAME));
+	FT_TRY(ft_safetensors_open(path, &file));
+	status = read_prompt_template(file, path, prompt_template);
+	ft_safetensors_close(file);
+	return status;
+}
+
 static ft_status
 load_tensors(const char *directory, const ft_config *config, ft_adapter *adapter)
 {
@@ -298,6 +337,8 @@ load_tensors(const char *directory, const ft_config *config, ft_adapter *adapter
 			status = ft_context(status, "%s: ", path);
 	}
 	if (status == FT_OK)
+		status = read_prompt_template(file, path, &adapter->prompt_template);
+	if (status == FT_OK)
 		status = to_device(adapter, values);
 	free(values);
 	ft_safetensors_close(file);
@@ -307,12 +348,12 @@ load_tensors(const char *directory, const ft_config *config, ft_adapter *adapter
 ft_status
 ft_peft_load(const ft_model *model, const char *directory, ft_adapter **result)
 {
-	peft_config config = {0};
+	ft_peft_config config = {0};
 	ft_adapter *adapter;
 	ft_status status;
 
 	*result = NULL;
-	FT_TRY(load_config(directory, &config));
+	FT_TRY(ft_peft_read_config(directory, &config));
 	FT_TRY(ft_adapter_create(model, config.rank, config.alpha, config.use_rslora, config.targets,
 							 &adapter));
 	status = load_tensors(directory, &model->config, adapter);
@@ -345,9 +386,9 @@ save_config(const ft_adapter *adapter, const char *base_name, const char *direct
 		"{s:s, s:s, s:s, s:b, s:i, s:f, s:f, s:s, s:b, s:b, s:b, s:b, s:o, s:{}, s:{}, s:n}",
 		"peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base_name,
 		"inference_mode", 1, "r", adapter->rank, "lora_alpha", (double) adapter->alpha,
-		"lora_dropout", 0.0, "bias", "none", "use_rslora", (int) adapter->use_rslora, "use_dora", 0,
-		"fan_in_fan_out", 0, "init_lora_weights", 1, "target_modules", targets, "rank_pattern",
-		"alpha_pattern", "modules_to_save");
+		"lora_dropout", adapter->dropout, "bias", "none", "use_rslora", (int) adapter->use_rslora,
+		"use_dora", 0, "fan_in_fan_out", 0, "init_lora_weights", 1, "target_modules", targets,
+		"rank_pattern", "alpha_pattern", "modules_to_save");
 	if (config == NULL)
 		return ft_fail(FT_NO_MEMORY, "out of memory");
 	/* PEFT writes a whole alpha as an integer */
@@ -397,7 +438,8 @@ save_tensors(const ft_adapter *adapter, const ft_config *config, const float *va
 		n++;
 	}
 	if (status == FT_OK)
-		status = ft_safetensors_write(path, tensors, n);
+		status = ft_safetensors_write_with(path, tensors, n, PROMPT_TEMPLATE_KEY,
+										   adapter->prompt_template);
 	free(tensors);
 	free(names);
 	return status;

@@ -16,6 +16,7 @@ int ft_serve_main(int argc, char **argv);    /* serve.c */
 int ft_train_main(int argc, char **argv);    /* train.c */
 int ft_estimate_main(int argc, char **argv); /* estimate.c */
 int ft_evaluate_main(int argc, char **argv); /* evaluate.c */
+int ft_export_main(int argc, char **argv);   /* export.c */
 int ft_inspect_main(int argc, char **argv);  /* inspect.c */
 int ft_tokenize_main(int argc, char **argv); /* tokenize.c */
 

@@ -20,7 +20,8 @@
 struct ft_safetensors
 {
 	int fd;
-	char *path;
+	bool borrowed;  /* fd is the caller's */
+	char *path;     /* for messages */
 	json_t *header; /* owns the metadata's strings */
 	size_t count;
 	ft_safetensor *tensors;
@@ -287,6 +288,28 @@ ft_safetensors_open(const char *path, ft_safetensors **result)
 	return FT_OK;
 }
 
+ft_status
+ft_safetensors_open_fd(int fd, ft_safetensors **result)
+{
+	ft_safetensors *file;
+	ft_status status;
+
+	*result = NULL;
+	FT_TRY(ft_alloc((void **) &file, 1, sizeof *file));
+	file->fd = fd;
+	file->borrowed = true;
+	file->path = strdup("safetensors file");
+	status =
+		file->path != NULL ? read_header(file) : ft_fail(FT_NO_MEMORY, "out of memory: a file");
+	if (status != FT_OK)
+	{
+		ft_safetensors_close(file);
+		return status;
+	}
+	*result = file;
+	return FT_OK;
+}
+
 void
 ft_safetensors_close(ft_safetensors *file)
 {
@@ -296,7 +319,7 @@ ft_safetensors_close(ft_safetensors *file)
 		free(file->tensors[i].name);
 	free(file->tensors);
 	json_decref(file->header);
-	if (file->fd >= 0)
+	if (file->fd >= 0 && !file->borrowed)
 		close(file->fd);
 	free(file->path);
 	free(file);
@@ -410,13 +433,17 @@ tensor_bytes(const ft_safetensor_out *tensor)
 
 /* The header's JSON, padded with blanks to the alignment. */
 static ft_status
-make_header(const ft_safetensor_out *tensors, size_t n, ft_text *text)
+make_header(const ft_safetensor_out *tensors, size_t n, const char *key, const char *value,
+			ft_text *text)
 {
 	json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
 	uint64_t at = 0;
 	char *dump;
 	ft_status status = FT_OK;
 
+	if (value != NULL &&
+		json_object_set_new(json_object_get(header, "__metadata__"), key, json_string(value)) != 0)
+		status = ft_fail(FT_INTERNAL, "could not describe \"%s\"", key);
 	for (size_t i = 0; i < n; i++)
 	{
 		uint64_t end = at + tensor_bytes(&tensors[i]);
@@ -456,10 +483,11 @@ write_tensors(int fd, const char *path, const ft_safetensor_out *tensors, size_t
 }
 
 ft_status
-ft_safetensors_write(const char *path, const ft_safetensor_out *tensors, size_t n)
+ft_safetensors_write_with(const char *path, const ft_safetensor_out *tensors, size_t n,
+						  const char *key, const char *value)
 {
 	ft_text header = {0};
-	ft_status status = make_header(tensors, n, &header);
+	ft_status status = make_header(tensors, n, key, value, &header);
 	int fd;
 
 	if (status == FT_OK)
@@ -475,4 +503,10 @@ ft_safetensors_write(const char *path, const ft_safetensor_out *tensors, size_t 
 	}
 	ft_text_free(&header);
 	return status;
+}
+
+ft_status
+ft_safetensors_write(const char *path, const ft_safetensor_out *tensors, size_t n)
+{
+	return ft_safetensors_write_with(path, tensors, n, NULL, NULL);
 }

@@ -33,6 +33,8 @@ typedef struct ft_safetensors ft_safetensors;
 /* Open a file and check its whole header: FT_NOT_FOUND, FT_IO, FT_CORRUPT (what contradicts what),
  * FT_UNSUPPORTED (a dtype of no whole number of bytes).  Messages name the path. */
 ft_status ft_safetensors_open(const char *path, ft_safetensors **file);
+/* The same of an open file, which stays the caller's and open; messages do not name it. */
+ft_status ft_safetensors_open_fd(int fd, ft_safetensors **file);
 void ft_safetensors_close(ft_safetensors *file);
 
 /* The tensors in the order of their bytes. */
@@ -61,5 +63,8 @@ typedef struct ft_safetensor_out
 /* Write a file with the tensors in the order given, and fsync it.  The same input gives the same
  * bytes. The caller writes under a temporary name and renames. */
 ft_status ft_safetensors_write(const char *path, const ft_safetensor_out *tensors, size_t n);
+/* The same with a member of the metadata; value NULL: without. */
+ft_status ft_safetensors_write_with(const char *path, const ft_safetensor_out *tensors, size_t n,
+									const char *key, const char *value);
 
 #endif

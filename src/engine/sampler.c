@@ -230,7 +230,7 @@ ft_generation_push(ft_generation *generation, int32_t id)
 		generation->finish = FT_FINISH_STOP;
 		return FT_OK;
 	}
-	FT_TRY(ft_tokenizer_decode(generation->tokenizer, &id, 1, true, &generation->text));
+	FT_TRY(ft_tokenizer_decode_part(generation->tokenizer, &id, 1, true, &generation->text));
 	if (cut_at_stop(generation, known))
 		generation->finish = FT_FINISH_STOP;
 	else if (generation->ids.length >= (size_t) generation->limit)

@@ -1,50 +1,18 @@
 /*
- * tokenizer.c: byte-level BPE: vocabulary, encoding, decoding.
+ * tokenizer.c: the vocabulary: making a tokeniser, decoding, questions.
  *
  * Ids equal those of Hugging Face's tokenizers library for the same vocabulary.  That library never
  * sees text that is not UTF-8; here each byte of such text that belongs to no character is a piece
  * of its own.
- *
- * Files store byte-level tokens in GPT-2's alphabet, where each byte is a
- * printable character; here tokens are kept as the bytes they stand for.
  */
-#include "tokenizer.h"
+#include "tokenizer_internal.h"
 
-#include "tokenizer_bpe.h"
-#include "tokenizer_pre.h"
 #include "utf8.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct token
-{
-	size_t at; /* in text */
-	uint32_t length;
-	bool special; /* the template's and the model's own, never a user's text */
-	bool added;   /* found in text as a whole, before merging */
-} token;
-
-struct ft_tokenizer
-{
-	size_t n_tokens;
-	token *tokens;
-	ft_text text;    /* bytes of all tokens */
-	int32_t *sorted; /* ids by their bytes */
-	int32_t *added;  /* ids of added tokens, by their bytes */
-	size_t n_added;
-	bool added_start[256]; /* an added token begins with this byte */
-	ft_pre *pre;
-	ft_bpe bpe;
-	int32_t bos;
-	int32_t eos;
-	bool adds_bos;
-};
-
-/* --- GPT-2's alphabet --- */
-
-/* Characters that stand for bytes end below this: 256 and the 68 bytes that are not printable. */
-#define ALPHABET_END 324
+/* --- what files store --- */
 
 /* A byte that is a printable Latin-1 character stands for itself. */
 static bool
@@ -53,31 +21,30 @@ stands_for_itself(unsigned byte)
 	return (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte < 0x100 && byte != 0xad);
 }
 
-/* byte_of[code] is the byte that a character stands for, -1 for none. */
-static void
-make_alphabet(int16_t byte_of[ALPHABET_END])
+void
+ft_make_alphabet(int16_t byte_of[FT_ALPHABET_END])
 {
 	int next = 256;
 
-	memset(byte_of, -1, ALPHABET_END * sizeof byte_of[0]);
+	memset(byte_of, -1, FT_ALPHABET_END * sizeof byte_of[0]);
 	for (unsigned byte = 0; byte < 256; byte++)
 		byte_of[stands_for_itself(byte) ? (int) byte : next++] = (int16_t) byte;
 }
 
-/* Append the bytes a stored token stands for; one that is not wholly of the alphabet stands for
- * itself. */
-static ft_status
-append_stored(ft_text *text, const int16_t byte_of[ALPHABET_END], const char *stored, size_t n)
+ft_status
+ft_append_stored(ft_text *text, const int16_t *byte_of, const char *stored, size_t n)
 {
 	size_t start = text->length;
 
+	if (byte_of == NULL)
+		return ft_append_spaced(text, stored, n);
 	for (size_t at = 0; at < n;)
 	{
 		uint32_t code = 0;
 		size_t length = ft_utf8_decode(stored + at, n - at, &code);
 		char byte;
 
-		if (length == 0 || code >= ALPHABET_END || byte_of[code] < 0)
+		if (length == 0 || code >= FT_ALPHABET_END || byte_of[code] < 0)
 		{
 			text->length = start;
 			return ft_text_append(text, stored, n);
@@ -87,6 +54,24 @@ append_stored(ft_text *text, const int16_t byte_of[ALPHABET_END], const char *st
 		at += length;
 	}
 	return FT_OK;
+}
+
+static int
+hex_digit(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+/* The byte that "<0x0A>" stands for, -1 for other texts. */
+static int
+byte_named(ft_string s)
+{
+	if (s.length != 6 || memcmp(s.data, "<0x", 3) != 0 || s.data[5] != '>' ||
+		hex_digit(s.data[3]) < 0 || hex_digit(s.data[4]) < 0)
+		return -1;
+	return hex_digit(s.data[3]) * 16 + hex_digit(s.data[4]);
 }
 
 /* --- looking tokens up --- */
@@ -99,20 +84,14 @@ compare_bytes(const char *a, size_t na, const char *b, size_t nb)
 	return c != 0 ? c : (na > nb) - (na < nb);
 }
 
-static const char *
-token_text(const ft_tokenizer *t, int32_t id)
-{
-	return t->text.data + t->tokens[id].at;
-}
-
 static int
 compare_ids(const void *a, const void *b, void *tokenizer)
 {
 	const ft_tokenizer *t = tokenizer;
 	int32_t x = *(const int32_t *) a;
 	int32_t y = *(const int32_t *) b;
-	int c =
-		compare_bytes(token_text(t, x), t->tokens[x].length, token_text(t, y), t->tokens[y].length);
+	int c = compare_bytes(ft_token_text(t, x), t->tokens[x].length, ft_token_text(t, y),
+						  t->tokens[y].length);
 
 	return c != 0 ? c : (x > y) - (x < y);
 }
@@ -129,7 +108,7 @@ lower_bound(const ft_tokenizer *t, const char *bytes, size_t n)
 		size_t middle = low + (high - low) / 2;
 		int32_t id = t->sorted[middle];
 
-		if (compare_bytes(token_text(t, id), t->tokens[id].length, bytes, n) < 0)
+		if (compare_bytes(ft_token_text(t, id), t->tokens[id].length, bytes, n) < 0)
 			low = middle + 1;
 		else
 			high = middle;
@@ -137,10 +116,8 @@ lower_bound(const ft_tokenizer *t, const char *bytes, size_t n)
 	return low;
 }
 
-/* The lowest id with these bytes, -1 for none; among several, one that is special or not, as
- * preferred. */
-static int32_t
-find_bytes(const ft_tokenizer *t, const char *bytes, size_t n, bool prefer_special)
+int32_t
+ft_find_token(const ft_tokenizer *t, const char *bytes, size_t n, bool prefer_special)
 {
 	int32_t found = -1;
 
@@ -148,8 +125,10 @@ find_bytes(const ft_tokenizer *t, const char *bytes, size_t n, bool prefer_speci
 	{
 		int32_t id = t->sorted[i];
 
-		if (t->tokens[id].length != n || memcmp(token_text(t, id), bytes, n) != 0)
+		if (t->tokens[id].length != n || memcmp(ft_token_text(t, id), bytes, n) != 0)
 			break;
+		if (t->tokens[id].byte)
+			continue;
 		if (t->tokens[id].special == prefer_special)
 			return id;
 		if (found < 0)
@@ -168,140 +147,101 @@ looks_special(ft_string s)
 }
 
 static ft_status
+add_token(ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of, size_t i)
+{
+	ft_string s = v->tokens[i];
+	int32_t type = v->types != NULL ? v->types[i] : FT_TOKEN_NORMAL;
+	ft_token *to = &t->tokens[i];
+	bool user_defined = type == FT_TOKEN_USER_DEFINED;
+	int byte = -1;
+
+	if (s.length > INT32_MAX)
+		return ft_fail(FT_CORRUPT, "token %zu has %zu bytes", i, s.length);
+	to->flags = v->added != NULL ? v->added[i] : 0;
+	/* some converters to GGUF store chat tokens as user-defined ones */
+	to->special = type == FT_TOKEN_CONTROL || type == FT_TOKEN_UNKNOWN ||
+				  (user_defined && v->added == NULL && looks_special(s));
+	to->added =
+		(type == FT_TOKEN_CONTROL || type == FT_TOKEN_UNKNOWN || user_defined) && s.length > 0;
+	to->at = t->text.length;
+	if (v->byte_fallback && (type == FT_TOKEN_NORMAL || type == FT_TOKEN_BYTE))
+		byte = byte_named(s);
+	if (byte >= 0)
+	{
+		char c = (char) byte;
+
+		to->byte = true;
+		FT_TRY(ft_text_append(&t->text, &c, 1));
+		if (t->bytes[byte] < 0)
+			t->bytes[byte] = (int32_t) i;
+	}
+	else if (to->special || (user_defined && !(to->flags & FT_ADDED_SYMBOL)))
+		FT_TRY(ft_text_append(&t->text, s.data, s.length));
+	else if (type != FT_TOKEN_UNUSED || s.length > 0)
+		FT_TRY(ft_append_stored(&t->text, byte_of, s.data, s.length));
+	to->length = (uint32_t) (t->text.length - to->at);
+	t->sorted[i] = (int32_t) i;
+	return FT_OK;
+}
+
+static ft_status
 add_tokens(ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of)
 {
 	void *memory;
 
-	FT_TRY(ft_alloc(&memory, v->n_tokens, sizeof(token)));
+	FT_TRY(ft_alloc(&memory, v->n_tokens, sizeof(ft_token)));
 	t->tokens = memory;
 	FT_TRY(ft_alloc(&memory, v->n_tokens, sizeof(int32_t)));
 	t->sorted = memory;
 	t->n_tokens = v->n_tokens;
+	memset(t->bytes, -1, sizeof t->bytes);
 	/* so that text is never NULL */
 	FT_TRY(ft_text_append(&t->text, "", 0));
 	for (size_t i = 0; i < v->n_tokens; i++)
-	{
-		ft_string s = v->tokens[i];
-		int32_t type = v->types != NULL ? v->types[i] : FT_TOKEN_NORMAL;
-		token *to = &t->tokens[i];
-		bool user_defined = type == FT_TOKEN_USER_DEFINED;
-
-		if (s.length > INT32_MAX)
-			return ft_fail(FT_CORRUPT, "token %zu has %zu bytes", i, s.length);
-		/* some converters store chat tokens as user-defined ones */
-		to->special = type == FT_TOKEN_CONTROL || type == FT_TOKEN_UNKNOWN ||
-					  (user_defined && looks_special(s));
-		to->added = (type == FT_TOKEN_CONTROL || user_defined) && s.length > 0;
-		to->at = t->text.length;
-		if (to->special || user_defined)
-			FT_TRY(ft_text_append(&t->text, s.data, s.length));
-		else
-			FT_TRY(append_stored(&t->text, byte_of, s.data, s.length));
-		to->length = (uint32_t) (t->text.length - to->at);
-		t->sorted[i] = (int32_t) i;
-	}
+		FT_TRY(add_token(t, v, byte_of, i));
 	qsort_r(t->sorted, t->n_tokens, sizeof(int32_t), compare_ids, t);
 	return FT_OK;
 }
 
-static ft_status
-list_added(ft_tokenizer *t)
+/* A byte-level vocabulary has a token of each byte, by its text. */
+static void
+note_bytes(ft_tokenizer *t)
 {
-	void *memory;
-
-	FT_TRY(ft_alloc(&memory, t->n_tokens, sizeof(int32_t)));
-	t->added = memory;
-	for (size_t i = 0; i < t->n_tokens; i++)
-	{
-		int32_t id = t->sorted[i];
-
-		if (!t->tokens[id].added)
-			continue;
-		t->added[t->n_added++] = id;
-		t->added_start[(unsigned char) token_text(t, id)[0]] = true;
-	}
-	return FT_OK;
-}
-
-/* "left right" into ids; left < 0: to be ignored, because user text must never merge into a special
- * token. */
-static ft_status
-parse_merge(const ft_tokenizer *t, const int16_t *byte_of, ft_string s, size_t rank, ft_text *work,
-			ft_merge *merge)
-{
-	const char *space = s.length > 1 ? memchr(s.data + 1, ' ', s.length - 1) : NULL;
-	size_t left_length;
-	int32_t ids[3];
-
-	if (space == NULL)
-		return ft_fail(FT_CORRUPT, "merge %zu does not name two tokens", rank);
-	ft_text_clear(work);
-	FT_TRY(append_stored(work, byte_of, s.data, (size_t) (space - s.data)));
-	left_length = work->length;
-	FT_TRY(append_stored(work, byte_of, space + 1, s.length - (size_t) (space - s.data) - 1));
-	ids[0] = find_bytes(t, work->data, left_length, false);
-	ids[1] = find_bytes(t, work->data + left_length, work->length - left_length, false);
-	ids[2] = find_bytes(t, work->data, work->length, false);
-	*merge = (ft_merge){ids[0], ids[1], (int32_t) rank, ids[2]};
-	for (int i = 0; i < 3; i++)
-	{
-		if (ids[i] < 0)
-			return ft_fail(FT_CORRUPT, "merge %zu needs a token that the vocabulary lacks", rank);
-		if (t->tokens[ids[i]].special)
-			merge->left = -1;
-	}
-	return FT_OK;
-}
-
-static ft_status
-parse_merges(const ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of,
-			 ft_merge *merges, size_t *n)
-{
-	ft_text work = {0};
-	ft_status status = ft_text_append(&work, "", 0);
-
-	for (size_t i = 0; i < v->n_merges && status == FT_OK; i++)
-	{
-		status = parse_merge(t, byte_of, v->merges[i], i, &work, &merges[*n]);
-		if (status == FT_OK && merges[*n].left >= 0)
-			(*n)++;
-	}
-	ft_text_free(&work);
-	return status;
-}
-
-static ft_status
-make_bpe(ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of)
-{
-	void *merges;
-	size_t n = 0;
-	ft_status status;
-
 	for (int byte = 0; byte < 256; byte++)
 	{
 		char c = (char) byte;
-		int32_t id = find_bytes(t, &c, 1, false);
+		int32_t id = ft_find_token(t, &c, 1, false);
 
-		t->bpe.bytes[byte] = id >= 0 && !t->tokens[id].special ? id : -1;
+		t->bytes[byte] = id >= 0 && !t->tokens[id].special ? id : -1;
 	}
-	FT_TRY(ft_alloc(&merges, v->n_merges, sizeof(ft_merge)));
-	status = parse_merges(t, v, byte_of, merges, &n);
-	if (status != FT_OK)
-	{
-		free(merges);
-		return status;
-	}
-	return ft_bpe_init(&t->bpe, t->n_tokens, merges, n);
 }
 
-ft_status
-ft_tokenizer_check_kind(const char *model, const char *pre)
+/* A SentencePiece-style one has tokens of characters. */
+static ft_status
+note_characters(ft_tokenizer *t)
 {
-	if (model[0] == '\0')
-		return ft_fail(FT_UNSUPPORTED, "the file has no tokenizer");
-	if (strcmp(model, "gpt2") != 0)
-		return ft_hint(ft_fail(FT_UNSUPPORTED, "tokenizer model \"%s\" is not supported", model),
-					   "Supported is byte-level BPE, which GGUF files call \"gpt2\".");
+	void *memory;
+
+	FT_TRY(ft_alloc(&memory, FT_TABLED_CHARACTERS, sizeof(int32_t)));
+	t->characters = memory;
+	memset(memory, -1, FT_TABLED_CHARACTERS * sizeof(int32_t));
+	for (size_t i = t->n_tokens; i > 0; i--)
+	{
+		int32_t id = (int32_t) i - 1;
+		const ft_token *token = &t->tokens[id];
+		uint32_t code;
+
+		if (!token->special && !token->byte && token->length > 0 && token->length < 4 &&
+			!(token->flags & FT_ADDED_SYMBOL) &&
+			ft_utf8_decode(ft_token_text(t, id), token->length, &code) == token->length)
+			t->characters[code] = id;
+	}
+	return FT_OK;
+}
+
+static ft_status
+check_byte_level(const char *pre)
+{
 	if (pre[0] == '\0')
 		return ft_hint(ft_fail(FT_UNSUPPORTED, "the file does not name its pre-tokeniser"),
 					   "Convert the model again with a converter that writes tokenizer.ggml.pre.");
@@ -311,24 +251,64 @@ ft_tokenizer_check_kind(const char *model, const char *pre)
 	return FT_OK;
 }
 
-static ft_status
-fill(ft_tokenizer *t, const ft_vocabulary *v)
+ft_status
+ft_tokenizer_check_kind(const char *model, const char *pre)
 {
-	int16_t byte_of[ALPHABET_END];
+	if (model[0] == '\0')
+		return ft_fail(FT_UNSUPPORTED, "the file has no tokenizer");
+	if (strcmp(model, "llama") == 0)
+		return FT_OK;
+	if (strcmp(model, "gpt2") != 0)
+		return ft_hint(ft_fail(FT_UNSUPPORTED, "tokenizer model \"%s\" is not supported", model),
+					   "Supported are byte-level BPE and SentencePiece's BPE, which GGUF files "
+					   "call \"gpt2\" and \"llama\".");
+	return check_byte_level(pre);
+}
 
-	FT_TRY(ft_tokenizer_check_kind(v->model, v->pre));
+static ft_status
+check_counts(const ft_vocabulary *v)
+{
 	if (v->n_tokens == 0 || v->n_tokens > INT32_MAX - 1 || v->n_merges > INT32_MAX - 1)
 		return ft_fail(FT_CORRUPT, "vocabulary has %zu tokens and %zu merges", v->n_tokens,
 					   v->n_merges);
-	make_alphabet(byte_of);
-	FT_TRY(ft_pre_create(v->pre, &t->pre));
-	FT_TRY(add_tokens(t, v, byte_of));
-	FT_TRY(list_added(t));
-	FT_TRY(make_bpe(t, v, byte_of));
+	for (int i = 0; i < 3; i++)
+	{
+		int id = i == 0 ? v->bos : i == 1 ? v->eos : v->unknown;
+
+		if (id < -1 || (id >= 0 && (size_t) id >= v->n_tokens))
+			return ft_fail(FT_CORRUPT, "token %d is named, but the vocabulary has %zu tokens", id,
+						   v->n_tokens);
+	}
+	return FT_OK;
+}
+
+static ft_status
+fill(ft_tokenizer *t, const ft_vocabulary *v)
+{
+	int16_t byte_of[FT_ALPHABET_END];
+	bool byte_level = strcmp(v->model, "gpt2") == 0;
+
+	FT_TRY(ft_tokenizer_check_kind(v->model, v->pre));
+	FT_TRY(check_counts(v));
+	ft_make_alphabet(byte_of);
 	t->bos = v->bos;
 	t->eos = v->eos;
+	t->unknown = v->unknown;
 	t->adds_bos = v->add_bos && v->bos >= 0;
-	return FT_OK;
+	t->nfc = v->nfc;
+	t->space_prefix = byte_level ? FT_SPACE_NONE : v->space_prefix;
+	t->space_prefix_once = v->space_prefix_once;
+	t->ignore_merges = v->ignore_merges == FT_MERGES_BY_PRE ? ft_pre_ignores_merges(v->pre)
+															: v->ignore_merges == FT_MERGES_IGNORED;
+	if (byte_level)
+		FT_TRY(ft_pre_create(v->pre, &t->pre));
+	FT_TRY(add_tokens(t, v, byte_level ? byte_of : NULL));
+	FT_TRY(ft_list_added(t));
+	if (byte_level)
+		note_bytes(t);
+	else
+		FT_TRY(note_characters(t));
+	return ft_make_merges(t, v, byte_level ? byte_of : NULL);
 }
 
 ft_status
@@ -355,155 +335,23 @@ ft_tokenizer_free(ft_tokenizer *tokenizer)
 		return;
 	ft_bpe_free(&tokenizer->bpe);
 	ft_pre_free(tokenizer->pre);
+	ft_free_added(tokenizer);
 	ft_text_free(&tokenizer->text);
 	free(tokenizer->tokens);
 	free(tokenizer->sorted);
-	free(tokenizer->added);
+	free(tokenizer->characters);
 	free(tokenizer);
-}
-
-/* --- encoding --- */
-
-typedef struct encoder
-{
-	const ft_tokenizer *tokenizer;
-	ft_pre_scan *scan;
-	ft_bpe_work work;
-	ft_ids *ids;
-} encoder;
-
-static ft_status
-encode_piece(encoder *e, const char *piece, size_t n)
-{
-	const ft_tokenizer *t = e->tokenizer;
-
-	if (ft_pre_ignores_merges(t->pre))
-	{
-		int32_t id = find_bytes(t, piece, n, false);
-
-		if (id >= 0 && !t->tokens[id].special)
-			return ft_ids_push(e->ids, id);
-	}
-	return ft_bpe_encode(&t->bpe, &e->work, piece, n, e->ids);
-}
-
-/* Text without added tokens: its runs of valid UTF-8 by pieces, each byte between them alone. */
-static ft_status
-encode_plain(encoder *e, const char *text, size_t n)
-{
-	while (n > 0)
-	{
-		size_t valid = ft_utf8_valid(text, n);
-		size_t length;
-
-		for (size_t at = 0; at < valid; at += length)
-		{
-			FT_TRY(ft_pre_next(e->scan, text, valid, at, &length));
-			FT_TRY(encode_piece(e, text + at, length));
-		}
-		if (valid < n)
-			FT_TRY(encode_piece(e, text + valid++, 1));
-		text += valid;
-		n -= valid;
-	}
-	return FT_OK;
-}
-
-/* The longest added token that text[0, n) begins with, -1 for none: the range of those that share
- * the bytes seen so far is narrowed byte by byte. */
-static int32_t
-match_added(const ft_tokenizer *t, const char *text, size_t n, bool with_special)
-{
-	size_t low = 0;
-	size_t high = t->n_added;
-	int32_t longest = -1;
-
-	if (!t->added_start[(unsigned char) text[0]])
-		return -1;
-	for (size_t depth = 0; depth < n && low < high; depth++)
-	{
-		unsigned char c = (unsigned char) text[depth];
-		size_t end = high;
-		size_t first;
-
-		/* first whose byte at this depth is not below c, then first above it; all are longer than
-		 * depth */
-		for (first = low; low < end;)
-		{
-			size_t middle = low + (end - low) / 2;
-
-			if ((unsigned char) token_text(t, t->added[middle])[depth] < c)
-				low = middle + 1;
-			else
-				end = middle;
-		}
-		for (first = low; first < high;)
-		{
-			size_t middle = first + (high - first) / 2;
-
-			if ((unsigned char) token_text(t, t->added[middle])[depth] <= c)
-				first = middle + 1;
-			else
-				high = middle;
-		}
-		/* shorter ones sort first, so those that end here are at the front */
-		for (; low < high && t->tokens[t->added[low]].length == depth + 1; low++)
-		{
-			if (with_special || !t->tokens[t->added[low]].special)
-				longest = t->added[low];
-		}
-	}
-	return longest;
-}
-
-static ft_status
-encode_all(encoder *e, const char *text, size_t n, bool parse_special)
-{
-	const ft_tokenizer *t = e->tokenizer;
-	size_t start = 0;
-
-	for (size_t at = 0; at < n;)
-	{
-		int32_t id = match_added(t, text + at, n - at, parse_special);
-
-		if (id < 0)
-		{
-			at++;
-			continue;
-		}
-		FT_TRY(encode_plain(e, text + start, at - start));
-		FT_TRY(ft_ids_push(e->ids, id));
-		at += t->tokens[id].length;
-		start = at;
-	}
-	return encode_plain(e, text + start, n - start);
-}
-
-ft_status
-ft_tokenizer_encode(const ft_tokenizer *tokenizer, const char *text, size_t n, bool parse_special,
-					ft_ids *ids)
-{
-	encoder e = {.tokenizer = tokenizer, .ids = ids};
-	ft_status status;
-
-	if (n == 0)
-		return FT_OK;
-	FT_TRY(ft_pre_scan_create(tokenizer->pre, &e.scan));
-	status = encode_all(&e, text, n, parse_special);
-	ft_bpe_work_free(&e.work);
-	ft_pre_scan_free(e.scan);
-	return status;
 }
 
 /* --- decoding and questions --- */
 
 ft_status
-ft_tokenizer_decode(const ft_tokenizer *tokenizer, const int32_t *ids, size_t n, bool skip_special,
-					ft_text *text)
+ft_tokenizer_decode_part(const ft_tokenizer *tokenizer, const int32_t *ids, size_t n,
+						 bool skip_special, ft_text *text)
 {
 	for (size_t i = 0; i < n; i++)
 	{
-		const token *t;
+		const ft_token *t;
 
 		if (ids[i] < 0 || (size_t) ids[i] >= tokenizer->n_tokens)
 			return ft_fail(FT_INVALID, "token id %d is out of range, expected 0 to %zu", ids[i],
@@ -511,7 +359,23 @@ ft_tokenizer_decode(const ft_tokenizer *tokenizer, const int32_t *ids, size_t n,
 		t = &tokenizer->tokens[ids[i]];
 		if (skip_special && t->special)
 			continue;
-		FT_TRY(ft_text_append(text, token_text(tokenizer, ids[i]), t->length));
+		FT_TRY(ft_text_append(text, ft_token_text(tokenizer, ids[i]), t->length));
+	}
+	return FT_OK;
+}
+
+ft_status
+ft_tokenizer_decode(const ft_tokenizer *tokenizer, const int32_t *ids, size_t n, bool skip_special,
+					ft_text *text)
+{
+	size_t start = text->length;
+
+	FT_TRY(ft_tokenizer_decode_part(tokenizer, ids, n, skip_special, text));
+	if (tokenizer->space_prefix != FT_SPACE_NONE && text->length > start &&
+		text->data[start] == ' ')
+	{
+		text->length--;
+		memmove(text->data + start, text->data + start + 1, text->length - start + 1);
 	}
 	return FT_OK;
 }
@@ -519,7 +383,7 @@ ft_tokenizer_decode(const ft_tokenizer *tokenizer, const int32_t *ids, size_t n,
 int32_t
 ft_tokenizer_find(const ft_tokenizer *tokenizer, const char *text)
 {
-	return find_bytes(tokenizer, text, strlen(text), true);
+	return ft_find_token(tokenizer, text, strlen(text), true);
 }
 
 size_t

@@ -62,12 +62,29 @@ typedef struct pre_kind
 	const char *name;
 	const char *pattern;
 	bool ignore_merges;
+	bool adds_bos;
+	bool normalises;
+	const char *regex; /* the pattern as tokenizer.json files write it */
+	bool split_digits; /* behind another step there, which cuts off single digits */
 } pre_kind;
 
+/* As tokenizer.json writes them; GPT-2's is what its step ByteLevel stands for. */
+#define GPT2_REGEX \
+	"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+#define LLAMA3_REGEX(count)                                                   \
+	"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}" count \
+	"| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+
+/* The first of those with one pattern is the name that tokenizer.json's text gets. */
 static const pre_kind kinds[] = {
-	{"default", GPT2, false},     {"gpt-2", GPT2, false},
-	{"smollm", SMOLLM, false},    {"llama-bpe", LLAMA3("{1,3}+"), true},
-	{"qwen2", LLAMA3(""), false},
+	{"gpt-2", GPT2, false, false, false, GPT2_REGEX, false},
+	{"default", GPT2, false, false, false, NULL, false},
+	{"smollm", SMOLLM, false, false, false, GPT2_REGEX, true},
+	{"llama-bpe", LLAMA3("{1,3}+"), true, true, false, LLAMA3_REGEX("{1,3}"), false},
+	{"llama3", LLAMA3("{1,3}+"), true, true, false, NULL, false},
+	{"llama-v3", LLAMA3("{1,3}+"), true, true, false, NULL, false},
+	{"qwen2", LLAMA3(""), false, false, true, LLAMA3_REGEX(""), false},
+	{"deepseek-r1-qwen", LLAMA3(""), false, true, false, NULL, false},
 };
 
 struct ft_pre
@@ -100,10 +117,42 @@ ft_pre_known(const char *name)
 	return find_kind(name) != NULL;
 }
 
-bool
-ft_pre_ignores_merges(const ft_pre *pre)
+const char *
+ft_pre_by_pattern(const char *pattern, size_t n, bool split_digits)
 {
-	return pre->kind->ignore_merges;
+	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+	{
+		const char *regex = kinds[i].regex;
+
+		if (regex != NULL && kinds[i].split_digits == split_digits && strlen(regex) == n &&
+			memcmp(regex, pattern, n) == 0)
+			return kinds[i].name;
+	}
+	return NULL;
+}
+
+bool
+ft_pre_ignores_merges(const char *name)
+{
+	const pre_kind *kind = find_kind(name);
+
+	return kind != NULL && kind->ignore_merges;
+}
+
+bool
+ft_pre_adds_bos(const char *name)
+{
+	const pre_kind *kind = find_kind(name);
+
+	return kind != NULL && kind->adds_bos;
+}
+
+bool
+ft_pre_normalises(const char *name)
+{
+	const pre_kind *kind = find_kind(name);
+
+	return kind != NULL && kind->normalises;
 }
 
 static ft_status

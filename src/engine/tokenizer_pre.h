@@ -20,8 +20,18 @@ typedef struct ft_pre_scan ft_pre_scan;
 ft_status ft_pre_create(const char *name, ft_pre **pre);
 void ft_pre_free(ft_pre *pre);
 bool ft_pre_known(const char *name);
-/* A whole piece that is a token is that token, whatever the merges say. */
-bool ft_pre_ignores_merges(const ft_pre *pre);
+/* The name of the kind that a regular expression of tokenizer.json is, split_digits: applied where
+ * single digits have been cut off before; NULL for one that is not known.  Known are those texts of
+ * which a kind here cuts the same. */
+const char *ft_pre_by_pattern(const char *pattern, size_t n, bool split_digits);
+
+/* What models of the kind do where their files do not say; false for a name that is not known.
+ * A whole piece that is a token is that token, whatever the merges say: */
+bool ft_pre_ignores_merges(const char *name);
+/* a text begins with the model's BOS: */
+bool ft_pre_adds_bos(const char *name);
+/* text is brought to Unicode's form C: */
+bool ft_pre_normalises(const char *name);
 
 ft_status ft_pre_scan_create(const ft_pre *pre, ft_pre_scan **scan);
 void ft_pre_scan_free(ft_pre_scan *scan);

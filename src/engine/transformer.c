@@ -16,6 +16,15 @@ qkv_columns(const ft_config *c)
 	return (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim;
 }
 
+/* Values of the largest matrix of a block, or of an expert. */
+static int64_t
+largest_matrix(const ft_config *c)
+{
+	int64_t rows = qkv_columns(c) > 2 * (int64_t) c->ffn ? qkv_columns(c) : 2 * (int64_t) c->ffn;
+
+	return rows * c->hidden;
+}
+
 /* --- memory --- */
 
 static ft_status
@@ -25,6 +34,8 @@ want_batch(ft_transformer *t)
 
 	FT_TRY(ft_arena_want(&t->arena, &t->ids, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->positions, n, FT_I32));
+	if (t->lora != NULL && t->lora->adapter->dropout > 0)
+		FT_TRY(ft_arena_want(&t->arena, &t->document_of, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->starts, n + 1, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->row_of, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->all_of, n, FT_I32));
@@ -53,8 +64,8 @@ want_saved(ft_transformer *t)
 		FT_TRY(ft_arena_want(&t->arena, &s->qkv, n * qkv_columns(c), compute));
 		FT_TRY(ft_arena_want(&t->arena, &s->attended, n * c->heads * c->head_dim, compute));
 		FT_TRY(ft_arena_want(&t->arena, &s->lse, n * c->heads, FT_F32));
-		FT_TRY(ft_arena_want(&t->arena, &s->gate_up, n * 2 * c->ffn, compute));
-		for (int g = 0; g < FT_GROUP_COUNT; g++)
+		FT_TRY(ft_arena_want(&t->arena, &s->gate_up, n * ft_ffn_rows(c) * 2 * c->ffn, compute));
+		for (int g = 0; t->lora != NULL && g < FT_GROUP_COUNT; g++)
 			FT_TRY(ft_arena_want(&t->arena, &s->u[g],
 								 n * ft_lora_columns(t->lora, (ft_lora_group) g), compute));
 	}
@@ -69,13 +80,20 @@ want_scratch(ft_transformer *t)
 	int64_t n = t->capacity;
 	int64_t head_columns = (int64_t) c->heads * c->head_dim;
 	int64_t branch = head_columns > c->hidden ? head_columns : c->hidden;
-	int64_t widest = qkv_columns(c) > 2 * c->ffn ? qkv_columns(c) : 2 * c->ffn;
+	int64_t ffn = ft_ffn_rows(c) * c->ffn; /* experts' gate and up are never wide */
+	int64_t widest_ffn = c->experts > 0 ? ffn : 2 * ffn;
+	int64_t widest = qkv_columns(c) > widest_ffn ? qkv_columns(c) : widest_ffn;
 
+	if (widest < c->hidden)
+		widest = c->hidden;
+	FT_TRY(ft_arena_want(&t->arena, &t->rotated, c->qk_norm ? n * qkv_columns(c) : 0, compute));
+	FT_TRY(
+		ft_arena_want(&t->arena, &t->matrix, t->model->quantised ? largest_matrix(c) : 0, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->normed, n * c->hidden, compute));
-	FT_TRY(ft_arena_want(&t->arena, &t->product, n * c->ffn, compute));
+	FT_TRY(ft_arena_want(&t->arena, &t->product, n * ffn, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->branch, n * branch, FT_F32));
 	FT_TRY(ft_arena_want(&t->arena, &t->dhidden, n * c->hidden, FT_F32));
-	FT_TRY(ft_arena_want(&t->arena, &t->dproduct, n * c->ffn, FT_F32));
+	FT_TRY(ft_arena_want(&t->arena, &t->dproduct, n * ffn, FT_F32));
 	FT_TRY(ft_arena_want(&t->arena, &t->dqkv, n * qkv_columns(c), compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->all_qkv, n * qkv_columns(c), compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->all_attended, n * head_columns, compute));
@@ -111,9 +129,11 @@ plan(const ft_model *model, const ft_adapter *adapter, int64_t capacity, ft_tran
 	t->capacity = capacity;
 	t->loss_chunk = capacity < LOSS_CHUNK ? capacity : LOSS_CHUNK;
 	FT_TRY(ft_alloc((void **) &t->saved, (size_t) model->config.layers, sizeof t->saved[0]));
-	FT_TRY(ft_lora_create(model, adapter, capacity, &t->arena, &t->lora));
+	if (adapter != NULL)
+		FT_TRY(ft_lora_create(model, adapter, capacity, &t->arena, &t->lora));
 	FT_TRY(want_batch(t));
 	FT_TRY(want_saved(t));
+	FT_TRY(ft_experts_plan(t));
 	return want_scratch(t);
 }
 
@@ -147,6 +167,8 @@ ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t 
 		status = ft_alloc((void **) &t->host_loss, (size_t) capacity * 2, sizeof(float));
 	}
 	if (status == FT_OK)
+		status = ft_alloc((void **) &t->host_logprobs, (size_t) capacity, sizeof(double));
+	if (status == FT_OK)
 		status = model->ops->stream_create(model->device, &t->stream);
 	if (status == FT_OK)
 		status = ft_transformer_adapter_changed(t);
@@ -168,7 +190,9 @@ ft_transformer_free(ft_transformer *t)
 		t->ops->stream_destroy(t->stream);
 	ft_arena_free(&t->arena);
 	ft_lora_free(t->lora);
+	ft_experts_free(t->experts);
 	free(t->host_loss);
+	free(t->host_logprobs);
 	free(t->saved);
 	free(t);
 }
@@ -176,7 +200,7 @@ ft_transformer_free(ft_transformer *t)
 ft_status
 ft_transformer_adapter_changed(ft_transformer *t)
 {
-	return ft_lora_prepare(t->lora, t->stream);
+	return t->lora != NULL ? ft_lora_prepare(t->lora, t->stream) : FT_OK;
 }
 
 /* --- the batch --- */
@@ -196,6 +220,8 @@ ft_transformer_load(ft_transformer *t, const ft_microbatch *batch)
 					   batch->max_length, t->model->rope_positions);
 	FT_TRY(t->ops->copy_to_device(t->stream, t->ids, batch->ids, n * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->positions, batch->positions, n * 4));
+	if (t->document_of != NULL)
+		FT_TRY(t->ops->copy_to_device(t->stream, t->document_of, batch->document_of, n * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->starts, batch->starts,
 								  ((size_t) batch->n_documents + 1) * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->row_of, batch->row_of, (size_t) batch->all * 4));
@@ -206,7 +232,6 @@ ft_transformer_load(ft_transformer *t, const ft_microbatch *batch)
 	t->attention = (ft_attention){.heads = c->heads,
 								  .kv_heads = c->kv_heads,
 								  .head_dim = c->head_dim,
-								  .window = c->window,
 								  .scale = 1.0f / sqrtf((float) c->head_dim),
 								  .n_sequences = batch->n_documents,
 								  .max_length = batch->max_length,
@@ -225,24 +250,66 @@ ft_transformer_round(ft_transformer *t, ft_mat m, void *narrow, ft_mat *rounded)
 	return t->ops->convert(t->stream, *rounded, m);
 }
 
+ft_status
+ft_transformer_product(ft_transformer *t, ft_mat y, ft_mat x, const ft_weight *weight,
+					   bool gradient)
+{
+	ft_mat matrix = ft_mat_make(t->matrix, t->model->compute, gradient ? x.cols : y.cols,
+								gradient ? y.cols : x.cols);
+
+	if (t->model->quantised)
+	{
+		FT_TRY(t->ops->dequantise(t->stream, matrix, weight));
+		return t->ops->matmul(t->stream, y, x, false, matrix, !gradient, 1.0f, 0.0f);
+	}
+	if (gradient)
+		return t->ops->linear_grad_input(t->stream, y, x, weight, 0.0f);
+	return t->ops->linear(t->stream, y, x, weight, 0.0f, false);
+}
+
 /* --- forward --- */
 
-/* y = x·Wᵀ with LoRA, in the compute type: LoRA is added in f32 before rounding. */
+/* y = x·Wᵀ with LoRA and a bias (NULL: none), in the compute type: both are added in f32 before
+ * rounding. */
 static ft_status
 adapted_linear(ft_transformer *t, int layer, ft_lora_group group, ft_mat y, ft_mat x,
-			   const ft_weight *weight)
+			   const ft_weight *weight, const float *bias)
 {
-	ft_mat u = ft_mat_make(t->saved[layer].u[group], t->model->compute, x.rows,
-						   ft_lora_columns(t->lora, group));
 	ft_mat sum = y;
 
 	if (y.dtype != FT_F32)
 		sum = ft_mat_make(t->wide, FT_F32, y.rows, y.cols);
-	FT_TRY(t->ops->linear(t->stream, sum, x, weight, 0.0f, false));
-	FT_TRY(ft_lora_forward(t->lora, t->stream, layer, group, sum, x, u));
+	FT_TRY(ft_transformer_product(t, sum, x, weight, false));
+	if (t->lora != NULL)
+		FT_TRY(ft_lora_forward(t->lora, t->stream, layer, group, sum, x,
+							   ft_transformer_u(t, layer, group, x.rows)));
+	if (bias != NULL)
+		FT_TRY(t->ops->add_bias(t->stream, sum, bias));
 	if (sum.data != y.data)
 		FT_TRY(t->ops->convert(t->stream, y, sum));
 	return FT_OK;
+}
+
+ft_status
+ft_transformer_rotated(ft_transformer *t, int layer, ft_mat qkv, ft_mat *rotated)
+{
+	const ft_config *c = &t->model->config;
+	const ft_layer *w = &t->model->layers[layer];
+	int64_t q = (int64_t) c->heads * c->head_dim;
+	int64_t kv = (int64_t) c->kv_heads * c->head_dim;
+	ft_mat to = ft_mat_make(t->rotated, qkv.dtype, qkv.rows, qkv.cols);
+
+	*rotated = qkv;
+	if (!c->qk_norm)
+		return FT_OK;
+	*rotated = to;
+	FT_TRY(t->ops->head_norm(t->stream, ft_mat_cols(to, 0, q), ft_mat_cols(qkv, 0, q), c->head_dim,
+							 w->q_norm, c->rms_eps));
+	FT_TRY(t->ops->head_norm(t->stream, ft_mat_cols(to, q, kv), ft_mat_cols(qkv, q, kv),
+							 c->head_dim, w->k_norm, c->rms_eps));
+	FT_TRY(t->ops->convert(t->stream, ft_mat_cols(to, q + kv, kv), ft_mat_cols(qkv, q + kv, kv)));
+	return t->ops->rope(t->stream, ft_transformer_qk(c, to), c->head_dim, t->positions,
+						t->model->rope_cos, t->model->rope_sin, false);
 }
 
 /* attended and lse of the rows from qkv. */
@@ -257,6 +324,7 @@ attend(ft_transformer *t, const ft_microbatch *batch, int layer, ft_mat qkv, ft_
 	ft_mat all_attended = ft_mat_make(t->all_attended, qkv.dtype, batch->all, q);
 	ft_mat all_lse = ft_mat_make(t->all_lse, FT_F32, batch->all, c->heads);
 
+	t->attention.window = ft_config_window(c, layer);
 	if (batch->shared == 0)
 		return t->ops->attention(t->stream, &t->attention, attended, lse.data,
 								 ft_mat_cols(qkv, 0, q), ft_mat_cols(qkv, q, kv),
@@ -280,13 +348,16 @@ attention_block(ft_transformer *t, const ft_microbatch *batch, int layer, ft_mat
 	int64_t rows = batch->tokens;
 	ft_mat qkv = ft_mat_make(s->qkv, compute, rows, qkv_columns(c));
 	ft_mat attended = ft_mat_make(s->attended, compute, rows, (int64_t) c->heads * c->head_dim);
+	ft_mat rotated;
 
-	FT_TRY(adapted_linear(t, layer, FT_GROUP_QKV, qkv, normed, w->qkv));
-	FT_TRY(t->ops->rope(t->stream, ft_transformer_qk(c, qkv), c->head_dim, t->positions,
-						t->model->rope_cos, t->model->rope_sin, false));
-	FT_TRY(attend(t, batch, layer, qkv, attended));
+	FT_TRY(adapted_linear(t, layer, FT_GROUP_QKV, qkv, normed, w->qkv, w->qkv_bias));
+	if (!c->qk_norm)
+		FT_TRY(t->ops->rope(t->stream, ft_transformer_qk(c, qkv), c->head_dim, t->positions,
+							t->model->rope_cos, t->model->rope_sin, false));
+	FT_TRY(ft_transformer_rotated(t, layer, qkv, &rotated));
+	FT_TRY(attend(t, batch, layer, rotated, attended));
 	return adapted_linear(t, layer, FT_GROUP_OUT, ft_mat_make(t->branch, FT_F32, rows, c->hidden),
-						  attended, w->out);
+						  attended, w->out, NULL);
 }
 
 /* branch = down(swiglu(gate_up(norm(middle)))) */
@@ -299,10 +370,12 @@ ffn_block(ft_transformer *t, int layer, int64_t rows, ft_mat normed)
 	ft_mat gate_up = ft_mat_make(t->saved[layer].gate_up, compute, rows, 2 * (int64_t) c->ffn);
 	ft_mat product = ft_mat_make(t->product, compute, rows, c->ffn);
 
-	FT_TRY(adapted_linear(t, layer, FT_GROUP_GATE_UP, gate_up, normed, w->gate_up));
+	if (t->experts != NULL)
+		return ft_experts_forward(t, layer, normed);
+	FT_TRY(adapted_linear(t, layer, FT_GROUP_GATE_UP, gate_up, normed, w->gate_up, NULL));
 	FT_TRY(t->ops->swiglu(t->stream, product, gate_up));
 	return adapted_linear(t, layer, FT_GROUP_DOWN, ft_mat_make(t->branch, FT_F32, rows, c->hidden),
-						  product, w->down);
+						  product, w->down, NULL);
 }
 
 ft_status
@@ -355,11 +428,20 @@ ft_status
 ft_transformer_train(ft_transformer *t, const ft_microbatch *batch, double grad_scale,
 					 ft_loss_sums *sums)
 {
+	ft_status status;
+
 	/* nothing is learned from a batch without a trained token */
 	if (batch->trained == 0)
 		return FT_OK;
 	FT_TRY(ft_transformer_load(t, batch));
-	FT_TRY(ft_transformer_forward(t, batch));
-	FT_TRY(ft_transformer_loss(t, batch, grad_scale, sums));
-	return ft_transformer_backward(t, batch);
+	if (t->lora != NULL)
+		ft_lora_begin_dropout(t->lora, t->positions, t->document_of);
+	status = ft_transformer_forward(t, batch);
+	if (status == FT_OK)
+		status = ft_transformer_loss(t, batch, grad_scale, sums);
+	if (status == FT_OK)
+		status = ft_transformer_backward(t, batch);
+	if (t->lora != NULL)
+		ft_lora_end_dropout(t->lora);
+	return status;
 }

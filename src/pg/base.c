@@ -3,9 +3,8 @@
  */
 #include "postgres.h"
 
-#include <sys/stat.h>
-
 #include "base.h"
+#include "base_directory.h"
 #include "catalog/pg_foreign_data_wrapper.h"
 #include "engine_client.h"
 #include "foreign/foreign.h"
@@ -32,11 +31,11 @@ pgft_base_check_wrapper(void)
 void
 pgft_base_check_header(const PgftModel *base)
 {
-	struct stat st;
 	char magic[4] = {0};
 	FILE *file;
 
-	if (stat(base->path, &st) == 0 && S_ISDIR(st.st_mode))
+	/* that it has a config.json has been seen as it was found */
+	if (pgft_is_directory(base->path))
 		return;
 	file = AllocateFile(base->path, PG_BINARY_R);
 	if (file == NULL)
@@ -54,9 +53,10 @@ pgft_base_lookup(const char *name)
 {
 	PgftModel *base = pgft_model_lookup(name, false);
 
-	if (base->kind != PGFT_MODEL_BASE)
+	if (base->kind == PGFT_MODEL_LORA)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						errmsg("model \"%s\" is not a base model", name)));
+	pgft_model_require_ready(base);
 	return base;
 }
 

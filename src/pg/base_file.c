@@ -7,6 +7,9 @@
  * that is wrong with such a file fails the command, for it may come later, but
  * it is said at once.
  *
+ * A base may also be a directory; then its files are what is said of the file
+ * here.
+ *
  * With storage 'database' the file itself is stored, in the command's
  * transaction: then the base is there, whole, if and only if its server is.
  * That takes as long as a COPY of so much data, can be cancelled at every part,
@@ -60,7 +63,7 @@ describe(PgftModel *base, int timeout_ms)
 static void
 record_digest(PgftModel *base)
 {
-	pgft_model_record_base(&base->id, pgft_weights_file_digest(base->path, base->file), false);
+	pgft_model_record_base(&base->id, pgft_weights_base_digest(base->path, base->file), false);
 }
 
 /* If there is an engine to ask. */
@@ -142,7 +145,7 @@ leave_database(PgftModel *base, bool other_file)
 
 	pgft_require_preload();
 	pgft_model_resolve_file(base);
-	digest = pgft_weights_file_digest(base->path, base->file);
+	digest = pgft_weights_base_digest(base->path, base->file);
 	if (!other_file && strcmp(digest, base->weights_digest) != 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("model file \"%s\" is not the one that base model \"%s\" keeps in "

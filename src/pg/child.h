@@ -26,6 +26,9 @@
 /* The descriptor on which the engine finds its end of the control pipe */
 #define PGFT_CHILD_CONTROL_FD 3
 
+/* Of engines that give way to queries: all but the serving one */
+#define PGFT_BACKGROUND_NICENESS 10
+
 typedef struct PgftChild PgftChild;
 
 /*

@@ -15,7 +15,7 @@ static char *
 describe_base(const PgftJobFile *file)
 {
 	const PgftModel *base = file->base;
-	const char *digest = file->base_digest ? file->base_digest : base->base_digest;
+	const char *digest = file->base_digest ? file->base_digest : pgft_model_root_digest(base);
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -28,6 +28,19 @@ describe_base(const PgftJobFile *file)
 		pgft_json_add_int64(&buf, "context_length", base->context_length);
 	if (digest)
 		pgft_json_add_string(&buf, "digest", digest);
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
+static char *
+describe_export(const PgftJobFile *file)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	pgft_json_add_string(&buf, "path", file->export_path);
+	pgft_json_add_string(&buf, "format", file->export_format);
 	appendStringInfoChar(&buf, '}');
 	return buf.data;
 }
@@ -46,6 +59,8 @@ pgft_job_file_write(const PgftJobFile *file, const char *directory)
 	pgft_json_add_raw(&buf, "base", describe_base(file));
 	if (file->adapter)
 		pgft_json_add_string(&buf, "adapter", pgft_absolute_path(file->adapter));
+	if (file->export_path)
+		pgft_json_add_raw(&buf, "export", describe_export(file));
 	pgft_json_add_string(&buf, "device", pgft_device);
 	pgft_json_add_int64(&buf, "threads", pgft_threads);
 	pgft_json_add_string(&buf, "numerics", pgft_numerics_name());

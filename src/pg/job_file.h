@@ -13,6 +13,8 @@ typedef struct PgftJobFile
 	const char *adapter;     /* directory, relative to the data directory; NULL: none */
 	int64 replay_from;       /* see src/engine/README.md; -1: nothing */
 	Jsonb *options;          /* of pgft_options_for_engine; NULL: none */
+	const char *export_path; /* directory that is to be made, absolute; NULL: none */
+	const char *export_format;
 } PgftJobFile;
 
 /* Write directory/job.json, durably and in UTF-8.  Needs a transaction. */

@@ -25,9 +25,6 @@
 #include "utils/snapmgr.h"
 #include "weights.h"
 
-/* Training gives way to queries */
-#define ENGINE_NICENESS 10
-
 /* Lines that may wait are written together */
 #define FLUSH_MS 500
 
@@ -85,12 +82,15 @@ last_metric(PgftJobWorker *worker)
 static void
 find_adapter(PgftJobWorker *worker, PgftJobFile *file)
 {
-	PgftModel *from = pgft_from_model_of(worker->job->options);
 	char *copy = psprintf("%s/initial_adapter", worker->directory);
+	PgftModel *from;
 	struct stat st;
 
-	if (pgft_options_string(worker->job->options, "from_weights") == NULL || stat(copy, &st) == 0)
+	/* a full model that is continued from is the job's base */
+	if (pgft_options_full(worker->job->options) ||
+		pgft_options_string(worker->job->options, "from_weights") == NULL || stat(copy, &st) == 0)
 		return;
+	from = pgft_from_model_of(worker->job->options);
 	if (from == NULL)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("the model to continue from does not exist any more")));
@@ -284,7 +284,7 @@ engine_ended(PgftJobWorker *worker, Training *training, int status, const char *
 }
 
 PgftOutcome
-pgft_training_run(PgftJobWorker *worker, char **adapter)
+pgft_training_run(PgftJobWorker *worker, char **result)
 {
 	const char *argv[] = {pgft_engine_program(), "train", pgft_absolute_path(worker->directory),
 						  NULL};
@@ -299,10 +299,10 @@ pgft_training_run(PgftJobWorker *worker, char **adapter)
 	training.heard_at = pgft_monotonic_ms();
 	write_job_file(worker);
 	pgft_slot_set_phase(PGFT_PHASE_QUEUED);
-	training.child = engine = pgft_child_start("training engine", argv, ENGINE_NICENESS);
+	training.child = engine = pgft_child_start("training engine", argv, PGFT_BACKGROUND_NICENESS);
 	status = attend_engine(worker, &training);
 	outcome = engine_ended(worker, &training, status, pgft_child_last_words(training.child));
 	pgft_training_end_engine();
-	*adapter = training.events.adapter;
+	*result = training.events.result;
 	return outcome;
 }

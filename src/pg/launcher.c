@@ -189,11 +189,14 @@ worker_ended(Oid oid, PgftLookResult result)
 	if (database == NULL)
 		return;
 	/*
-	 * What it held may be there to be taken, by one that looked meanwhile and
-	 * found nothing.
+	 * What it held may be there to be taken.  One that looked meanwhile found
+	 * nothing, and may be heard of after this.
 	 */
 	if (result == PGFT_LOOK_FAILED || result == PGFT_LOOK_RAN)
+	{
 		database->wanted = true;
+		database->asked++;
+	}
 	if (result == PGFT_LOOK_FAILED)
 	{
 		database->retry_delay = database->retry_delay == 0

@@ -2,9 +2,10 @@
  * peft_directory.c: finetune_export() and finetune_import(), models to and from
  * directories that users name.
  *
- * Both are PEFT's: adapter_config.json and adapter_model.safetensors.  A
- * directory that is written appears whole, under its name, or not at all; it is
- * no part of the transaction, as a file of COPY TO is none.  One that is read
+ * A directory that is written appears whole, under its name, or not at all; it
+ * is no part of the transaction, as a file of COPY TO is none.  PEFT's files
+ * (adapter_config.json, adapter_model.safetensors) are what is stored; other
+ * formats are the engine's to write (export.c).  One that is read, PEFT's too,
  * is copied first, so that what the engine has checked is what is stored.
  */
 #include "postgres.h"
@@ -19,6 +20,7 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_collation.h"
 #include "engine_client.h"
+#include "export.h"
 #include "fmgr.h"
 #include "json.h"
 #include "miscadmin.h"
@@ -68,19 +70,6 @@ check_role(Oid role, const char *function, const char *role_name)
 
 /* ---- Export ---- */
 
-static void
-check_format(const char *format)
-{
-	bool known = strcmp(format, "safetensors") == 0 || strcmp(format, "gguf") == 0;
-
-	if (strcmp(format, "peft") != 0)
-		ereport(ERROR,
-				(errcode(known ? ERRCODE_FEATURE_NOT_SUPPORTED : ERRCODE_INVALID_PARAMETER_VALUE),
-				 known ? errmsg("format \"%s\" is not supported yet", format)
-					   : errmsg("unknown format \"%s\"", format),
-				 errhint("Supported formats are: peft.")));
-}
-
 /* The model, which the caller must own: its weights are more than its use. */
 static PgftModel *
 get_own_model(const char *name)
@@ -96,16 +85,18 @@ get_own_model(const char *name)
 }
 
 static void
-check_exportable(const PgftModel *model)
+check_exportable(const PgftModel *model, const char *format)
 {
 	if (model->kind == PGFT_MODEL_BASE)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						errmsg("model \"%s\" is a base model", model->name),
 						errhint("Only tuned models are exported.")));
-	if (model->kind == PGFT_MODEL_FULL)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("model \"%s\" cannot be exported", model->name),
-						errdetail("Fully tuned models are not supported yet.")));
+	if (model->kind == PGFT_MODEL_FULL && pgft_export_is_adapter(format))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("model \"%s\" cannot be exported in format \"%s\"", model->name, format),
+				 errdetail("It is a full model and has no adapter."),
+				 errhint("Name a format such as \"safetensors\" or \"gguf\".")));
 	pgft_model_require_ready(model);
 }
 
@@ -120,15 +111,6 @@ check_free(const char *directory)
 	if (pgft_inside_data_directory(directory))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("directory \"%s\" is inside the data directory", directory)));
-}
-
-/* As readable as what COPY writes. */
-static void
-set_mode(const char *path, mode_t mode)
-{
-	if (chmod(path, mode) < 0)
-		ereport(ERROR, (errcode_for_file_access(),
-						errmsg("could not set permissions of file \"%s\": %m", path)));
 }
 
 /* Write the adapter beside its destination, then rename it. */
@@ -146,9 +128,7 @@ write_directory(const PgftModel *model, const char *directory)
 	PG_TRY();
 	{
 		pgft_weights_write_adapter(&model->id, model->weights_digest, temporary);
-		for (int i = 0; i < lengthof(adapter_files); i++)
-			set_mode(psprintf("%s/%s", temporary, adapter_files[i]), 0644);
-		set_mode(temporary, 0755);
+		pgft_export_set_modes(temporary);
 		if (rename(temporary, directory) < 0)
 			ereport(ERROR, (errcode_for_file_access(),
 							errmsg("could not rename directory \"%s\" to \"%s\": %m", temporary,
@@ -173,14 +153,18 @@ pgft_export(PG_FUNCTION_ARGS)
 	static const char function[] = "finetune_export";
 	char *name = pgft_text_argument(fcinfo, 0, function, "model");
 	char *directory = get_directory(fcinfo, 1, function);
+	char *format = pgft_text_argument(fcinfo, 2, function, "format");
 	PgftModel *model;
 
-	check_format(pgft_text_argument(fcinfo, 2, function, "format"));
+	pgft_export_check_format(format);
 	model = get_own_model(name);
 	check_role(ROLE_PG_WRITE_SERVER_FILES, function, "pg_write_server_files");
-	check_exportable(model);
+	check_exportable(model, format);
 	check_free(directory);
-	write_directory(model, directory);
+	if (strcmp(format, PGFT_FORMAT_PEFT) == 0)
+		write_directory(model, directory);
+	else
+		pgft_export_by_engine(model, directory, format);
 	PG_RETURN_TEXT_P(cstring_to_text(directory));
 }
 

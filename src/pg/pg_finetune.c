@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "database_hook.h"
+#include "extension_hook.h"
 #include "fmgr.h"
 #include "launcher.h"
 #include "miscadmin.h"
@@ -34,6 +35,7 @@ _PG_init(void)
 	pgft_shmem_init();
 	pgft_launcher_register();
 	pgft_database_hook_init();
+	pgft_extension_hook_init();
 }
 
 bool

@@ -10,6 +10,7 @@
 #include "portability/instr_time.h"
 
 /* Names fixed by the install script (the extension is not relocatable) */
+#define PGFT_EXTENSION "pg_finetune"
 #define PGFT_LIBRARY "pg_finetune"
 #define PGFT_WRAPPER "pg_finetune"
 #define PGFT_SCHEMA "finetune"

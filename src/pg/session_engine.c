@@ -31,9 +31,6 @@
 #include "storage/lock.h"
 #include "utils/snapmgr.h"
 
-/* Such an engine gives way to queries, as a training one does */
-#define ENGINE_NICENESS 10
-
 /* How long a sleep may be, for the client to be looked after */
 #define SLEEP_MS 1000
 
@@ -58,6 +55,8 @@ end_run(SessionRun *run)
 {
 	pgft_child_end_current();
 	pgft_remove_tree(run->directory);
+	if (run->task->temporary)
+		pgft_remove_tree(run->task->temporary);
 	innermost = run->outer;
 }
 
@@ -77,6 +76,8 @@ write_rows(SessionRun *run)
 	bool read_only = XactReadOnly;
 	PgftColumns columns;
 
+	if (task->query == NULL)
+		return;
 	/* after an error the end of the (sub)transaction sets it back */
 	XactReadOnly = true;
 	if (SPI_connect() != SPI_OK_CONNECT)
@@ -122,7 +123,10 @@ in_callers_words(SessionRun *run, const char *text)
 
 	text = pgft_replace_text(text, base->path, base->file);
 	text = pgft_replace_text(text, directory, "");
-	text = pgft_replace_text(text, PGFT_TRAINING_FILE, psprintf("the %s", task->query_name));
+	if (task->temporary)
+		text = pgft_replace_text(text, task->temporary, task->temporary_name);
+	if (task->query)
+		text = pgft_replace_text(text, PGFT_TRAINING_FILE, psprintf("the %s", task->query_name));
 	if (task->validation_query)
 		text = pgft_replace_text(text, PGFT_VALIDATION_FILE,
 								 psprintf("the %s", task->validation_name));
@@ -209,7 +213,7 @@ run_engine(SessionRun *run)
 
 	pgft_job_file_write(&run->task->file, run->directory);
 	take_place(&tag);
-	run->child = pgft_child_start(run->task->name, argv, ENGINE_NICENESS);
+	run->child = pgft_child_start(run->task->name, argv, PGFT_BACKGROUND_NICENESS);
 	attend(run);
 	pgft_child_end_current();
 	(void) LockRelease(&tag, ExclusiveLock, false);
@@ -235,6 +239,8 @@ pgft_session_engine_run(PgftSessionTask *task)
 		pgft_make_directory(run.directory);
 		write_rows(&run);
 		run_engine(&run);
+		if (task->finish)
+			task->finish(task);
 	}
 	PG_FINALLY();
 	{

@@ -9,15 +9,23 @@
 
 typedef struct PgftSessionTask
 {
-	const char *program; /* of the engine: "estimate", "evaluate" */
+	const char *program; /* of the engine: "estimate", "evaluate", "export" */
 	const char *name;    /* of that engine in messages */
 	PgftJobFile file;
 
-	/* Queries that have been checked, and what they are called in messages */
+	/* Queries that have been checked, and what they are called in messages; NULL: none */
 	const char *query;
 	const char *query_name;
-	const char *validation_query; /* NULL: none */
+	const char *validation_query;
 	const char *validation_name;
+
+	/* Called after the engine's good end, before anything is removed; NULL: nothing to do */
+	void (*finish)(struct PgftSessionTask *task);
+
+	/* A directory of the caller's that goes as the task's own does, what is called so in messages;
+	 * NULL: none */
+	const char *temporary;
+	const char *temporary_name;
 
 	/* Results: the columns of the query, and the engine's events */
 	PgftColumns columns;
@@ -28,8 +36,8 @@ typedef struct PgftSessionTask
 /*
  * Run the queries in this session, as the current user and read-only, give
  * their rows to the engine, and wait for its end.  Whatever happens, an error
- * or the session's end included, the engine is gone afterwards, and so is the
- * directory that it worked in.  At most pg_finetune.max_running_jobs such
+ * or the session's end included, the engine is gone afterwards, and so are the
+ * directory that it worked in and task->temporary.  At most pg_finetune.max_running_jobs such
  * engines (but at least one) run at a time; others wait their turn.
  *
  * Errors: those of the queries; 25006 when one writes; what the engine says,

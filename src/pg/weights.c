@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base_directory.h"
 #include "catalog.h"
 #include "common/cryptohash.h"
 #include "common/sha2.h"
@@ -191,7 +192,7 @@ walk_file(const char *path, const char *shown, const char *name, pg_cryptohash_c
 }
 
 static char *
-walk_directory(const char *directory, List *names, PartFunction store, void *arg)
+walk_directory(const char *directory, const char *shown, List *names, PartFunction store, void *arg)
 {
 	pg_cryptohash_ctx *digest = digest_start();
 	ListCell *cell;
@@ -201,7 +202,7 @@ walk_directory(const char *directory, List *names, PartFunction store, void *arg
 		char *name = lfirst(cell);
 		char *path = psprintf("%s/%s", directory, name);
 
-		walk_file(path, path, name, digest, store, arg);
+		walk_file(path, psprintf("%s/%s", shown, name), name, digest, store, arg);
 	}
 	return digest_finish(digest);
 }
@@ -215,6 +216,14 @@ pgft_weights_file_digest(const char *path, const char *shown)
 	return digest_finish(digest);
 }
 
+char *
+pgft_weights_base_digest(const char *path, const char *shown)
+{
+	if (pgft_is_directory(path))
+		return walk_directory(path, shown, pgft_base_parts(path, shown), NULL, NULL);
+	return pgft_weights_file_digest(path, shown);
+}
+
 /* ---- Into the table ---- */
 
 typedef struct Storing
@@ -222,7 +231,16 @@ typedef struct Storing
 	const pg_uuid_t *model;
 	SPIPlanPtr plan;
 	int part;
+	PgftGoOn go_on;
 } Storing;
+
+static void
+check_go_on(PgftGoOn go_on)
+{
+	if (go_on != NULL && !go_on())
+		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
+						errmsg("the storing of weights was interrupted")));
+}
 
 static void
 store_part(const char *file, const char *data, int length, void *arg)
@@ -234,6 +252,7 @@ store_part(const char *file, const char *data, int length, void *arg)
 					  PointerGetDatum(name), Int64GetDatum(part_crc(data, length)),
 					  PointerGetDatum(value)};
 
+	check_go_on(storing->go_on);
 	if (SPI_execute_plan(storing->plan, values, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not store weights");
 	pfree(name);
@@ -252,24 +271,37 @@ begin_storing(Storing *storing)
 		elog(ERROR, "could not prepare the storing of weights");
 }
 
-char *
-pgft_weights_store(const pg_uuid_t *model, const char *directory)
+static char *
+store_files(const pg_uuid_t *model, const char *directory, List *names, PgftGoOn go_on)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Storing storing = {.model = model};
+	Storing storing = {.model = model, .go_on = go_on};
 	PgftCatalog catalog;
-	List *names;
 	char *digest;
 
 	pgft_catalog_enter(&catalog, false);
-	names = list_files(directory, false);
+	begin_storing(&storing);
+	digest = MemoryContextStrdup(context,
+								 walk_directory(directory, directory, names, store_part, &storing));
+	pgft_catalog_leave(&catalog);
+	return digest;
+}
+
+char *
+pgft_weights_store(const pg_uuid_t *model, const char *directory)
+{
+	List *names = list_files(directory, false);
+
 	if (names == NIL)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("directory \"%s\" holds no weights", directory)));
-	begin_storing(&storing);
-	digest = MemoryContextStrdup(context, walk_directory(directory, names, store_part, &storing));
-	pgft_catalog_leave(&catalog);
-	return digest;
+	return store_files(model, directory, names, NULL);
+}
+
+char *
+pgft_weights_store_full(const pg_uuid_t *model, const char *directory, PgftGoOn go_on)
+{
+	return store_files(model, directory, pgft_written_parts(directory), go_on);
 }
 
 static void
@@ -286,7 +318,6 @@ char *
 pgft_weights_store_base(const pg_uuid_t *model, const char *path, const char *shown)
 {
 	MemoryContext context = CurrentMemoryContext;
-	pg_cryptohash_ctx *digest = digest_start();
 	Storing storing = {.model = model};
 	PgftCatalog catalog;
 	char *hex;
@@ -294,8 +325,16 @@ pgft_weights_store_base(const pg_uuid_t *model, const char *path, const char *sh
 	pgft_catalog_enter(&catalog, false);
 	delete_parts(model);
 	begin_storing(&storing);
-	walk_file(path, shown, NULL, digest, store_part, &storing);
-	hex = MemoryContextStrdup(context, digest_finish(digest));
+	if (pgft_is_directory(path))
+		hex = walk_directory(path, shown, pgft_base_parts(path, shown), store_part, &storing);
+	else
+	{
+		pg_cryptohash_ctx *digest = digest_start();
+
+		walk_file(path, shown, NULL, digest, store_part, &storing);
+		hex = digest_finish(digest);
+	}
+	hex = MemoryContextStrdup(context, hex);
 	pgft_catalog_leave(&catalog);
 	return hex;
 }
@@ -316,11 +355,12 @@ pgft_weights_remove(const pg_uuid_t *model)
 typedef struct Writing
 {
 	const char *directory;
-	const char *only_file; /* NULL: parts may be of any file */
+	bool base; /* only of files that a base may have */
 	pg_cryptohash_ctx *digest;
 	char *file; /* the file that is open, NULL if none */
 	int fd;
 	int next_part;
+	PgftGoOn go_on; /* of copies */
 } Writing;
 
 static void
@@ -346,7 +386,7 @@ begin_file(Writing *writing, int part, const char *name)
 {
 	finish_file(writing);
 	if (name[0] == '\0' || name[0] == '.' || strchr(name, '/') != NULL ||
-		(writing->only_file != NULL && strcmp(name, writing->only_file) != 0))
+		(writing->base && strcmp(name, PGFT_BASE_FILE) != 0 && !pgft_is_base_part(name)))
 		bad_part(part, "has a bad file name");
 	writing->file = psprintf("%s/%s", writing->directory, name);
 	writing->fd = OpenTransientFile(writing->file, O_WRONLY | O_CREAT | O_EXCL | PG_BINARY);
@@ -379,6 +419,14 @@ write_data(Writing *writing, const char *data, int length)
 	}
 }
 
+static void
+write_part(Writing *writing, int part, const char *name, const char *data, int length)
+{
+	if (writing->file == NULL || strcmp(strrchr(writing->file, '/') + 1, name) != 0)
+		begin_file(writing, part, name);
+	write_data(writing, data, length);
+}
+
 /* One row: part, file, crc, data. */
 static void
 write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
@@ -394,11 +442,11 @@ write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
 	if (part != writing->next_part)
 		bad_part(writing->next_part, "is missing");
 	writing->next_part++;
+	if (writing->base)
+		pgft_require_disk();
 	if (length > PGFT_WEIGHTS_PART_SIZE || part_crc(VARDATA_ANY(data), length) != crc)
 		bad_part(part, "is damaged");
-	if (writing->file == NULL || strcmp(strrchr(writing->file, '/') + 1, name) != 0)
-		begin_file(writing, part, name);
-	write_data(writing, VARDATA_ANY(data), length);
+	write_part(writing, part, name, VARDATA_ANY(data), length);
 	digest_add(writing->digest, VARDATA_ANY(data), length);
 
 	/* A small part stands in the row itself */
@@ -442,11 +490,11 @@ write_rows(Writing *writing, MemoryContext context)
 }
 
 char *
-pgft_weights_write(const pg_uuid_t *model, const char *directory, const char *only_file)
+pgft_weights_write(const pg_uuid_t *model, const char *directory, bool base)
 {
 	Oid types[] = {UUIDOID};
 	Datum values[] = {UUIDPGetDatum(model)};
-	Writing writing = {.directory = directory, .only_file = only_file};
+	Writing writing = {.directory = directory, .base = base};
 	MemoryContext context = CurrentMemoryContext;
 	PgftCatalog catalog;
 	ErrorData *error;
@@ -477,12 +525,33 @@ pgft_weights_write(const pg_uuid_t *model, const char *directory, const char *on
 	return digest_finish(writing.digest);
 }
 
+static void
+copy_part(const char *file, const char *data, int length, void *arg)
+{
+	Writing *writing = arg;
+
+	check_go_on(writing->go_on);
+	pgft_require_model_disk(length);
+	write_part(writing, writing->next_part++, file, data, length);
+}
+
+char *
+pgft_weights_copy_full(const char *from, const char *to, PgftGoOn go_on)
+{
+	Writing writing = {.directory = to, .base = true, .go_on = go_on};
+	char *digest = walk_directory(from, from, pgft_written_parts(from), copy_part, &writing);
+
+	finish_file(&writing);
+	return digest;
+}
+
 bool
 pgft_weights_are_in(const char *directory, const char *digest)
 {
 	List *names = list_files(directory, true);
 
-	return names != NIL && strcmp(walk_directory(directory, names, NULL, NULL), digest) == 0;
+	return names != NIL &&
+		   strcmp(walk_directory(directory, directory, names, NULL, NULL), digest) == 0;
 }
 
 void
@@ -496,7 +565,7 @@ pgft_weights_differ(void)
 void
 pgft_weights_write_adapter(const pg_uuid_t *model, const char *digest, const char *directory)
 {
-	pgft_weights_write(model, directory, NULL);
+	pgft_weights_write(model, directory, false);
 	if (!pgft_weights_are_in(directory, digest))
 		pgft_weights_differ();
 	pgft_sync_directory(directory);

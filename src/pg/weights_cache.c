@@ -5,7 +5,7 @@
  * under a digest was verified when it was written, and came there by a rename.
  * Adapters are small and are verified again when they are handed to an engine;
  * of a base the engine computes the digest anyhow, and what is damaged is found
- * out and written again after it has said so.
+ * out and written again after it has said so; a full model is treated as a base.
  *
  * Who writes an entry holds its lock, so that of many sessions that want a base
  * of gigabytes one writes it.  The lock is of the advisory class, with a fourth
@@ -66,6 +66,33 @@ touch(const char *path)
 		(void) utimes(path, NULL);
 }
 
+static bool
+is_regular(const char *path)
+{
+	struct stat st;
+
+	return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+/* The file of an entry whose base is one file, whether it is there or not. */
+static char *
+file_of(const char *entry)
+{
+	return psprintf("%s/%s", entry, PGFT_BASE_FILE);
+}
+
+/* Write a base's file, or its directory's files, verified. */
+static void
+write_base(const pg_uuid_t *model, const char *digest, const char *directory)
+{
+	char *contents = pgft_weights_write(model, directory, true);
+	bool same = is_regular(file_of(directory)) ? strcmp(contents, digest) == 0
+											   : pgft_weights_are_in(directory, digest);
+
+	if (!same)
+		pgft_weights_differ();
+}
+
 /* Write the weights to a temporary directory, verify them, and rename it. */
 static void
 write_entry(const pg_uuid_t *model, const char *digest, const char *path, bool base)
@@ -79,10 +106,10 @@ write_entry(const pg_uuid_t *model, const char *digest, const char *path, bool b
 	pgft_make_directory(temporary);
 	PG_TRY();
 	{
-		if (!base)
+		if (base)
+			write_base(model, digest, temporary);
+		else
 			pgft_weights_write_adapter(model, digest, temporary);
-		else if (strcmp(pgft_weights_write(model, temporary, PGFT_BASE_FILE), digest) != 0)
-			pgft_weights_differ();
 		pgft_sync_directory(temporary);
 		if (rename(temporary, path) < 0)
 			ereport(ERROR,
@@ -98,20 +125,22 @@ write_entry(const pg_uuid_t *model, const char *digest, const char *path, bool b
 }
 
 static bool
-base_is_there(const char *file, const char *digest, bool verify)
+base_is_there(const char *path, const char *digest, bool verify)
 {
-	struct stat st;
+	char *file = file_of(path);
 
-	if (stat(file, &st) < 0 || !S_ISREG(st.st_mode))
+	if (is_regular(file))
+		return !verify || strcmp(pgft_weights_file_digest(file, file), digest) == 0;
+	if (!is_regular(psprintf("%s/config.json", path)))
 		return false;
-	return !verify || strcmp(pgft_weights_file_digest(file, file), digest) == 0;
+	return !verify || pgft_weights_are_in(path, digest);
 }
 
 static bool
 is_there(const char *path, const char *digest, bool base, bool verify)
 {
 	if (base)
-		return base_is_there(psprintf("%s/%s", path, PGFT_BASE_FILE), digest, verify);
+		return base_is_there(path, digest, verify);
 	return pgft_weights_are_in(path, digest);
 }
 
@@ -164,7 +193,7 @@ pgft_weights_base_to_cache(const pg_uuid_t *model, const char *digest, bool veri
 
 	if (written != NULL)
 		*written = is_new;
-	return psprintf("%s/%s", path, PGFT_BASE_FILE);
+	return is_regular(file_of(path)) ? file_of(path) : path;
 }
 
 void

@@ -64,6 +64,24 @@ is($described->{parameters}, 12 + 4 * 3 + 16 * 2 + 8 * 2 + 16 * 3, '... with the
 is_deeply($described->{tensor_types}, { f32 => 11 }, '... and the types of tensors');
 is_deeply($described->{unsupported}, ['the file has no tokenizer'], '... and what stands in the way');
 
+my $files = "test/golden/tokenizer_files";
+($code, $out) = run(qq{"Hello </s>"\n"a\\u0000b"\n""}, 'tokenize', "$files/spm_json", '--lines');
+is($code, 0, 'a directory with tokenizer.json, and a text a line');
+my @lines = split /\n/, $out, -1;
+is(scalar @lines, 4, '... give a line of ids each');
+my $lists = join '', map { '[' . join(', ', split ' ', $_) . "]\n" } @lines[ 0 .. 2 ];
+is((run($lists, 'tokenize', "$files/spm_json", '--lines', '--decode'))[1], qq{"Hello </s>"\n"a\\u0000b"\n""\n},
+	'... which become the texts again');
+isnt((run(qq{"</s>"\n}, 'tokenize', "$files/spm_model", '--lines'))[1], "2\n", 'text is no special token');
+is((run(qq{"</s>"\n}, 'tokenize', "$files/spm_model", '--lines', '--special'))[1], "2\n", '... unless asked for');
+is((run("{}\n", 'tokenize', "$files/spm_model", '--lines'))[2], "line 1 of standard input: is no JSON string\n",
+	'a line that is no text is named');
+is((run(qq{[1]\n"x"\n}, 'tokenize', "$files/spm_model", '--lines', '--decode'))[2],
+	"line 2 of standard input: is no list of token ids\n", '... and one that is no list of ids');
+is((run('', 'tokenize', $scratch))[2],
+	qq{tokenizer file "$scratch/tokenizer.model": no such file\nhint: A model's directory has a tokenizer.json or a tokenizer.model.\n},
+	'a directory without a tokeniser is named');
+
 SKIP:
 {
 	skip "$real is not there", 6 if !-r $real;

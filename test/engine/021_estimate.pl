@@ -106,14 +106,10 @@ for my $failure (@failures)
 		like($told[-1]{message} // '', $message, "$program, $name: message");
 	}
 }
-for my $program (qw(train estimate))
+for my $program (qw(train estimate evaluate))
 {
-	my ($exit, @told) = run_engine($program, new_job(job => { adapter => "$directory/adapter" }));
-	is("$exit $told[-1]{code}", '1 unsupported', "$program takes no adapter");
-}
-{
-	my ($exit, @told) = run_engine('evaluate', new_job(job => { adapter => "$JobTest::scratch/none" }));
-	is("$exit $told[-1]{code}", '1 not_found', 'evaluate: an adapter that is missing');
+	my ($exit, @told) = run_engine($program, new_job(job => { adapter => "$JobTest::scratch/none" }));
+	is("$exit $told[-1]{code}", '1 not_found', "$program: an adapter that is missing");
 }
 {
 	# a model whose last weights are no numbers

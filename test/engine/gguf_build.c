@@ -3,11 +3,15 @@
  */
 #include "gguf_build.h"
 
+#include <setjmp.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 static void
 put(ft_text *to, const void *bytes, size_t n)
@@ -171,25 +175,45 @@ zeros(gguf_build *b, const char *name, uint64_t cols, uint64_t rows)
 void
 gguf_build_llama(gguf_build *b)
 {
+	gguf_build_family(b, "llama");
+}
+
+void
+gguf_build_family(gguf_build *b, const char *architecture)
+{
 	static const struct
 	{
 		const char *name;
 		uint64_t cols;
 		uint64_t rows;
+		const char *only; /* the architecture that has it; NULL: all */
 	} tensors[] = {
-		{"attn_norm.weight", 32, 1}, {"attn_q.weight", 32, 32},      {"attn_k.weight", 32, 16},
-		{"attn_v.weight", 32, 16},   {"attn_output.weight", 32, 32}, {"ffn_norm.weight", 32, 1},
-		{"ffn_gate.weight", 32, 64}, {"ffn_up.weight", 32, 64},      {"ffn_down.weight", 64, 32},
+		{"attn_norm.weight", 32, 1, NULL},     {"attn_q.weight", 32, 32, NULL},
+		{"attn_k.weight", 32, 16, NULL},       {"attn_v.weight", 32, 16, NULL},
+		{"attn_output.weight", 32, 32, NULL},  {"ffn_norm.weight", 32, 1, NULL},
+		{"ffn_gate.weight", 32, 64, NULL},     {"ffn_up.weight", 32, 64, NULL},
+		{"ffn_down.weight", 64, 32, NULL},     {"attn_q.bias", 32, 1, "qwen2"},
+		{"attn_k.bias", 16, 1, "qwen2"},       {"attn_v.bias", 16, 1, "qwen2"},
+		{"attn_q_norm.weight", 8, 1, "qwen3"}, {"attn_k_norm.weight", 8, 1, "qwen3"},
 	};
+	static const struct
+	{
+		const char *name;
+		uint32_t value;
+	} keys[] = {
+		{"block_count", 2},          {"context_length", 128},     {"embedding_length", 32},
+		{"feed_forward_length", 64}, {"attention.head_count", 4}, {"attention.head_count_kv", 2},
+	};
+	char key[128];
 
-	gguf_build_string(b, "general.architecture", "llama");
-	gguf_build_u32(b, "llama.block_count", 2);
-	gguf_build_u32(b, "llama.context_length", 128);
-	gguf_build_u32(b, "llama.embedding_length", 32);
-	gguf_build_u32(b, "llama.feed_forward_length", 64);
-	gguf_build_u32(b, "llama.attention.head_count", 4);
-	gguf_build_u32(b, "llama.attention.head_count_kv", 2);
-	gguf_build_f32(b, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+	gguf_build_string(b, "general.architecture", architecture);
+	for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
+	{
+		snprintf(key, sizeof key, "%s.%s", architecture, keys[i].name);
+		gguf_build_u32(b, key, keys[i].value);
+	}
+	snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", architecture);
+	gguf_build_f32(b, key, 1e-5f);
 	zeros(b, "token_embd.weight", 32, 16);
 	zeros(b, "output_norm.weight", 32, 1);
 	for (int layer = 0; layer < 2; layer++)
@@ -198,6 +222,8 @@ gguf_build_llama(gguf_build *b)
 		{
 			char name[64];
 
+			if (tensors[i].only != NULL && strcmp(tensors[i].only, architecture) != 0)
+				continue;
 			snprintf(name, sizeof name, "blk.%d.%s", layer, tensors[i].name);
 			zeros(b, name, tensors[i].cols, tensors[i].rows);
 		}
@@ -232,4 +258,34 @@ gguf_build_open(const void *bytes, size_t n, char path[64])
 		abort();
 	snprintf(path, 64, "/proc/self/fd/%d", fd);
 	return fd;
+}
+
+ft_status
+gguf_build_open_model(gguf_build *b, ft_model_file **model)
+{
+	ft_text bytes = {0};
+	char path[64];
+	ft_status status;
+	int fd;
+
+	gguf_build_finish(b, &bytes);
+	fd = gguf_build_open(bytes.data, bytes.length, path);
+	*model = NULL;
+	status = ft_model_file_open(path, model);
+	close(fd);
+	ft_text_free(&bytes);
+	return status;
+}
+
+void
+gguf_build_refused(gguf_build *b, ft_status code, const char *words)
+{
+	ft_model_file *model;
+	ft_status status = gguf_build_open_model(b, &model);
+
+	if (status == FT_OK)
+		fail_msg("accepted, expected: %s", words);
+	if (status != code || strstr(ft_error_message(), words) == NULL)
+		fail_msg("%s: \"%s\", expected %s: \"…%s…\"", ft_status_name(status), ft_error_message(),
+				 ft_status_name(code), words);
 }

@@ -6,6 +6,7 @@
 
 #include "buffer.h"
 #include "gguf.h"
+#include "model_file.h"
 
 #define GGUF_BUILD_NAMES 128
 
@@ -47,11 +48,18 @@ void gguf_build_info(gguf_build *b, const char *name, uint32_t type, const uint6
 /* The rest of a small Llama: 2 layers, hidden 32, 4 heads of 8, 2 key/value heads, ffn 64, 16
  * tokens, f32 zeros, head tied. */
 void gguf_build_llama(gguf_build *b);
+/* The same of another architecture, with the biases or norms that it has: "qwen2", "qwen3". */
+void gguf_build_family(gguf_build *b, const char *architecture);
 
 /* The file's bytes; the builder is emptied. */
 void gguf_build_finish(gguf_build *b, ft_text *file);
 
 /* A file in memory with these bytes: its descriptor, and a name to open it by. */
 int gguf_build_open(const void *bytes, size_t n, char path[64]);
+
+/* Finish the file and open it as a model; *model is NULL where that fails. */
+ft_status gguf_build_open_model(gguf_build *b, ft_model_file **model);
+/* It must be refused with this code, in words that contain these; else the test ends. */
+void gguf_build_refused(gguf_build *b, ft_status code, const char *words);
 
 #endif

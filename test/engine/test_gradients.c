@@ -24,20 +24,9 @@ static float *
 expected(const char *which, const char *name, int64_t *n)
 {
 	char path[512];
-	ft_safetensors *file;
-	const ft_safetensor *tensor;
-	float *values;
 
 	snprintf(path, sizeof path, "%s/%s/expected.safetensors", TINY_LLAMA, which);
-	must(ft_safetensors_open(path, &file));
-	tensor = ft_safetensors_find(file, name);
-	if (tensor == NULL)
-		fail_msg("no tensor %s in %s", name, path);
-	*n = (int64_t) (tensor->bytes / sizeof(float));
-	must(ft_alloc((void **) &values, (size_t) *n, sizeof(float)));
-	must(ft_safetensors_read_f32(file, tensor, values, *n));
-	ft_safetensors_close(file);
-	return values;
+	return read_tensor(path, name, n);
 }
 
 static float *
@@ -187,29 +176,6 @@ test_ten_steps_equal_pytorch(void **state)
 	}
 }
 
-#define BEGINNING 10
-
-/* The fixtures' documents, each behind the same tokens, which are not trained; free. */
-static hand_document *
-documents_that_begin_alike(int *n)
-{
-	hand_document *documents = golden_documents(n);
-	hand_document first = documents[2];
-
-	for (int i = 0; i < *n; i++)
-	{
-		hand_document *d = &documents[i];
-
-		memmove(d->ids + BEGINNING, d->ids, (size_t) d->length * sizeof(int32_t));
-		memmove(d->weights + BEGINNING, d->weights, (size_t) d->length * sizeof(float));
-		memcpy(d->ids, first.ids, BEGINNING * sizeof(int32_t));
-		memset(d->weights, 0, BEGINNING * sizeof(float));
-		d->ids[BEGINNING] = i; /* no two go on alike */
-		d->length += BEGINNING;
-	}
-	return documents;
-}
-
 /* Products in 16 bits: the same gradient but for rounding, shared beginning or not. */
 static void
 test_bf16_is_close(void **state)
@@ -220,14 +186,16 @@ test_bf16_is_close(void **state)
 	ft_microbatch batch;
 	ft_loss_sums sums;
 	int n;
-	hand_document *documents = documents_that_begin_alike(&n);
-	double scale = 1.0 / weight_by_hand(documents, n);
+	hand_document *documents = golden_documents(&n);
+	double scale;
 	float *gradients[3];
 	double losses[3];
 	int64_t size = 0;
 	double bound = 0;
 
 	(void) state;
+	begin_alike(documents, n);
+	scale = 1.0 / weight_by_hand(documents, n);
 	for (int i = 0; i < 3; i++)
 	{
 		if (i == 0)
@@ -336,9 +304,11 @@ test_shared_beginning_changes_nothing(void **state)
 {
 	fixture *f = *state;
 	int n_documents;
-	hand_document *documents = documents_that_begin_alike(&n_documents);
-	double weight = weight_by_hand(documents, n_documents);
+	hand_document *documents = golden_documents(&n_documents);
+	double weight;
 
+	begin_alike(documents, n_documents);
+	weight = weight_by_hand(documents, n_documents);
 	for (int n = 1; n <= n_documents; n++)
 	{
 		ft_microbatch apart;

@@ -27,6 +27,18 @@
 
 #define UNUSED __attribute__((unused))
 
+/* What sanitizers look for shows in a part of the shapes, which the plain build judges all. */
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED true
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED true
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED false
+#endif
+
 typedef struct test_variant
 {
 	const char *cpu; /* PG_FINETUNE_CPU */
@@ -382,7 +394,7 @@ static const test_variant other_variants[] = {
 };
 
 /* Run the tests for every variant of the backend; the program's exit status. */
-static int
+UNUSED static int
 run_variants(const char *group, const struct CMUnitTest *tests, size_t n)
 {
 	const char *name = getenv("PG_FINETUNE_TEST_BACKEND");

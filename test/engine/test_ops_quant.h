@@ -8,7 +8,8 @@
 #include "test_ops_common.h"
 
 static const ft_dtype stored_types[] = {FT_F32,  FT_F16,  FT_BF16, FT_Q4_0, FT_Q4_1,
-										FT_Q5_0, FT_Q5_1, FT_Q8_0, FT_Q6_K};
+										FT_Q5_0, FT_Q5_1, FT_Q8_0, FT_Q2_K, FT_Q3_K,
+										FT_Q4_K, FT_Q5_K, FT_Q6_K};
 static const int n_stored_types = sizeof stored_types / sizeof *stored_types;
 
 /* A stored matrix in host memory. */
@@ -81,6 +82,64 @@ q6_k_values(double *y, const uint8_t *p)
 			}
 }
 
+/* 256 values: 16 × (scale | min << 4), qs[64], d, dmin.  Value l + 32 j of half n of 128 is in bits
+ * 2 j of qs[32 n + l]. */
+static void
+q2_k_values(double *y, const uint8_t *p)
+{
+	double d = half_value(get_half(p + 80));
+	double m = half_value(get_half(p + 82));
+
+	for (int at = 0; at < 256; at++)
+	{
+		int q = p[16 + at / 128 * 32 + at % 32] >> at % 128 / 32 * 2 & 3;
+
+		y[at] = d * (p[at / 16] & 15) * q - m * (p[at / 16] >> 4);
+	}
+}
+
+/* 256 values: hmask[32], qs[64] as q2_k's, scales[12], d.  Bit l of hmask[i] set: nothing is taken
+ * off value i + 32 l, else 4.  Six bits a scale: byte i of 0-7 has the low nibbles of scales i and
+ * i + 8, byte 8 + i the high pairs of scales i, i + 4, i + 8 and i + 12. */
+static void
+q3_k_values(double *y, const uint8_t *p)
+{
+	double d = half_value(get_half(p + 108));
+	const uint8_t *s = p + 96;
+
+	for (int at = 0; at < 256; at++)
+	{
+		int q = p[32 + at / 128 * 32 + at % 32] >> at % 128 / 32 * 2 & 3;
+		int i = at / 16;
+		int scale = (i < 8 ? s[i] & 15 : s[i - 8] >> 4) + 16 * (s[8 + i % 4] >> i / 4 * 2 & 3);
+
+		y[at] = d * (scale - 32) * (p[at % 32] >> at / 32 & 1 ? q : q - 4);
+	}
+}
+
+/* 256 values: d, dmin, scales[12], with `high` qh[32], qs[128].  Of each 64 values the first 32 are
+ * low nibbles; bit l of qh[i] is the fifth of value i + 32 l. */
+static void
+q4_k_values(double *y, const uint8_t *p, bool high)
+{
+	double d = half_value(get_half(p));
+	double m = half_value(get_half(p + 2));
+	const uint8_t *s = p + 4;
+	const uint8_t *qs = p + (high ? 48 : 16);
+
+	for (int at = 0; at < 256; at++)
+	{
+		int i = at / 32;
+		int q = i % 2 == 0 ? qs[at / 64 * 32 + at % 32] & 15 : qs[at / 64 * 32 + at % 32] >> 4;
+		int scale = i < 4 ? s[i] & 63 : (s[i + 4] & 15) + 16 * (s[i - 4] >> 6);
+		int min = i < 4 ? s[i + 4] & 63 : (s[i + 4] >> 4) + 16 * (s[i] >> 6);
+
+		if (high && p[16 + at % 32] >> i & 1)
+			q += 16;
+		y[at] = d * scale * q - m * min;
+	}
+}
+
 static void
 block_random(uint8_t *p, ft_dtype dtype, double *y)
 {
@@ -128,6 +187,21 @@ block_random(uint8_t *p, ft_dtype dtype, double *y)
 			put_half(p, random_half(0.01));
 			for (int i = 0; i < 32; i++)
 				y[i] = (int8_t) p[2 + i] * half_value(get_half(p));
+			break;
+		case FT_Q2_K:
+			put_half(p + 80, random_half(0.02));
+			put_half(p + 82, random_half(0.05));
+			q2_k_values(y, p);
+			break;
+		case FT_Q3_K:
+			put_half(p + 108, random_half(0.01));
+			q3_k_values(y, p);
+			break;
+		case FT_Q4_K:
+		case FT_Q5_K:
+			put_half(p, random_half(0.002));
+			put_half(p + 2, random_half(0.01));
+			q4_k_values(y, p, dtype == FT_Q5_K);
 			break;
 		default: /* FT_Q6_K */
 			put_half(p + 208, random_half(0.001));

@@ -153,6 +153,13 @@ test_configurations(void **state)
 
 	check_config(f, "revision", "\"main\"", FT_OK, "");
 	check_config(f, "target_modules", "\"all-linear\"", FT_OK, "");
+	/* what PEFT makes of that */
+	check_config(f, "target_modules",
+				 "[\"model.layers.0.self_attn.q_proj\", \"model.layers.1.self_attn.q_proj\", "
+				 "\"model.layers.0.self_attn.k_proj\", \"model.layers.1.self_attn.v_proj\", "
+				 "\"model.layers.0.self_attn.o_proj\", \"model.layers.0.mlp.gate_proj\", "
+				 "\"model.layers.0.mlp.up_proj\", \"model.layers.1.mlp.down_proj\"]",
+				 FT_OK, "");
 	check_config(f, "use_rslora", "true", FT_OK, "");
 	check_config(f, "init_lora_weights", "\"gaussian\"", FT_OK, "");
 	check_config(f, "use_dora", "true", FT_UNSUPPORTED, "use_dora");
@@ -171,6 +178,8 @@ test_configurations(void **state)
 	check_config(f, "lora_alpha", "-1", FT_CORRUPT, "lora_alpha");
 	check_config(f, "target_modules", "[\"q_proj\"]", FT_UNSUPPORTED, "28 tensors");
 	check_config(f, "target_modules", "[\"q_proj\", \"lm_head\"]", FT_UNSUPPORTED, "lm_head");
+	check_config(f, "target_modules", "[\"model.layers.0.q_proj\"]", FT_UNSUPPORTED,
+				 "model.layers.0.q_proj");
 	check_config(f, "target_modules", "\".*proj\"", FT_UNSUPPORTED, "pattern");
 	check_config(f, "target_modules", "[]", FT_CORRUPT, "target_modules");
 }

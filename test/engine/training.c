@@ -80,13 +80,19 @@ tiny_adapter(const tiny_run *run, const char *which)
 hand_document *
 golden_documents(int *n)
 {
-	json_t *json = json_load_file(TINY_LLAMA "/documents.json", 0, NULL);
+	return read_documents(TINY_LLAMA "/documents.json", n);
+}
+
+hand_document *
+read_documents(const char *path, int *n)
+{
+	json_t *json = json_load_file(path, 0, NULL);
 	hand_document *documents;
 
 	*n = (int) json_array_size(json);
 	if (*n == 0)
 	{
-		fprintf(stderr, "no documents in %s\n", TINY_LLAMA);
+		fprintf(stderr, "no documents in %s\n", path);
 		exit(1);
 	}
 	must(ft_alloc((void **) &documents, (size_t) *n, sizeof *documents));
@@ -108,6 +114,45 @@ golden_documents(int *n)
 	return documents;
 }
 
+float *
+read_tensor(const char *path, const char *name, int64_t *n)
+{
+	ft_safetensors *file;
+	const ft_safetensor *tensor;
+	float *values;
+
+	must(ft_safetensors_open(path, &file));
+	tensor = ft_safetensors_find(file, name);
+	if (tensor == NULL)
+	{
+		fprintf(stderr, "no tensor %s in %s\n", name, path);
+		exit(1);
+	}
+	*n = (int64_t) (tensor->bytes / sizeof(float));
+	must(ft_alloc((void **) &values, (size_t) *n, sizeof(float)));
+	must(ft_safetensors_read_f32(file, tensor, values, *n));
+	ft_safetensors_close(file);
+	return values;
+}
+
+void
+begin_alike(hand_document *documents, int n)
+{
+	hand_document first = documents[2];
+
+	for (int i = 0; i < n; i++)
+	{
+		hand_document *d = &documents[i];
+
+		memmove(d->ids + BEGINNING, d->ids, (size_t) d->length * sizeof(int32_t));
+		memmove(d->weights + BEGINNING, d->weights, (size_t) d->length * sizeof(float));
+		memcpy(d->ids, first.ids, BEGINNING * sizeof(int32_t));
+		memset(d->weights, 0, BEGINNING * sizeof(float));
+		d->ids[BEGINNING] = i; /* no two go on alike */
+		d->length += BEGINNING;
+	}
+}
+
 void
 pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n, int least_shared)
 {
@@ -122,6 +167,7 @@ pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n, int le
 			batch->all_targets[batch->all] = d->ids[j];
 			batch->all_weights[batch->all++] = d->weights[j];
 		}
+		batch->numbers[batch->n_documents] = i;
 		batch->starts[++batch->n_documents] = (int32_t) batch->all;
 		if (d->length > batch->max_length)
 			batch->max_length = d->length;

@@ -41,8 +41,15 @@ typedef struct hand_document
 	float weights[64]; /* of token i as a target */
 } hand_document;
 
-/* Those of documents.json; *n of them, free. */
+/* Those of a JSON file; *n of them, free. */
+hand_document *read_documents(const char *path, int *n);
+/* Those of test/golden/tiny_llama. */
 hand_document *golden_documents(int *n);
+/* Put the same tokens, which are not trained, before each of them; there are at least three. */
+#define BEGINNING 10
+void begin_alike(hand_document *documents, int n);
+/* A tensor of a safetensors file, as floats; *n of them, free. */
+float *read_tensor(const char *path, const char *name, int64_t *n);
 /* Pack them into one batch; ft_microbatch_free.  A beginning that they share is computed once from
  * so many tokens on. */
 #define NEVER_SHARED 1000

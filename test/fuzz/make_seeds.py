@@ -7,6 +7,7 @@ overflow, offsets beyond the file, names twice, spans that overlap).
 """
 
 import json
+import math
 import os
 import struct
 import sys
@@ -45,18 +46,26 @@ def gguf(values, infos, data, n_values=None, n_tensors=None, version=3):
     return head + b"\0" * (-len(head) % 32) + data
 
 
-def llama(first=(), tensors=(), **more):
-    """A model of one layer, hidden 4, two heads of 2, three tokens; what is given replaces its own."""
+EXTRAS = {"qwen2": {"attn_q.bias": [4], "attn_k.bias": [2], "attn_v.bias": [2]},
+          "qwen3": {"attn_q_norm.weight": [2], "attn_k_norm.weight": [2]}}
+
+
+def llama(first=(), tensors=(), architecture="llama", experts=0, **more):
+    """A model of one layer, hidden 4, two heads of 2, three tokens; what is given replaces its own.  With experts:
+    stacked, two for a token."""
     values = [
-        value("general.architecture", STRING, text("llama")),
-        value("llama.block_count", U32, u32(1)),
-        value("llama.context_length", U32, u32(8)),
-        value("llama.embedding_length", U32, u32(4)),
-        value("llama.feed_forward_length", U32, u32(4)),
-        value("llama.attention.head_count", U32, u32(2)),
-        value("llama.attention.head_count_kv", U32, u32(1)),
-        value("llama.attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
+        value("general.architecture", STRING, text(architecture)),
+        value(architecture + ".block_count", U32, u32(1)),
+        value(architecture + ".context_length", U32, u32(8)),
+        value(architecture + ".embedding_length", U32, u32(4)),
+        value(architecture + ".feed_forward_length", U32, u32(4)),
+        value(architecture + ".attention.head_count", U32, u32(2)),
+        value(architecture + ".attention.head_count_kv", U32, u32(1)),
+        value(architecture + ".attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
     ]
+    if experts > 0:
+        values.append(value("llama.expert_count", U32, u32(experts)))
+        values.append(value("llama.expert_used_count", U32, u32(2)))
     replaced = [v[: 8 + struct.unpack("<Q", v[:8])[0]] for v in first]
     values = list(first) + [v for v in values if not any(v.startswith(r) for r in replaced)]
     shapes = {"token_embd.weight": [4, 3], "output_norm.weight": [4]}
@@ -71,13 +80,19 @@ def llama(first=(), tensors=(), **more):
         ("ffn_up", [4, 4]),
         ("ffn_down", [4, 4]),
     ]:
+        if experts > 0 and name in ("ffn_gate", "ffn_up", "ffn_down"):
+            name, shape = name + "_exps", shape + [experts]
         shapes["blk.0.%s.weight" % name] = shape
+    if experts > 0:
+        shapes["blk.0.ffn_gate_inp.weight"] = [4, experts]
+    for name, shape in EXTRAS.get(architecture, {}).items():
+        shapes["blk.0." + name] = shape
     infos, data = list(tensors), b""
     for name, shape in shapes.items():
         if any(t.startswith(text(name)) for t in tensors):
             continue
         infos.append(info(name, shape, 0, len(data)))
-        size = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        size = 4 * math.prod(shape)
         data += bytes(size) + bytes(-size % 32)
     return gguf(values, infos, data, **more)
 
@@ -100,6 +115,14 @@ def gguf_seeds():
     yield "valid", llama()
     yield "vocabulary", llama(VOCABULARY)
     yield "version2", llama(VOCABULARY, version=2)
+    yield "experts", llama(VOCABULARY, experts=3)
+    yield "experts_many", llama([value("llama.expert_count", U32, u32(2**31 - 1))], experts=3)
+    yield "experts_fewer", llama(tensors=[info("blk.0.ffn_up_exps.weight", [4, 4, 2], 0, 0)], experts=3)
+    yield "qwen2", llama(architecture="qwen2")
+    yield "qwen3", llama(architecture="qwen3")
+    yield "window", llama([value("llama.attention.sliding_window", U32, u32(3))])
+    yield "bias_twice", llama(tensors=[info("blk.0.attn_q.bias", [4], 0, 0)] * 2, architecture="qwen2")
+    yield "bias_wide", llama(tensors=[info("blk.0.attn_k.bias", [1 << 40], 0, 0)], architecture="qwen2")
     yield "n_values", llama(n_values=huge)
     yield "n_tensors", llama(n_tensors=(1 << 64) // 176 + 1)
     yield "key_length", head + u64(0) + u64(1) + u64(2**64 - 1) + b"a" * 40
@@ -168,6 +191,7 @@ def job_seeds():
     }  # fmt: skip
     yield "minimal", json.dumps(dict(job, options={}))
     yield "options", json.dumps(dict(job, options=options))
+    yield "template", json.dumps(dict(job, options={"prompt_template": "{{1}} Q: {prompt}\nA: ", "lora_dropout": 0.1}))
     yield "auto", json.dumps(dict(job, options={k: "auto" for k in options}))
     yield "null", json.dumps(dict(job, options={k: None for k in options}))
     yield "huge", json.dumps(dict(job, threads=2**63 - 1, options={k: 2**63 - 1 for k in options}))
@@ -203,6 +227,16 @@ def row_seeds():
     ]:
         yield name, b"\x20" + json.dumps(row).encode()
         yield name + "_trained", b"\xa0" + json.dumps(row).encode()
+    for name, row in [
+        ("preference", {"prompt": "the", "chosen": "abab<|im_end|>", "rejected": ""}),
+        ("preference_weight", {"prompt": "", "chosen": "a", "rejected": "b", "weight": 1e12}),
+        ("preference_long", {"prompt": "ab " * 60, "chosen": "the " * 40, "rejected": "a\u00e9 " * 90}),
+        ("preference_wide", {"prompt": "a", "chosen": "\ud83d\ude00" * 40, "rejected": "x"}),
+        ("preference_null", {"prompt": "a", "chosen": None, "rejected": "x"}),
+        ("preference_half", {"prompt": "a", "rejected": "x"}),
+        ("preference_other", {"prompt": "a", "completion": "x"}),
+    ]:
+        yield name, b"\x60" + json.dumps(row).encode()
     yield "deep", b"\x20" + b'{"text":' + b"[" * 5000
 
 
@@ -228,14 +262,134 @@ def template_seeds():
     yield "quotes", "{{ 'a\\'' + \"\\\"\" + m['x' }}"
 
 
+def config_seeds():
+    llama = {
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "rope_theta": 500000.0,
+        "eos_token_id": [1, 2], "torch_dtype": "bfloat16",
+    }
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 8192}
+    window = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": 2}
+    types = ["full_attention"] * 2 + ["sliding_attention"] * 2
+    for name, config in [
+        ("llama", llama),
+        ("scaling", dict(llama, rope_scaling=llama3)),
+        ("parameters", dict(llama, rope_parameters=dict(llama3, rope_theta=7))),
+        ("mistral", dict(llama, architectures=["MistralForCausalLM"], sliding_window=None)),
+        ("mixtral", dict(llama, architectures=["MixtralForCausalLM"], num_local_experts=4)),
+        ("window", dict(llama, **window)),
+        ("types", dict(llama, **dict(window, layer_types=types))),
+        ("huge", dict(llama, hidden_size=2**31 - 1, num_hidden_layers=99, vocab_size=2**24)),
+        ("largest", dict(llama, hidden_size=2**20, intermediate_size=2**22, num_hidden_layers=99, head_dim=4096)),
+        ("negative", dict(llama, head_dim=-2)),
+        ("quantised", dict(llama, quantization_config={"quant_method": "gptq"})),
+        ("null", {key: None for key in llama}),
+    ]:
+        yield name, b"\x00" + json.dumps(config).encode()
+    yield "twice", b'\x00{"model_type":"llama","model_type":"llama"}'
+    yield "deep", b"\x00" + b'{"rope_scaling":' * 2100
+    yield "ends", b'\x01{"eos_token_id": [1, 2, 999]}'
+    yield "ends_wrong", b'\x01{"eos_token_id": [1000, "x", null, -1]}'
+    shard = "model-1.safetensors"
+    for name, index in [
+        ("index", {"metadata": {"total_size": 8}, "weight_map": {"model.norm.weight": shard}}),
+        ("index_outside", {"weight_map": {"model.norm.weight": "../" + shard}}),
+        ("index_missing", {"weight_map": {"a": shard, "b": "model-2.safetensors"}}),
+        ("index_empty", {"weight_map": {}}),
+        ("index_types", {"weight_map": {"a": 1, "b": None, "c": [shard]}}),
+    ]:
+        yield name, b"\x02" + json.dumps(index).encode()
+
+
+def tokenizer_file_seeds():
+    """tokenizer.json behind a "j", tokenizer.model behind an "m"."""
+    mark = "\u2581"
+    byte_level = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}, "decoder": {"type": "ByteLevel"}}
+    spm = {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": mark}, {"type": "Replace", "pattern": {"String": " "}, "content": mark}]},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": mark}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]},
+    }
+    metaspace = {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": mark, "prepend_scheme": "first", "split": False},
+        "decoder": {"type": "Metaspace", "replacement": mark, "prepend_scheme": "first"},
+    }
+    vocab = {"a": 0, "b": 1, "ab": 2, mark: 3, mark + "a": 4, "<0xC3>": 6, "<unk>": 7}
+    merges = ["a b", mark + " a"]
+    added = [{"id": 5, "content": "<s>", "special": True, "lstrip": True}, {"id": 8, "content": "ab ", "single_word": True, "rstrip": True, "normalized": True}]
+    model = {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True}
+
+    def file(steps, **more):
+        return "j" + json.dumps({"added_tokens": added, **steps, "model": {**model, **more}}, ensure_ascii=False, separators=(",", ":"))
+
+    yield "byte_level", file(byte_level, unk_token=None)
+    yield "pairs", file(byte_level, unk_token=None, merges=[["a", "b"]], ignore_merges=True)
+    yield "prepend", file(spm)
+    yield "metaspace", file(metaspace)
+    yield "cyclic", file(spm, merges=["ab a", "a b"], vocab={**vocab, "aba": 9})
+    yield "missing", file(spm, merges=["a x"])
+    yield "huge_id", file(spm, vocab={"a": 2**62})
+    yield "holes", file(spm, vocab={**vocab, "z": 400})
+    yield "twice", file(spm).replace('"b":1', '"a":1')
+
+    def field(number, data):
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    pieces = [(b"<unk>", 0, 2), (b"<s>", 0, 3), (b"a", -1, 1), (b"b", -2, 1), (b"ab", -0.5, 1), (b"<0x0A>", 0, 6), (b"<t>", 0, 4), (mark.encode(), -3, 1)]
+    body = b"".join(field(1, field(1, t) + b"\x15" + struct.pack("<f", score) + bytes([0x18, kind])) for t, score, kind in pieces)
+    settings = field(2, bytes([3 << 3, 2, 0x98, 2, 1])) + field(3, bytes([3 << 3, 1, 4 << 3, 0]))
+    yield "model", b"m" + body + settings
+    yield "model_cut", b"m" + (body + settings)[:-3]
+    yield "model_unigram", b"m" + body
+    yield "model_length", b"m" + body + b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
+
+
+def adapter(config, tensors):
+    """The input of fuzz_adapter: tensors are {name: (shape, bytes)}."""
+    header, data = {}, b""
+    for name, (shape, content) in tensors.items():
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    head = json.dumps(header).encode()
+    config = config if isinstance(config, bytes) else json.dumps(config).encode()
+    return u32(len(config)) + config + u64(len(head)) + head + data
+
+
+def adapter_seeds():
+    """For the tiny model: hidden 36, two layers, four heads of ten."""
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"], "bias": "none"}
+    tensors = {}
+    for layer in range(2):
+        module = f"base_model.model.model.layers.{layer}.self_attn.q_proj."
+        tensors[module + "lora_A.weight"] = ([1, 36], b"\0" * 144)
+        tensors[module + "lora_B.weight"] = ([40, 1], b"\0" * 160)
+    yield "right", adapter(config, tensors)
+    yield "half", adapter(config, dict(list(tensors.items())[:3]))
+    yield "turned", adapter(config, {name: (shape[::-1], data) for name, (shape, data) in tensors.items()})
+    for name, more in [
+        ("rank", {"r": 2**31}), ("rank_0", {"r": 0}), ("rank_1024", {"r": 1024}), ("alpha", {"lora_alpha": 1e308}),
+        ("targets", {"target_modules": "all-linear"}), ("none", {"target_modules": []}), ("dora", {"use_dora": True}),
+        ("pattern", {"rank_pattern": {"q_proj": 3}}), ("type", {"peft_type": 7}), ("unknown", {"invented": [1]}),
+    ]:
+        yield name, adapter(dict(config, **more), tensors)
+    yield "twice", adapter(b'{"peft_type": "LORA", "r": 1, "r": 2}', tensors)
+    yield "no_json", adapter(b"{", tensors)
+    yield "length", u32(2**32 - 1) + b"{}"
+
+
 def main():
     for name, seeds in [
+        ("adapter", adapter_seeds()),
+        ("config", config_seeds()),
         ("gguf", gguf_seeds()),
         ("safetensors", safetensors_seeds()),
         ("job", job_seeds()),
         ("row", row_seeds()),
         ("tokenizer", tokenizer_seeds()),
         ("template", template_seeds()),
+        ("tokenizer_files", tokenizer_file_seeds()),
     ]:
         folder = os.path.join(sys.argv[1], name)
         os.makedirs(folder, exist_ok=True)

@@ -3,7 +3,7 @@
 
     make engine
     cc -D_GNU_SOURCE -Isrc/engine -o build/print_logits test/golden/print_logits.c build/libengine.a \
-        -lcrypto -levent -levent_pthreads -ljansson -lpcre2-8 -lm -ldl -lpthread
+        -lcrypto -levent -levent_pthreads -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread
     python test/golden/check_peft.py cache/SmolLM2-135M-Instruct.Q4_1.gguf JOBDIR/adapter validation.jsonl
 
 Needs torch, transformers, peft, gguf. For some prompts of the JSONL file it prints the largest difference

@@ -42,13 +42,20 @@ def make_base(tied, seed):
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=LAYERS,
                          num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM,
-                         max_position_embeddings=CONTEXT, rope_theta=5000.0, rms_norm_eps=1e-5,
+                         max_position_embeddings=CONTEXT, rms_norm_eps=1e-5,
+                         rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
                          tie_word_embeddings=tied, attn_implementation="eager")
-    model = LlamaForCausalLM(config)
+    return randomise(LlamaForCausalLM(config))
+
+
+def randomise(model):
+    """Values with which every parameter matters."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+            elif name.endswith("bias"):
+                parameter.copy_(0.5 * torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
     return model
@@ -58,21 +65,9 @@ def interleave(weight, heads):
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(model, tied, path):
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FFN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_key_length(HEAD_DIM)
-    writer.add_value_length(HEAD_DIM)
-    writer.add_rope_dimension_count(HEAD_DIM)
-    writer.add_rope_freq_base(5000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCABULARY)
+def write_vocabulary(writer):
     letters = byte_alphabet()
+    writer.add_vocab_size(VOCABULARY)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(SPECIAL + letters + ["th", "the"])
@@ -84,34 +79,64 @@ def write_gguf(model, tied, path):
     writer.add_chat_template(
         "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"
         " + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+
+
+MODULES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+           "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+           "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+           "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+
+
+def write_gguf(model, path, architecture="llama", vocabulary=True, rope_freqs=None):
+    """A dense decoder as llama.cpp's converter writes it, in F32."""
+    config = model.config
+    head_dim = model.model.layers[0].self_attn.head_dim
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if architecture == "llama" and getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if vocabulary:
+        write_vocabulary(writer)
     state = {name: value.detach().float().numpy() for name, value in model.state_dict().items()}
     writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"])
     writer.add_tensor("output_norm.weight", state["model.norm.weight"])
-    if not tied:
+    if not config.tie_word_embeddings:
         writer.add_tensor("output.weight", state["lm_head.weight"])
-    for layer in range(LAYERS):
-        for module, short in names.items():
-            weight = state[f"model.layers.{layer}.{module}.weight"]
-            if short == "attn_q":
-                weight = interleave(weight, HEADS)
-            if short == "attn_k":
-                weight = interleave(weight, KV_HEADS)
-            writer.add_tensor(f"blk.{layer}.{short}.weight", numpy.ascontiguousarray(weight))
+    if rope_freqs is not None:
+        writer.add_tensor("rope_freqs.weight", rope_freqs)
+    for layer in range(config.num_hidden_layers):
+        for module, short in MODULES.items():
+            for kind in ("weight", "bias"):
+                value = state.get(f"model.layers.{layer}.{module}.{kind}")
+                if value is None:
+                    continue
+                if architecture == "llama" and short == "attn_q":
+                    value = interleave(value, config.num_attention_heads)
+                if architecture == "llama" and short == "attn_k":
+                    value = interleave(value, config.num_key_value_heads)
+                writer.add_tensor(f"blk.{layer}.{short}.{kind}", numpy.ascontiguousarray(value))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def make_documents():
+def make_documents(vocabulary=VOCABULARY):
     """Rows of several lengths; weights of 0 (not trained), 1, and one that is neither."""
     random = numpy.random.default_rng(5)
     documents = []
     for length, prompt in [(9, 4), (2, 1), (17, 11), (5, 0), (12, 7)]:
-        ids = random.integers(0, VOCABULARY, length).tolist()
+        ids = random.integers(0, vocabulary, length).tolist()
         weights = [0.0] * max(prompt, 1) + [1.0] * (length - max(prompt, 1))
         documents.append({"ids": ids, "weights": weights})
     documents[2]["weights"][13] = 0.25
@@ -133,6 +158,22 @@ def forward(model, documents):
     return loss / weight, torch.cat(rows)
 
 
+def adapt(base, folder, rank):
+    """The base under an adapter with random A and B, which is written beside it."""
+    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=TARGETS,
+                                            task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    model.base_model.model.name_or_path = "tiny"
+    model.peft_config["default"].base_model_name_or_path = "tiny"
+    model.peft_config["default"].target_modules = sorted(TARGETS)  # the order of a set is chance
+    model.save_pretrained(os.path.join(folder, "adapter"))
+    os.remove(os.path.join(folder, "adapter", "README.md"))
+    return model
+
+
 def short_name(name):
     return name.replace(".default", "")
 
@@ -141,17 +182,8 @@ def make(directory, tied, documents):
     folder = os.path.join(directory, "tied" if tied else "untied")
     os.makedirs(folder, exist_ok=True)
     base = make_base(tied, 3 if tied else 4)
-    write_gguf(base, tied, os.path.join(folder, "base.gguf"))
-    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=TARGETS,
-                                            task_type="CAUSAL_LM"))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.3 * torch.randn_like(parameter))
-    model.base_model.model.name_or_path = "tiny"
-    model.peft_config["default"].base_model_name_or_path = "tiny"
-    model.save_pretrained(os.path.join(folder, "adapter"))
-    os.remove(os.path.join(folder, "adapter", "README.md"))
+    write_gguf(base, os.path.join(folder, "base.gguf"))
+    model = adapt(base, folder, RANK)
     model.double()
     parameters = {short_name(n): p for n, p in model.named_parameters() if p.requires_grad}
     expected = {}

@@ -1,7 +1,8 @@
 /*
  * print_logits.c: the engine's logits behind a sequence of tokens, for
- * check_peft.py: print_logits GGUF ADAPTER ID…, f32 on standard output, first
- * those of the training pass, then those of the serving path.
+ * check_peft.py and check_exports.py: print_logits BASE ADAPTER ID…, f32 on
+ * standard output, first those of the training pass, then those of the serving
+ * path; with "-" for the adapter only the latter.
  */
 #include "decode.h"
 #include "device.h"
@@ -9,6 +10,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static void
 must(ft_status status)
@@ -79,15 +81,18 @@ main(int argc, char **argv)
 	const ft_ops *ops;
 	ft_device *device;
 	ft_model *model;
-	ft_adapter *adapter;
+	ft_adapter *adapter = NULL;
 
 	if (argc < 4)
 		return 2;
 	must(ft_model_file_open(argv[1], &file));
 	must(ft_device_open_named("cpu", 2, FT_NUMERICS_REFERENCE, &ops, &device));
 	must(ft_model_load(file, ops, device, FT_USE_TRAIN | FT_USE_SERVE, argc, &model));
-	must(ft_peft_load(model, argv[2], &adapter));
-	train_pass(model, adapter, argv + 3, argc - 3);
+	if (strcmp(argv[2], "-") != 0)
+	{
+		must(ft_peft_load(model, argv[2], &adapter));
+		train_pass(model, adapter, argv + 3, argc - 3);
+	}
 	serve_pass(model, adapter, argv + 3, argc - 3);
 	return 0;
 }

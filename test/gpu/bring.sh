@@ -14,7 +14,7 @@ to=cache/gpu
 model=cache/SmolLM2-135M-Instruct.Q4_1.gguf
 
 named="libjansson-dev libjansson4 libevent-dev libevent-2.1-7 libevent-core-2.1-7
-	libevent-pthreads-2.1-7 libpcre2-dev libpcre2-8-0 libcmocka-dev libcmocka0 libssl-dev libssl3
+	libevent-pthreads-2.1-7 libpcre2-dev libpcre2-8-0 libutf8proc-dev libutf8proc2 libcmocka-dev libcmocka0 libssl-dev libssl3
 	libdnnl-dev libdnnl2 postgresql-15 postgresql-client-15 postgresql-server-dev-15 libpq5 tzdata"
 pgbin=$(pg_config --bindir)
 

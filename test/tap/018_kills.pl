@@ -1,6 +1,6 @@
-# The engine, the worker and the postmaster are killed at chosen steps of jobs
-# of 50 steps, one after another in the same job: it goes on each time, and ends
-# with the weights and the metrics that it would have had anyway.
+# The engine is killed at each step of jobs of 50 steps, the worker and the
+# postmaster at ten of them, one after another in the same job: it goes on each
+# time, and ends with the weights and the metrics that it would have had anyway.
 #
 # So that a kill falls in the step that is meant, the engine is made to wait
 # there, before it tells of the step.
@@ -81,6 +81,8 @@ sub kill_at
 		}
 		else
 		{
+			# what the job before leaves goes after its end, and has checkpoints of its own
+			wait_until(sub { !(() = glob "$jobs/*") }) or die 'a job has left its directory';
 			arm_at($step);
 			$id = start_job($node, $what, %fifty);
 			comes_to($what, $step);
@@ -101,16 +103,21 @@ is(wait_for_status($node, $undisturbed, 'SUCCESS')->{status}, 'SUCCESS', 'a job 
 my $expected = result_of('undisturbed', $undisturbed);
 is(scalar(() = $expected =~ /\n/g), 51, 'has metrics of 50 steps, and of the base');
 
-# The engine
+# The engine, at every step: each of as many jobs as there are steps between two
+# checkpoints is killed once after each checkpoint
 my $before = start_time($node);
-my $id = kill_at('engine', sub {
-		my ($engine, $arm) = @_;
-		kill 'STOP', $engine;    # so that it does not go on before it dies
-		$arm->();
-		kill 'KILL', $engine;
-	},
-	@steps[ 0, 3, 5, 9 ]);
-is(result_of('engine', $id), $expected, 'engine: with the same weights and metrics');
+my $id;
+for my $first (1 .. $every)
+{
+	$id = kill_at("engine_$first", sub {
+			my ($engine, $arm) = @_;
+			kill 'STOP', $engine;    # so that it does not go on before it dies
+			$arm->();
+			kill 'KILL', $engine;
+		},
+		grep { $_ % $every == $first % $every } 1 .. 50);
+	is(result_of("engine_$first", $id), $expected, "engine_$first: with the same weights and metrics");
+}
 is(start_time($node), $before, 'the server never noticed');
 
 # The worker: the postmaster restarts everything

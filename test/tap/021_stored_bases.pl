@@ -93,7 +93,7 @@ like($err, qr/WARNING:  could not open file "closed\.gguf": Permission denied/, 
 answer('DROP SERVER closed');
 mkdir "$models/folder";
 ($rc, $out, $err) = $node->psql('postgres', "CREATE SERVER folder $create (file 'folder')");
-like($err, qr/WARNING:  "folder" is not a regular file/, 'a directory is a warning');
+like($err, qr/WARNING:  model directory "folder" has no config\.json/, 'a directory of nothing is a warning');
 answer('DROP SERVER folder');
 
 # a stranger cannot have a base looked at anew

@@ -39,17 +39,37 @@ for my $time ('first', 'second', 'third')
 	my $attempts = job($node, $id)->{attempts};
 	$node->safe_psql('postgres', "SELECT pg_terminate_backend(pid) FROM finetune.progress");
 
-	# less than what is left of the launcher's minute
-	local $FinetuneJob::patience = 45;
+	# counted in looks, which are as slow as all else: less than what is left of the launcher's minute
+	local $FinetuneJob::patience = 20;
 	ok(wait_for_sql($node, "SELECT attempts > $attempts FROM finetune.jobs WHERE job_id = '$id'"),
 		"the $time time that its worker is terminated, another one takes it");
+}
+
+# The same where both end before the launcher hears of either
+my $launcher = q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_finetune launcher');
+my $workers  = q(FROM pg_stat_activity WHERE backend_type = 'pg_finetune job');
+my $guard    = $node->background_psql('postgres');
+my $old      = $node->safe_psql('postgres', $launcher);
+$guard->query_safe('BEGIN; LOCK TABLE finetune.job');
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($old)");
+ok(wait_for_sql($node, "SELECT count(*) = 1 $workers AND wait_event_type = 'Lock'"), 'a second worker is about to look');
+my $stopped = $node->safe_psql('postgres', $launcher);
+kill 'STOP', $stopped;
+$guard->query_safe('COMMIT');
+ok(wait_for_sql($node, "SELECT count(*) = 1 $workers"), 'it has found nothing');
+my $attempts = job($node, $id)->{attempts};
+$node->safe_psql('postgres', 'SELECT pg_terminate_backend(pid) FROM finetune.progress');
+ok(wait_for_sql($node, "SELECT count(*) = 0 $workers"), 'and the first has ended');
+kill 'CONT', $stopped;
+{
+	local $FinetuneJob::patience = 20;
+	ok(wait_for_sql($node, "SELECT attempts > $attempts FROM finetune.jobs WHERE job_id = '$id'"), 'another one takes the job');
 }
 $node->safe_psql('postgres', "SELECT finetune('CANCEL', '$id')");
 
 # A worker that looks while the places are taken away finds a job, and leaves it
 my $no_worker = q(SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type ~ 'pg_finetune (reader|job)');
 ok(wait_for_sql($node, $no_worker), 'no worker is left');
-my $guard = $node->background_psql('postgres');
 $guard->query_safe('BEGIN; LOCK TABLE finetune.job');
 $node->safe_psql('postgres', q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_finetune launcher'));
 ok( wait_for_sql($node, q(SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_finetune job' AND wait_event_type = 'Lock')),

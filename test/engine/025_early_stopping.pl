@@ -1,4 +1,4 @@
-# 023_early_stopping.pl: a run whose validation loss rises ends early, with the
+# 025_early_stopping.pl: a run whose validation loss rises ends early, with the
 # adapter of the best evaluation, also when it is killed in between.
 use strict;
 use warnings;
