@@ -8,12 +8,17 @@
 
 #include <string.h>
 
-/* Rows of x that a piece goes through: their rounded values stay in the L2 cache beside it. */
-#define PASS_ROWS 256
-/* Groups of a piece where there are enough of them. */
-#define PIECE_GROUPS 4
-/* A thread is not woken for less than so many multiply-adds. */
-#define MIN_WORK (1024 * 1024)
+/* Rows of x that a piece goes through, in bytes of their rounded values: they stay in the L2 cache.
+ */
+#define PASS_BYTES (512 * 1024)
+#define MIN_ROWS 48
+#define MAX_ROWS 512
+/* Rows that take as long as reading the weight does. */
+#define READ_ROWS 12
+/* A piece for each thread is worth it from about ten microseconds on: multiply-adds. */
+#define MIN_WORK (1536 * 1024)
+/* Pieces of each thread where there is enough to do: one that is held up does not hold up all. */
+#define MAX_PIECES 8
 
 typedef struct integer_job
 {
@@ -21,9 +26,9 @@ typedef struct integer_job
 	ft_mat x;
 	ft_mat y;
 	float beta;
-	ft_rounded rounded;
-	int64_t first; /* row of the pass */
-	int64_t rows;
+	ft_rounded rounded; /* rows of the pass */
+	int64_t first;      /* of them */
+	int64_t panel_bytes;
 	ft_stream *s;
 } integer_job;
 
@@ -47,10 +52,13 @@ round_task(void *context, int worker, int64_t begin, int64_t end)
 {
 	integer_job *job = context;
 	const ft_device *device = job->w->device;
+	const ft_rounded *rounded = &job->rounded;
 
 	for (int64_t i = begin; i < end; i++)
 	{
 		const void *row = ft_at(job->x, job->first + i, 0);
+		int64_t tile = ((i + 1) * rounded->tiles - 1) / rounded->rows;
+		int64_t first = ft_tile_row(rounded, tile);
 
 		if (job->x.dtype == FT_BF16)
 		{
@@ -59,7 +67,9 @@ round_task(void *context, int worker, int64_t begin, int64_t end)
 			device->kernels->to_f32(wide, row, job->x.cols);
 			row = wide;
 		}
-		device->integer->round(&job->rounded, i, row);
+		device->integer->round(ft_tile_blocks(rounded, tile),
+							   (int) (ft_tile_row(rounded, tile + 1) - first), (int) (i - first),
+							   row, rounded->k);
 	}
 }
 
@@ -88,16 +98,24 @@ store_row(const integer_job *job, void *to, const float *from, int64_t n)
 
 /* One group of the weight with all rows of the pass. */
 static void
-multiply_group(const integer_job *job, float *tile, int64_t g)
+multiply_group(const integer_job *job, uint8_t *scratch, int64_t g)
 {
 	const ft_part *part = part_of_group(job->w, g);
 	int64_t in_part = g - part->first_group;
 	int64_t column = part->first_row + in_part * FT_GROUP;
 	int64_t n = ft_min(FT_GROUP, part->rows - in_part * FT_GROUP);
+	const uint8_t *group = part->groups + in_part * part->group_bytes;
+	float *tile = (float *) (scratch + job->panel_bytes);
+	bool in_place = job->y.dtype == FT_F32 && job->beta == 0 && n == FT_GROUP;
 
-	job->w->device->integer->multiply[part->dtype](
-		tile, FT_GROUP, part->groups + in_part * part->group_bytes, &job->rounded, 0, job->rows);
-	for (int64_t i = 0; i < job->rows; i++)
+	if (in_place)
+	{
+		job->w->device->integer->multiply[part->dtype](ft_at(job->y, job->first, column), job->y.ld,
+													   group, &job->rounded, scratch);
+		return;
+	}
+	job->w->device->integer->multiply[part->dtype](tile, FT_GROUP, group, &job->rounded, scratch);
+	for (int64_t i = 0; i < job->rounded.rows; i++)
 		store_row(job, ft_at(job->y, job->first + i, column), tile + i * FT_GROUP, n);
 }
 
@@ -105,51 +123,75 @@ static void
 multiply_task(void *context, int worker, int64_t begin, int64_t end)
 {
 	const integer_job *job = context;
-	float *tile = ft_worker_scratch(job->s, worker);
+	uint8_t *scratch = ft_worker_scratch(job->s, worker);
 
 	for (int64_t g = begin; g < end; g++)
-		multiply_group(job, tile, g);
+		multiply_group(job, scratch, g);
 }
 
 /* --- all of it --- */
 
-static ft_status
-reserve(integer_job *job, int64_t rows)
+/* Passes of whole tiles. */
+static int64_t
+plan_pass(const integer_job *job, int64_t row_bytes)
 {
-	size_t k = (size_t) job->w->cols;
-	size_t blocks = k / FT_INTEGER_BLOCK;
-	size_t n = (size_t) rows;
-	size_t tile = n * FT_GROUP * sizeof(float);
-	size_t wide = k * sizeof(float);
+	int64_t tile = job->rounded.kernels->tile_rows;
+	int64_t pass = PASS_BYTES / row_bytes;
+
+	pass = pass < MIN_ROWS ? MIN_ROWS : ft_min(pass, MAX_ROWS);
+	pass = ft_divide_up(job->x.rows, ft_divide_up(job->x.rows, pass));
+	return ft_divide_up(pass, tile) * tile;
+}
+
+static ft_status
+reserve(integer_job *job, int64_t rows, int64_t row_bytes)
+{
+	int64_t blocks = job->w->cols / FT_INTEGER_BLOCK;
+	size_t tile = (size_t) (rows * FT_GROUP) * sizeof(float);
+	size_t wide = (size_t) job->w->cols * sizeof(float);
 	void *memory;
 
-	FT_TRY(ft_scratch_get(&job->s->shared, n * (2 * k + 2 * blocks * sizeof(float)), &memory));
-	job->rounded = (ft_rounded){.k = job->w->cols,
-								.scale = memory,
-								.sum = (float *) memory + n * blocks,
-								.natural = (int8_t *) ((float *) memory + 2 * n * blocks)};
-	job->rounded.split = job->rounded.natural + n * k;
-	return ft_worker_scratch_reserve(job->s, tile > wide ? tile : wide);
+	FT_TRY(ft_scratch_get(&job->s->shared, (size_t) (rows * row_bytes), &memory));
+	job->rounded.blocks = memory;
+	job->panel_bytes = blocks * job->rounded.kernels->panel_bytes;
+	return ft_worker_scratch_reserve(job->s,
+									 (size_t) job->panel_bytes + (tile > wide ? tile : wide));
+}
+
+/* Groups of a piece. */
+static int64_t
+plan_grain(const integer_job *job)
+{
+	int64_t threads = ft_pool_threads(job->s->device->pool);
+	int64_t groups = job->w->n_groups;
+	int64_t work = groups * FT_GROUP * job->w->cols * (job->rounded.rows + READ_ROWS);
+	int64_t pieces = ft_min(work / (MIN_WORK * threads), MAX_PIECES);
+
+	if (pieces > 0)
+		return ft_divide_up(groups, pieces * threads);
+	return work < MIN_WORK ? groups : ft_divide_up(groups, threads);
 }
 
 ft_status
 ft_integer_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta)
 {
-	integer_job job = {.w = w, .x = x, .y = y, .beta = beta, .s = s};
-	int64_t threads = ft_pool_threads(s->device->pool);
+	const ft_integer_kernels *kernels = s->device->integer;
+	integer_job job = {.w = w,
+					   .x = x,
+					   .y = y,
+					   .beta = beta,
+					   .s = s,
+					   .rounded = {.k = w->cols, .kernels = kernels}};
+	int64_t row_bytes = w->cols / FT_INTEGER_BLOCK * kernels->row_bytes;
+	int64_t pass = plan_pass(&job, row_bytes);
 
-	FT_TRY(reserve(&job, ft_min(x.rows, PASS_ROWS)));
-	for (job.first = 0; job.first < x.rows; job.first += PASS_ROWS)
+	FT_TRY(reserve(&job, ft_min(x.rows, pass), row_bytes));
+	for (job.first = 0; job.first < x.rows; job.first += pass)
 	{
-		int64_t grain;
-
-		job.rows = ft_min(PASS_ROWS, x.rows - job.first);
-		ft_run(s, job.rows, 4 * w->cols, round_task, &job);
-		/* two pieces a thread at least: one that is held up does not hold up all */
-		grain = ft_min(PIECE_GROUPS, ft_divide_up(w->n_groups, 2 * threads));
-		while (grain < w->n_groups && grain * FT_GROUP * job.rows * w->cols < MIN_WORK)
-			grain++;
-		ft_pool_run(s->device->pool, w->n_groups, grain, multiply_task, &job);
+		job.rounded.rows = ft_min(pass, x.rows - job.first);
+		job.rounded.tiles = ft_divide_up(job.rounded.rows, kernels->tile_rows);
+		ft_run(s, job.rounded.rows, 4 * w->cols, round_task, &job);
+		ft_pool_run(s->device->pool, w->n_groups, plan_grain(&job), multiply_task, &job);
 	}
 	return FT_OK;
 }
