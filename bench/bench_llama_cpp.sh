@@ -81,11 +81,8 @@ median() # LIST FILE WHAT
 }
 report() # METRIC OURS THE_PEER'S NAME_OF_THE_PEER'S
 {
-	if [ -n "$3" ]; then
-		printf '%s\t%s\ttokens/s\n%s\t%s\ttokens/s\t%s\n' "$4" "$3" "$1" "$2" "$4"
-	else
-		printf '%s\t%s\ttokens/s\t%s\n' "$1" "$2" "llama.cpp is not there"
-	fi
+	[ -z "$3" ] || printf '%s\t%s\ttokens/s\n' "$4" "$3"
+	printf '%s\t%s\ttokens/s\t%s\n' "$1" "$2" "$4"
 }
 
 best=
