@@ -1,7 +1,7 @@
 # build.mk: the engine and its kernels, which PGXS knows nothing of.
 #
 # One object a source, flags by feature and by file: a file whose name ends in
-# _avx2, _avx512, _avx512vnni or _avx512bf16 is compiled for that, everything
+# _avx2, _avxvnni, _avx512, _avx512vnni or _avx512bf16 is compiled for that, everything
 # else for the baseline, and backend.c chooses at run time.
 
 ENGINE_CC ?= $(if $(filter default,$(origin CC)),gcc,$(CC))
@@ -13,6 +13,7 @@ ENGINE_FLAGS = -std=gnu11 -D_GNU_SOURCE -fno-math-errno -ffp-contract=off -fPIC 
 BUILD ?= build
 
 ISA_avx2 = -mavx2 -mfma -mf16c
+ISA_avxvnni = $(ISA_avx2) -mavxvnni
 ISA_avx512 = $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
 ISA_avx512vnni = $(ISA_avx512) -mavx512vnni
 ISA_avx512bf16 = $(ISA_avx512) -mavx512bf16

@@ -339,8 +339,9 @@ run_pass(void *context)
 		must(ops->linear(stream, wide, hidden, p->layer[i][2], 0, true));
 		must(ops->linear(stream, hidden, ft_mat_cols(wide, 0, FFN), p->layer[i][3], 0, true));
 	}
-	must(ops->linear(stream, ft_mat_rows(p->logits, 0, p->rows < 8 ? p->rows : 1),
-					 ft_mat_rows(hidden, 0, p->rows < 8 ? p->rows : 1), p->head, 0, true));
+	/* of a prompt only the last row has logits */
+	must(ops->linear(stream, ft_mat_rows(p->logits, 0, p->rows <= 64 ? p->rows : 1),
+					 ft_mat_rows(hidden, 0, p->rows <= 64 ? p->rows : 1), p->head, 0, true));
 }
 
 static void
@@ -348,7 +349,8 @@ bench_serving(const char *name, ft_dtype dtype, ft_dtype head)
 {
 	static const int64_t shape[4][2] = {
 		{QKV, HIDDEN}, {HIDDEN, HIDDEN}, {2 * FFN, HIDDEN}, {HIDDEN, FFN}};
-	static const int64_t rows[] = {1, 4, 7, 512};
+	static const int64_t rows[] = {1, 4, 8, 16, 32, 64, 512};
+	bool whole = dtype != FT_BF16;
 	model_pass p;
 	double bytes = 0;
 	char text[128];
@@ -363,8 +365,8 @@ bench_serving(const char *name, ft_dtype dtype, ft_dtype head)
 	bytes += (double) ops->weight_bytes(p.head);
 	p.hidden = matrix(512, HIDDEN);
 	p.wide = matrix(512, 2 * FFN);
-	p.logits = matrix(8, VOCAB);
-	for (int i = 0; i < 4; i++)
+	p.logits = matrix(64, VOCAB);
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
 	{
 		double took;
 
@@ -382,7 +384,8 @@ bench_serving(const char *name, ft_dtype dtype, ft_dtype head)
 			double flop = 2.0 * 512 * LAYERS * HIDDEN * (QKV + HIDDEN + 3.0 * FFN);
 
 			snprintf(text, sizeof text, "serve/%s/rows_512/rate", name);
-			report(text, flop / took / 1e9, "GFLOP/s", "peak/f32");
+			report(text, flop / took / 1e9, whole ? "GOP/s" : "GFLOP/s",
+				   whole ? "peak/int8" : "peak/f32");
 		}
 	}
 	for (int i = 0; i < LAYERS; i++)
@@ -564,7 +567,7 @@ static void
 run_adamw(void *context)
 {
 	row_run *r = context;
-	ft_adamw settings = {1e-4f, 0.9f, 0.999f, 1e-8f, 0.01f, 1, 10};
+	ft_adamw settings = {1e-4f, 0.9f, 0.999f, 1e-8f, 0.01f, 1, 10, {0}};
 
 	must(ops->adamw(stream, r->x.data, r->y.data, r->z.data, r->x.data, r->x.rows * r->x.cols,
 					&settings));
@@ -648,6 +651,7 @@ main(int argc, char **argv)
 	if (strstr(parts, "serve") != NULL)
 	{
 		bench_serving("q4_1", FT_Q4_1, FT_Q8_0);
+		bench_serving("q8_0", FT_Q8_0, FT_Q8_0);
 		bench_serving("bf16", FT_BF16, FT_BF16);
 	}
 	if (strstr(parts, "attention") != NULL)

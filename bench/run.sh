@@ -1,10 +1,11 @@
 #!/bin/bash
 # run.sh: run every benchmark and write bench/results/latest.tsv.
 #
-# Each program build/bench/bench_*, and bench_jobs.sh after them, prints
+# Each program build/bench/bench_*, and the scripts bench_*.sh after them, print
 # "metric<TAB>value<TAB>unit", with the name of a metric of the same run as a
 # fourth field where there is one to compare with.  bench_peak runs first and
-# measures the machine.
+# measures the machine.  BENCH_PYTHON and LLAMA_CPP name who else is measured
+# (bench/README.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=bench/results/latest.tsv
@@ -15,8 +16,14 @@ for program in build/bench/bench_peak $(find build/bench -type f -perm -u+x -nam
 	echo "# ${program##*/}" >&2
 	"$program" | tee -a "$measured" >&2
 done
-echo "# bench_jobs.sh" >&2
-bench/bench_jobs.sh | tee -a "$measured" >&2
+if [ -n "${BENCH_PYTHON:-}" ]; then
+	echo "# train_pytorch.py" >&2
+	"$BENCH_PYTHON" bench/train_pytorch.py | tee -a "$measured" >&2
+fi
+for script in bench_llama_cpp.sh bench_jobs.sh; do
+	echo "# $script" >&2
+	"bench/$script" | tee -a "$measured" >&2
+done
 
 mkdir -p "${results%/*}"
 awk -f bench/ratios.awk "$measured" "$measured" >"$results.new"

@@ -15,6 +15,8 @@
 
 /* Rows times query heads of a task. */
 #define TASK_ROWS 32
+/* Cache blocks that are gone through at a time. */
+#define CHUNK 8
 
 typedef struct paged_job
 {
@@ -36,7 +38,7 @@ typedef struct paged_scratch
 {
 	float *queries; /* [m][D] */
 	float *result;  /* [m][D], D rounded up */
-	float *block;   /* [D][16], D rounded up: a block that cannot be used as it lies */
+	float *blocks;  /* [CHUNK][D][16], D rounded up: those that cannot be used as they lie */
 	float *scores;  /* [m][context], rounded up */
 } paged_scratch;
 
@@ -96,50 +98,61 @@ sequence_of_row(const ft_paged_batch *batch, int64_t row)
 	return low;
 }
 
-static void
-store_value(void *to, ft_dtype to_type, int64_t i, ft_mat from, int64_t row, int64_t column)
+/* n values of a row as the cache's type: where they stand, or in `room`. */
+static const void *
+row_as(const paged_job *job, void *room, ft_mat m, int64_t row, int64_t column, int64_t n)
 {
-	const void *p = ft_at(from, row, column);
+	const void *from = ft_at(m, row, column);
 
-	if (to_type == from.dtype)
-	{
-		if (to_type == FT_F32)
-			((float *) to)[i] = *(const float *) p;
-		else
-			((uint16_t *) to)[i] = *(const uint16_t *) p;
-	}
-	else if (to_type == FT_F32)
-		((float *) to)[i] = ft_bf16_to_f32(*(const uint16_t *) p);
+	if (m.dtype == job->cache->dtype)
+		return from;
+	if (m.dtype == FT_F32)
+		job->s->device->kernels->to_bf16(room, from, n);
 	else
-		((uint16_t *) to)[i] = ft_f32_to_bf16(*(const float *) p);
+		job->s->device->kernels->to_f32(room, from, n);
+	return room;
+}
+
+/* One head's keys become a column of the block, its values a row. */
+static void
+store_head(const paged_job *job, void *keys, void *values, const void *k, const void *v,
+		   int64_t slot)
+{
+	int64_t d = job->cache->head_dim;
+
+	if (job->cache->dtype == FT_F32)
+	{
+		for (int64_t j = 0; j < d; j++)
+			((float *) keys)[j * FT_KV_BLOCK + slot] = ((const float *) k)[j];
+		memcpy((float *) values + slot * d, v, (size_t) d * sizeof(float));
+	}
+	else
+	{
+		for (int64_t j = 0; j < d; j++)
+			((uint16_t *) keys)[j * FT_KV_BLOCK + slot] = ((const uint16_t *) k)[j];
+		memcpy((uint16_t *) values + slot * d, v, (size_t) d * sizeof(uint16_t));
+	}
 }
 
 static void
 kv_store_task(void *context, int worker, int64_t begin, int64_t end)
 {
-	paged_job *job = context;
+	const paged_job *job = context;
 	const ft_paged_batch *batch = job->batch;
 	const ft_kv_layer *cache = job->cache;
 	int64_t d = cache->head_dim;
+	float *room = ft_worker_scratch(job->s, worker); /* [2][D] */
 
-	(void) worker;
 	for (int64_t row = begin < batch->row_start[0] ? batch->row_start[0] : begin; row < end; row++)
 	{
 		int i = sequence_of_row(batch, row);
 		int64_t position = batch->context[i] + row - batch->row_start[i];
-		int64_t slot = position % FT_KV_BLOCK;
 
 		for (int head = 0; head < cache->kv_heads; head++)
-		{
-			void *keys = cache_block(cache, cache->k, batch, i, position, head);
-			void *values = cache_block(cache, cache->v, batch, i, position, head);
-
-			for (int64_t j = 0; j < d; j++)
-			{
-				store_value(keys, cache->dtype, j * FT_KV_BLOCK + slot, job->k, row, head * d + j);
-				store_value(values, cache->dtype, slot * d + j, job->v, row, head * d + j);
-			}
-		}
+			store_head(job, cache_block(cache, cache->k, batch, i, position, head),
+					   cache_block(cache, cache->v, batch, i, position, head),
+					   row_as(job, room, job->k, row, head * d, d),
+					   row_as(job, room + d, job->v, row, head * d, d), position % FT_KV_BLOCK);
 	}
 }
 
@@ -157,47 +170,95 @@ ft_cpu_kv_store(ft_stream *s, const ft_kv_layer *cache, const ft_paged_batch *ba
 	FT_TRY(ft_check_shape("kv_store", "v", v, k.rows, width));
 	if (batch->n == 0)
 		return FT_OK;
-	ft_run(s, batch->row_start[batch->n], 8 * width, kv_store_task, &job);
+	FT_TRY(ft_worker_scratch_reserve(s, (size_t) (2 * cache->head_dim) * sizeof(float)));
+	ft_run(s, batch->row_start[batch->n], 4 * width, kv_store_task, &job);
 	return FT_OK;
 }
 
-/* A block's keys as a panel [D][16]. */
+/* A block's keys as a panel [D][16]; `copy` has room for it. */
 static const float *
-key_panel(const paged_job *job, const paged_scratch *t, int sequence, int64_t position, int head)
+key_panel(const paged_job *job, float *copy, int sequence, int64_t position, int head)
 {
 	const ft_kv_layer *cache = job->cache;
 	const void *block = cache_block(cache, cache->k, job->batch, sequence, position, head);
 
 	if (cache->dtype == FT_F32)
 		return block;
-	job->s->device->kernels->to_f32(t->block, block, (int64_t) FT_KV_BLOCK * cache->head_dim);
-	return t->block;
+	job->s->device->kernels->to_f32(copy, block, (int64_t) FT_KV_BLOCK * cache->head_dim);
+	return copy;
 }
 
-/* A block's values as panels of 16 dimensions, *ld values apart; `n` positions are in use. */
+/* Values from one position of a value panel to the next. */
+static int64_t
+value_stride(const ft_kv_layer *cache)
+{
+	return ft_round_up(cache->head_dim, FT_GROUP);
+}
+
+/* A block's values as a panel [16][D], D rounded up; `n` positions are in use. */
 static const float *
-value_panel(const paged_job *job, const paged_scratch *t, int sequence, int64_t position, int head,
-			int64_t n, int64_t *ld)
+value_panel(const paged_job *job, float *copy, int sequence, int64_t position, int head, int64_t n)
 {
 	const ft_kv_layer *cache = job->cache;
 	const void *block = cache_block(cache, cache->v, job->batch, sequence, position, head);
 	int64_t d = cache->head_dim;
+	int64_t ld = value_stride(cache);
 
-	*ld = d;
-	if (cache->dtype == FT_F32 && d % FT_GROUP == 0)
+	if (cache->dtype == FT_F32 && d == ld)
 		return block;
-	*ld = ft_round_up(d, FT_GROUP);
 	for (int64_t i = 0; i < n; i++)
 	{
-		float *to = t->block + i * *ld;
+		float *to = copy + i * ld;
 
-		memset(to, 0, (size_t) *ld * sizeof *to);
+		memset(to, 0, (size_t) ld * sizeof *to);
 		if (cache->dtype == FT_F32)
 			memcpy(to, (const float *) block + i * d, (size_t) d * sizeof *to);
 		else
 			job->s->device->kernels->to_f32(to, (const uint16_t *) block + i * d, d);
 	}
-	return t->block;
+	return copy;
+}
+
+/* scores [m][ld] of the queries with the keys of positions [base, end). */
+static void
+score_keys(const paged_job *job, const paged_scratch *t, int i, int head, int64_t m, int64_t base,
+		   int64_t end, int64_t ld)
+{
+	int64_t d = job->cache->head_dim;
+	int64_t room = ft_round_up(d, FT_GROUP) * FT_KV_BLOCK;
+	const float *panels[CHUNK];
+
+	for (int64_t p = base; p < end; p += CHUNK * FT_KV_BLOCK)
+	{
+		int64_t blocks = ft_min(CHUNK, ft_divide_up(end - p, FT_KV_BLOCK));
+
+		for (int64_t b = 0; b < blocks; b++)
+			panels[b] = key_panel(job, t->blocks + b * room, i, p + b * FT_KV_BLOCK, head);
+		job->s->device->kernels->paged_scores(t->scores + p - base, ld, t->queries, d, panels,
+											  blocks, m, d);
+	}
+}
+
+/* result [m][width] = scores times the values of positions [base, end). */
+static void
+mix_values(const paged_job *job, const paged_scratch *t, int i, int head, int64_t m, int64_t base,
+		   int64_t end, int64_t ld)
+{
+	int64_t width = value_stride(job->cache);
+	int64_t room = width * FT_KV_BLOCK;
+	const float *panels[CHUNK];
+
+	memset(t->result, 0, (size_t) (m * width) * sizeof *t->result);
+	for (int64_t p = base; p < end; p += CHUNK * FT_KV_BLOCK)
+	{
+		int64_t positions = ft_min(CHUNK * FT_KV_BLOCK, end - p);
+
+		for (int64_t b = 0; b * FT_KV_BLOCK < positions; b++)
+			panels[b] = value_panel(job, t->blocks + b * room, i, p + b * FT_KV_BLOCK, head,
+									ft_min(FT_KV_BLOCK, positions - b * FT_KV_BLOCK));
+		job->s->device->kernels->paged_mix(t->result, width, t->scores + p - base, ld, panels,
+										   width, positions, m, width);
+	}
 }
 
 /* Softmax of one row's scores; scores[0] is position `base`, the row stands at `at`. */
@@ -246,25 +307,13 @@ attend_rows(paged_job *job, const paged_scratch *t, int i, int head, int64_t row
 		if (from.data != to)
 			memcpy(to, from.data, (size_t) (group * d) * sizeof *to);
 	}
-	memset(t->scores, 0, (size_t) (m * ld) * sizeof *t->scores);
-	for (int64_t p = base; p < end; p += FT_KV_BLOCK)
-		kernels->gemm(t->scores + p - base, ld, t->queries, d, 1, key_panel(job, t, i, p, head),
-					  FT_GROUP, 0, m, 1, d);
+	score_keys(job, t, i, head, m, base, end, ld);
 
 	/* the factor 1 / sum goes into the row's scale at the end: keep it where the queries were */
 	for (int64_t r = 0; r < m; r++)
 		t->queries[r] = softmax_row(job, t->scores + r * ld, ld, base, at + r / group);
 
-	memset(t->result, 0, (size_t) (m * width) * sizeof *t->result);
-	for (int64_t p = base; p < end; p += FT_KV_BLOCK)
-	{
-		int64_t n = ft_min(FT_KV_BLOCK, end - p);
-		int64_t pk;
-		const float *panel = value_panel(job, t, i, p, head, n, &pk);
-
-		kernels->gemm(t->result, width, t->scores + p - base, ld, 1, panel, pk, FT_GROUP, m,
-					  (int) (width / FT_GROUP), n);
-	}
+	mix_values(job, t, i, head, m, base, end, ld);
 	for (int64_t r = 0; r < m; r++)
 	{
 		float *from = t->result + r * width;
@@ -285,15 +334,15 @@ cut_scratch(const paged_job *job, float *memory, paged_scratch *t)
 	int64_t d = ft_round_up(job->cache->head_dim, FT_GROUP);
 	int64_t m = job->rows_per_task * (job->heads / job->cache->kv_heads);
 	int64_t context = ft_round_up(job->batch->max_context, FT_KV_BLOCK) + FT_KV_BLOCK;
-	int64_t total = ft_round_up(m * d, FT_GROUP) + m * d + d * FT_KV_BLOCK + m * context;
+	int64_t total = ft_round_up(m * d, FT_GROUP) + m * d + CHUNK * d * FT_KV_BLOCK + m * context;
 
 	*t = (paged_scratch){0};
 	if (memory == NULL) /* only the size is asked for */
 		return (size_t) total * sizeof(float);
 	t->queries = memory;
 	t->result = t->queries + ft_round_up(m * d, FT_GROUP);
-	t->block = t->result + m * d;
-	t->scores = t->block + d * FT_KV_BLOCK;
+	t->blocks = t->result + m * d;
+	t->scores = t->blocks + CHUNK * d * FT_KV_BLOCK;
 	return (size_t) total * sizeof(float);
 }
 

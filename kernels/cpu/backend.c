@@ -2,15 +2,20 @@
  * backend.c: the CPU's table of operations, its device and its streams.
  *
  * The instruction set is chosen when a device is opened.  The environment
- * variable PG_FINETUNE_CPU (portable, avx2, avx512, bf16) chooses a lower one,
- * or bf16 products where the processor would have to emulate them: for tests.
+ * variable PG_FINETUNE_CPU (portable, avx2, avxvnni, avx512, bf16) chooses a
+ * lower one (avx2 and avx512 are without VNNI), or bf16 products where the
+ * processor would have to emulate them: for tests.
  */
-#include "cpu.h"
+#include "integer.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 static bool
 has_avx2(void)
@@ -43,30 +48,81 @@ has_avx512_bf16(void)
 #endif
 }
 
+static bool
+has_vnni(void)
+{
+#if defined(__x86_64__)
+	return __builtin_cpu_supports("avx512vnni");
+#else
+	return false;
+#endif
+}
+
+/* gcc 12 has no name for AVX-VNNI in __builtin_cpu_supports(). */
+static bool
+has_avxvnni(void)
+{
+#if defined(__x86_64__)
+	unsigned a, b, c, d;
+
+	return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0;
+#else
+	return false;
+#endif
+}
+
+/* Products in whole numbers, where numerics allow them. */
+static const ft_integer_kernels *
+choose_integer(const ft_device *device, bool vnni)
+{
+	if (device->numerics != FT_NUMERICS_FAST)
+		return NULL;
+#if defined(__x86_64__)
+	if (device->kernels == &ft_kernels_avx512)
+		return vnni && has_vnni() ? &ft_integer_avx512vnni : &ft_integer_avx512;
+	if (device->kernels == &ft_kernels_avx2)
+		return vnni && has_avxvnni() ? &ft_integer_avxvnni : &ft_integer_avx2;
+#endif
+	(void) vnni;
+	return &ft_integer_portable;
+}
+
+static bool
+is_wish(const char *wish, const char *name)
+{
+	return wish != NULL && strcmp(wish, name) == 0;
+}
+
 static ft_status
 choose_kernels(ft_device *device)
 {
 	const char *wish = getenv("PG_FINETUNE_CPU");
 	bool bf16 = has_avx512_bf16();
+	bool granted = true;
 
 	if (wish != NULL && wish[0] == '\0')
 		wish = NULL;
 	device->kernels = &ft_kernels_portable;
 #if defined(__x86_64__)
-	if (has_avx512() && (wish == NULL || strcmp(wish, "avx512") == 0 || strcmp(wish, "bf16") == 0))
+	if (has_avx512() && (wish == NULL || is_wish(wish, "avx512") || is_wish(wish, "bf16")))
 		device->kernels = &ft_kernels_avx512;
-	else if (has_avx2() && (wish == NULL || strcmp(wish, "avx2") == 0))
+	else if (has_avx2() && (wish == NULL || is_wish(wish, "avx2") || is_wish(wish, "avxvnni")))
 		device->kernels = &ft_kernels_avx2;
 #endif
 	if (wish != NULL)
 	{
-		bf16 = strcmp(wish, "bf16") == 0;
-		if (!bf16 && strcmp(wish, device->kernels->name) != 0)
-			return ft_fail(FT_DEVICE, "PG_FINETUNE_CPU asks for \"%s\", which this processor lacks",
-						   wish);
+		bf16 = is_wish(wish, "bf16");
+		granted = bf16 || strcmp(wish, device->kernels->name) == 0 ||
+				  (is_wish(wish, "avxvnni") && has_avxvnni());
 	}
+	if (!granted)
+		return ft_fail(FT_DEVICE, "PG_FINETUNE_CPU asks for \"%s\", which this processor lacks",
+					   wish);
 	device->compute_dtype = bf16 && device->numerics == FT_NUMERICS_FAST ? FT_BF16 : FT_F32;
-	snprintf(device->features, sizeof device->features, "%s%s", device->kernels->name,
+	device->integer = choose_integer(device, wish == NULL || bf16 || is_wish(wish, "avxvnni"));
+	snprintf(device->features, sizeof device->features, "%s%s%s", device->kernels->name,
+			 device->integer != NULL && strstr(device->integer->name, "vnni") != NULL ? " vnni"
+																					  : "",
 			 device->compute_dtype == FT_BF16 ? " bf16" : "");
 	return FT_OK;
 }

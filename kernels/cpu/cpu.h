@@ -11,10 +11,14 @@
 #include "kernels.h"
 #include "threads.h"
 
+struct ft_integer_kernels;
+
 struct ft_device
 {
 	ft_pool *pool;
 	const ft_kernels *kernels;
+	/* products in whole numbers for serving (integer.h); NULL: none */
+	const struct ft_integer_kernels *integer;
 	ft_numerics numerics;
 	ft_dtype compute_dtype;
 	char features[128];

@@ -67,6 +67,15 @@ typedef struct ft_kernels
 					const uint32_t place[3], uint64_t seed, uint32_t threshold, float scale,
 					int64_t n);
 
+	/* scores[i · ld + 16 b + j] = Σ_t q[i · ldq + t] · panels[b][16 t + j], for i < m, b < blocks,
+	 * j < 16, t < k ascending. */
+	void (*paged_scores)(float *scores, int64_t ld, const float *q, int64_t ldq,
+						 const float *const *panels, int64_t blocks, int64_t m, int64_t k);
+	/* acc[i · lda + j] += Σ_t scores[i · ld + t] · panels[t / 16][t % 16 · pk + j], for i < m,
+	 * t < positions ascending, j < width, a multiple of 16. */
+	void (*paged_mix)(float *acc, int64_t lda, const float *scores, int64_t ld,
+					  const float *const *panels, int64_t pk, int64_t positions, int64_t m,
+					  int64_t width);
 	/* x = exp(scale · x - shift) for n values; returns their sum. */
 	float (*exp_row)(float *x, float scale, float shift, int64_t n);
 	float (*max_row)(const float *x, int64_t n);

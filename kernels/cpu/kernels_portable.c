@@ -7,6 +7,7 @@
 #include "dropout_kernel.h"
 #include "gemm_kernel.h"
 #include "nf4_kernel.h"
+#include "paged_kernel.h"
 #include "panel_kernel.h"
 #include "rows_kernel.h"
 #include "softmax_kernel.h"

@@ -2,7 +2,7 @@
  * linear.c: products with weights and with plain matrices: checks, and which
  * implementation does them.
  */
-#include "cpu.h"
+#include "integer.h"
 
 /* Below this many multiply-adds the library's own overhead is the larger part. */
 #define LIBRARY_MIN_WORK (64 * 1024)
@@ -80,6 +80,8 @@ ft_cpu_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, 
 					   row_fixed ? "serving" : "training");
 	if (y.rows == 0 || y.cols == 0)
 		return FT_OK;
+	if (row_fixed && ft_integer_suits(w))
+		return ft_integer_linear(s, y, x, w, beta);
 	if (row_fixed || w->dense == NULL)
 		return ft_packed_linear(s, y, x, w, beta);
 	return multiply(s, y, x, false, dense_matrix(w), true, 1, beta);

@@ -75,13 +75,17 @@ ft_pack_group_bytes(ft_dtype dtype, int64_t cols)
 	return bytes < 0 ? -1 : (cols + columns - 1) / columns * bytes;
 }
 
-/* The byte of a row's words that has column i, when a column takes so many bits. */
+/* Where column i stands in a row's words, when a column takes so many bits. */
 static int
 byte_of(int lane, int i, int bits)
 {
-	int bit = i * bits;
+	return FT_PACK_VECTOR(i) * bits / 8 * 64 + lane * 4 + i % 8 / 2;
+}
 
-	return bit / 32 * 64 + lane * 4 + bit % 32 / 8;
+static int
+shift_of(int i, int bits)
+{
+	return FT_PACK_VECTOR(i) * bits % 8;
 }
 
 /* Lay one row's block into its place of the group's block. */
@@ -101,10 +105,11 @@ pack_block(uint8_t *to, ft_dtype dtype, int lane, const ft_block *b)
 	{
 		int mask = (1 << l->low_words) - 1;
 
-		low[byte_of(lane, i, l->low_words)] |= (uint8_t) ((b->q[i] & mask) << i * l->low_words % 8);
+		low[byte_of(lane, i, l->low_words)] |=
+			(uint8_t) ((b->q[i] & mask) << shift_of(i, l->low_words));
 		if (l->high_words > 0)
 			high[byte_of(lane, i, l->high_words)] |=
-				(uint8_t) (b->q[i] >> l->low_words << i * l->high_words % 8);
+				(uint8_t) (b->q[i] >> l->low_words << shift_of(i, l->high_words));
 	}
 }
 
@@ -127,11 +132,12 @@ unpack_block(ft_block *b, ft_dtype dtype, int lane, const uint8_t *from)
 		int low_mask = (1 << l->low_words) - 1;
 		int high_mask = (1 << l->high_words) - 1;
 
-		b->q[i] = low[byte_of(lane, i, l->low_words)] >> i * l->low_words % 8 & low_mask;
+		b->q[i] = low[byte_of(lane, i, l->low_words)] >> shift_of(i, l->low_words) & low_mask;
 		if (l->high_words > 0)
-			b->q[i] |= (uint8_t) ((high[byte_of(lane, i, l->high_words)] >> i * l->high_words % 8 &
-								   high_mask)
-								  << l->low_words);
+			b->q[i] |=
+				(uint8_t) ((high[byte_of(lane, i, l->high_words)] >> shift_of(i, l->high_words) &
+							high_mask)
+						   << l->low_words);
 	}
 }
 

@@ -4,20 +4,19 @@
  * A packed group holds 16 rows of a weight, block after block along k, with the
  * 16 rows side by side in every block, so that one vector load gives the same
  * k of 16 rows (the last group of a part is filled with zero rows).
- * For a block of 32 columns of a quantised type, "words" being 16 × u32, row r
- * in word r:
+ * A block of 32 columns of a quantised type is
  *
- *   q4_0  d[16] f16, 4 words                     word j: nibbles i = column 8 j + i
- *   q4_1  d[16], m[16] f16, 4 words
- *   q5_0  d[16] f16, 1 word of high bits, 4 words
- *   q5_1  d[16], m[16] f16, 1 word of high bits, 4 words
- *   q8_0  d[16] f16, 8 words                     word j: bytes i = column 4 j + i
- *   q2_k  d[16], m[16] f16, scale[2][16] u8 (low nibble scale, high nibble minimum, of 16 columns
- *         each), 2 words                             word j: pairs i = column 16 j + i
- *   q3_k  d[16] f16, scale[2][16] i8, 1 word of high bits, 2 words
- *   q4_k  d[16], m[16] f16, scale[16], minimum[16] u8, 4 words
- *   q5_k  d[16], m[16] f16, scale[16], minimum[16] u8, 1 word of high bits, 4 words
- *   q6_k  d[16] f16, scale[2][16] i8, 2 words of high bit pairs (columns 16 j ..), 4 words
+ *   d[16] f16                 of every type
+ *   m[16] f16                 q4_1, q5_1, q2_k, q4_k, q5_k
+ *   scale[2][16] bytes        q2_k (low nibble scale, high nibble minimum, of 16 columns each),
+ * q3_k and q6_k (i8, of 16 columns each), q4_k and q5_k (scale, minimum) 1 or 2 words the bits
+ * above the low ones: q5_0, q5_1, q5_k, q3_k; q6_k 2, 4 or 8 words           the low 2 (q2_k,
+ * q3_k), 4 or 8 (q8_0) bits
+ *
+ * where "words" are 16 × u32, row r in word r.  Products in whole numbers take them as eight
+ * vectors of bytes: byte k of vector s is column 8 (s / 2) + 2 k + s % 2.  With b bits of each
+ * column in words, those of vector s are in word s · b / 8, from bit s · b % 8 of its bytes on: a
+ * shift and a mask give the vector.
  *
  * Plain types: f32 and f16 k by k; bf16 in pairs of k, so that a word is two
  * neighbours of one row.
@@ -27,6 +26,9 @@
 
 #include "blocks.h"
 #include "kernels.h"
+
+/* The vector of bytes that has column i of a block. */
+#define FT_PACK_VECTOR(i) ((i) / 8 * 2 + (i) % 2)
 
 /* Columns that a packed block covers: 32, or 1 (f32, f16), or 2 (bf16). */
 int ft_pack_columns(ft_dtype dtype);

@@ -196,6 +196,88 @@ v_to_bf16(uint16_t *p, vf v)
 #endif
 }
 
+INLINE vf
+v_from_f16(const uint16_t *p)
+{
+#if VW == 16
+	return (vf) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p));
+#elif VW == 8
+	return (vf) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p));
+#else
+	float lane[VW];
+
+	for (int i = 0; i < VW; i++)
+		lane[i] = ft_f16_to_f32(p[i]);
+	return v_load(lane);
+#endif
+}
+
+INLINE vf
+v_from_i8(const int8_t *p)
+{
+#if VW == 16
+	return (vf) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p)));
+#elif VW == 8
+	return (vf) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p)));
+#else
+	return (vf){p[0], p[1], p[2], p[3]};
+#endif
+}
+
+/* The bits of each byte that `mask` has, shifted right. */
+INLINE vf
+v_from_bits(const uint8_t *p, const int shift, const int mask)
+{
+#if VW == 16
+	__m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) p));
+
+	return (vf) _mm512_cvtepi32_ps((__m512i) (((vu) wide >> shift) & (uint32_t) mask));
+#elif VW == 8
+	__m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) p));
+
+	return (vf) _mm256_cvtepi32_ps((__m256i) (((vu) wide >> shift) & (uint32_t) mask));
+#else
+	return (vf){(float) (p[0] >> shift & mask), (float) (p[1] >> shift & mask),
+				(float) (p[2] >> shift & mask), (float) (p[3] >> shift & mask)};
+#endif
+}
+
+INLINE vf
+v_from_u8(const uint8_t *p)
+{
+	return v_from_bits(p, 0, 255);
+}
+
+INLINE vf
+v_from_low_nibbles(const uint8_t *p)
+{
+	return v_from_bits(p, 0, 15);
+}
+
+INLINE vf
+v_from_high_nibbles(const uint8_t *p)
+{
+	return v_from_bits(p, 4, 15);
+}
+
+INLINE vf
+v_to_float(vu v)
+{
+#if VW == 16
+	return (vf) _mm512_cvtepi32_ps((__m512i) v);
+#elif VW == 8
+	return (vf) _mm256_cvtepi32_ps((__m256i) v);
+#else
+	return __builtin_convertvector((vi) v, vf);
+#endif
+}
+
+INLINE vu
+v_words(const uint8_t *p)
+{
+	return *(const vu_unaligned *) p;
+}
+
 /* Elements i .. i + VW of a row of either type. */
 INLINE vf
 v_load_as(const void *p, int64_t i, bool bf16)

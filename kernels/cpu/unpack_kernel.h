@@ -8,73 +8,10 @@
 
 #include "pack.h"
 
-INLINE vf
-v_from_f16(const uint16_t *p)
-{
-#if VW == 16
-	return (vf) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p));
-#elif VW == 8
-	return (vf) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p));
-#else
-	float lane[VW];
-
-	for (int i = 0; i < VW; i++)
-		lane[i] = ft_f16_to_f32(p[i]);
-	return v_load(lane);
-#endif
-}
-
-INLINE vf
-v_from_i8(const int8_t *p)
-{
-	float lane[VW];
-
-	for (int i = 0; i < VW; i++)
-		lane[i] = p[i];
-	return v_load(lane);
-}
-
-INLINE vf
-v_from_u8(const uint8_t *p)
-{
-	float lane[VW];
-
-	for (int i = 0; i < VW; i++)
-		lane[i] = p[i];
-	return v_load(lane);
-}
-
-INLINE vf
-v_from_low_nibbles(const uint8_t *p)
-{
-	float lane[VW];
-
-	for (int i = 0; i < VW; i++)
-		lane[i] = (float) (p[i] & 15);
-	return v_load(lane);
-}
-
-INLINE vf
-v_from_high_nibbles(const uint8_t *p)
-{
-	float lane[VW];
-
-	for (int i = 0; i < VW; i++)
-		lane[i] = (float) (p[i] >> 4);
-	return v_load(lane);
-}
-
-INLINE vf
-v_to_float(vu v)
-{
-#if VW == 16
-	return (vf) _mm512_cvtepi32_ps((__m512i) v);
-#elif VW == 8
-	return (vf) _mm256_cvtepi32_ps((__m256i) v);
-#else
-	return __builtin_convertvector((vi) v, vf);
-#endif
-}
+/* The bit of column 8 j + i in a word of bits (pack.h). */
+#define HIGH_BIT(j, i) (8 * ((i) / 2) + FT_PACK_VECTOR(8 * (j) + (i)))
+/* The lower bit of the pair of column 8 j + i, j < 2, in the word of 16 columns. */
+#define PAIR_BIT(j, i) (8 * ((i) / 2) + 2 * FT_PACK_VECTOR(8 * (j) + (i)))
 
 /* Float of the low four bits of every word. */
 INLINE vf
@@ -87,12 +24,6 @@ v_nibble(vu v)
 #else
 	return v_to_float(v & 15);
 #endif
-}
-
-INLINE vu
-v_words(const uint8_t *p)
-{
-	return *(const vu_unaligned *) p;
 }
 
 /* Ask for what will be unpacked later.  In step with the unpacking itself, since a core waits for
@@ -130,7 +61,7 @@ unpack_nibbles(float *panel, const uint8_t *block, const bool minimum, const boo
 				vf q;
 
 				if (high)
-					q = v_to_float(((w >> (4 * i)) & 15) | (((h >> (8 * j + i)) & 1) << 4));
+					q = v_to_float(((w >> (4 * i)) & 15) | (((h >> HIGH_BIT(j, i)) & 1) << 4));
 				else
 					q = v_nibble(w >> (4 * i));
 				v_store(panel + (8 * j + i) * FT_GROUP + r, v_fma(q, d, m));
@@ -174,11 +105,12 @@ unpack_q8_0(float *panel, const uint8_t *group, int64_t first, int64_t k, const 
 			for (int j = 0; j < 8; j++)
 			{
 				vi w = (vi) v_words(group + 32 + j * 64 + r * 4);
-				float *to = panel + (t + 4 * j) * FT_GROUP + r;
+				float *to = panel + (t + j / 2 * 8 + j % 2) * FT_GROUP + r;
 
 #pragma GCC unroll 4
 				for (int i = 0; i < 4; i++)
-					v_store(to + i * FT_GROUP, v_to_float((vu) ((w << (24 - 8 * i)) >> 24)) * d);
+					v_store(to + 2 * i * FT_GROUP,
+							v_to_float((vu) ((w << (24 - 8 * i)) >> 24)) * d);
 			}
 		}
 	}
@@ -212,7 +144,7 @@ unpack_q6_k(float *panel, const uint8_t *group, int64_t first, int64_t k, const 
 #pragma GCC unroll 8
 					for (int i = 0; i < 8; i++)
 					{
-						vu q = ((w >> (4 * i)) & 15) | (((h >> (2 * (8 * j + i))) & 3) << 4);
+						vu q = ((w >> (4 * i)) & 15) | (((h >> PAIR_BIT(j, i)) & 3) << 4);
 
 						v_store(to + i * FT_GROUP, v_fma(v_to_float(q), scale, offset));
 					}
@@ -247,10 +179,10 @@ unpack_pairs(float *panel, const uint8_t *block, const bool minimum)
 #pragma GCC unroll 16
 			for (int i = 0; i < 16; i++)
 			{
-				vu q = (w >> (2 * i)) & 3;
+				vu q = (w >> PAIR_BIT(i / 8, i % 8)) & 3;
 
 				if (!minimum)
-					q |= ((h >> (16 * half + i)) & 1) << 2;
+					q |= ((h >> HIGH_BIT(2 * half + i / 8, i % 8)) & 1) << 2;
 				v_store(panel + (16 * half + i) * FT_GROUP + r,
 						v_fma(v_to_float(q), scale, offset));
 			}
@@ -282,7 +214,7 @@ unpack_scaled_nibbles(float *panel, const uint8_t *block, const bool high)
 				vf q;
 
 				if (high)
-					q = v_to_float(((w >> (4 * i)) & 15) | (((h >> (8 * j + i)) & 1) << 4));
+					q = v_to_float(((w >> (4 * i)) & 15) | (((h >> HIGH_BIT(j, i)) & 1) << 4));
 				else
 					q = v_nibble(w >> (4 * i));
 				v_store(panel + (8 * j + i) * FT_GROUP + r, v_fma(q, d, m));

@@ -145,10 +145,13 @@ test_dequantise(void **state)
 	}
 }
 
-/* The product with a unit vector is a column; adding zeros to it changes but the sign of a zero. */
+/* The product with a unit vector is a column; adding zeros to it changes but the sign of a zero.
+ * Where rows are rounded to 8 bits the one is 127 times a scale that is no float. */
 static void
 test_product(void **state)
 {
+	bool exact = strcmp(info.name, "cpu") != 0 || info.numerics != FT_NUMERICS_FAST;
+
 	(void) state;
 	for (int i = 0; i < N_TYPES; i++)
 	{
@@ -169,15 +172,22 @@ test_product(void **state)
 		must(ops->linear(stream, y.mat, x.mat, w, 0, true));
 		got = tensor_read(&y);
 		for (int64_t r = 0; r < stored.rows; r++)
+		{
+			const float *row = (const float *) values.data + r * stored.cols;
+			double limit = 0;
+
+			for (int64_t c = 0; c < stored.cols && !exact; c++)
+				limit = fmax(limit, ldexp(fabs((double) row[c]), -21));
 			for (int64_t c = 0; c < stored.cols; c++)
 			{
-				float expected = ((float *) values.data)[r * stored.cols + c];
+				float expected = row[c];
 
-				if (got[c * stored.rows + r] != (double) expected)
+				if (!(fabs(got[c * stored.rows + r] - (double) expected) <= limit))
 					fail_msg("product with %s: row %lld, column %lld is %a, expected %a",
 							 ft_dtype_get(types[i])->name, (long long) r, (long long) c,
 							 got[c * stored.rows + r], (double) expected);
 			}
+		}
 		free(got);
 		ops->weight_free(w);
 	next:

@@ -33,12 +33,16 @@
 #define PROMPTS 1
 #define TOKENS 10
 #define ROWS 2
+#define FAST_ROWS 2
 #else
 #define PROMPTS 5
 #define TOKENS 200
 #define ROWS 30
+#define FAST_ROWS 40
 #endif
 
+#define MAX_DIVERGENCE 5e-3 /* of fast numerics */
+#define MAX_NLL 1e-2
 #define MAX_RELATIVE 1e-4 /* of a logit, by the root mean square of its row */
 
 static serving model;
@@ -199,6 +203,82 @@ test_logits(void **state)
 	free(ours);
 }
 
+/* --- the other numerics --- */
+
+/* log Σ exp */
+static double
+log_sum(const float *x, int n)
+{
+	double largest = x[0], sum = 0;
+
+	for (int i = 1; i < n; i++)
+		largest = fmax(largest, x[i]);
+	for (int i = 0; i < n; i++)
+		sum += exp(x[i] - largest);
+	return largest + log(sum);
+}
+
+/* Σ p log(p / q) of the distributions after two rows of logits. */
+static double
+divergence(const float *reference, const float *other, int n)
+{
+	double p_sum = log_sum(reference, n), q_sum = log_sum(other, n), kl = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		double p = reference[i] - p_sum;
+
+		kl += exp(p) * (p - (other[i] - q_sum));
+	}
+	return kl;
+}
+
+/* Fast numerics may round activations to 8 bits where the weights are quantised, as others do with
+ * such files: the next token's distribution stays near, and so does what a text is thought of. */
+static void
+test_fast_numerics(void **state)
+{
+	int vocab = model.model->config.vocab;
+	double kl = 0, nll = 0, fast_nll = 0;
+	int rows = 0;
+	serving fast;
+
+	(void) state;
+	serving_open(&fast, MODEL, FT_NUMERICS_FAST, 2, MAX_TOKENS);
+	for (size_t i = 0; i < PROMPTS; i++)
+	{
+		const json_t *prompt = json_array_get(json_object_get(greedy, "prompts"), i);
+		int32_t ids[MAX_TOKENS];
+		int n = ids_of(json_object_get(prompt, "prompt_ids"), ids);
+		float *reference, *other;
+
+		n += ids_of(json_object_get(prompt, "tokens"), ids + n);
+		n = n < 4 * FAST_ROWS ? n : 4 * FAST_ROWS;
+		reference = malloc((size_t) n * (size_t) vocab * sizeof *reference);
+		other = malloc((size_t) n * (size_t) vocab * sizeof *other);
+		assert_non_null(reference);
+		assert_non_null(other);
+		serving_feed(&model, NULL, ids, n, 1, reference);
+		serving_feed(&fast, NULL, ids, n, 1, other);
+		for (int t = 0; t + 1 < n; t++, rows++)
+		{
+			const float *a = reference + (size_t) t * (size_t) vocab;
+			const float *b = other + (size_t) t * (size_t) vocab;
+
+			kl += divergence(a, b, vocab);
+			nll += log_sum(a, vocab) - a[ids[t + 1]];
+			fast_nll += log_sum(b, vocab) - b[ids[t + 1]];
+		}
+		free(reference);
+		free(other);
+	}
+	print_message("fast numerics: mean divergence %.2g, perplexity %+.3f %%\n", kl / rows,
+				  100 * (exp((fast_nll - nll) / rows) - 1));
+	assert_true(kl / rows < MAX_DIVERGENCE);
+	assert_true(fabs(fast_nll - nll) / rows < MAX_NLL);
+	serving_close(&fast);
+}
+
 int
 main(void)
 {
@@ -207,6 +287,7 @@ main(void)
 		cmocka_unit_test(test_prompts_have_the_reference_tokens),
 		cmocka_unit_test(test_greedy_tokens),
 		cmocka_unit_test(test_logits),
+		cmocka_unit_test(test_fast_numerics),
 	};
 
 	if (access(MODEL, R_OK) != 0)

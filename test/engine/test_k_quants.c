@@ -174,7 +174,8 @@ static void
 test_fast(void **state)
 {
 	(void) state;
-	check_numerics(FT_NUMERICS_FAST, 1e-4);
+	/* activations of 8 bits, and weights without the structure that makes up for it */
+	check_numerics(FT_NUMERICS_FAST, 5e-4);
 }
 
 int

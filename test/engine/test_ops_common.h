@@ -44,6 +44,7 @@ typedef struct test_variant
 	const char *cpu; /* PG_FINETUNE_CPU */
 	int threads;
 	ft_numerics numerics;
+	const char *group; /* of tests, the only one for which it differs from the others; NULL: all */
 } test_variant;
 
 /* The device under test. */
@@ -383,14 +384,15 @@ close_variant(void)
 }
 
 static const test_variant cpu_variants[] = {
-	{NULL, 3, FT_NUMERICS_FAST},   {NULL, 1, FT_NUMERICS_REFERENCE},
-	{"avx2", 3, FT_NUMERICS_FAST}, {"portable", 3, FT_NUMERICS_FAST},
-	{"bf16", 3, FT_NUMERICS_FAST},
+	{NULL, 3, FT_NUMERICS_FAST, NULL},          {NULL, 1, FT_NUMERICS_REFERENCE, NULL},
+	{"avx2", 3, FT_NUMERICS_FAST, NULL},        {"portable", 3, FT_NUMERICS_FAST, NULL},
+	{"bf16", 3, FT_NUMERICS_FAST, NULL},        {"avx512", 3, FT_NUMERICS_FAST, "matmul"},
+	{"avxvnni", 3, FT_NUMERICS_FAST, "matmul"},
 };
 
 static const test_variant other_variants[] = {
-	{NULL, 1, FT_NUMERICS_FAST},
-	{NULL, 1, FT_NUMERICS_REFERENCE},
+	{NULL, 1, FT_NUMERICS_FAST, NULL},
+	{NULL, 1, FT_NUMERICS_REFERENCE, NULL},
 };
 
 /* Run the tests for every variant of the backend; the program's exit status. */
@@ -422,6 +424,8 @@ run_variants(const char *group, const struct CMUnitTest *tests, size_t n)
 		char title[320];
 
 		if (only != NULL && strcmp(only, fast ? "fast" : "reference") != 0)
+			continue;
+		if (variants[i].group != NULL && strcmp(variants[i].group, group) != 0)
 			continue;
 		if (!open_variant(&variants[i]))
 			continue;

@@ -155,9 +155,39 @@ training_values(const stacked *s)
 
 static const int64_t part_rows[][3] = {{16, 16, 32}, {5, 1, 17}, {48, 33, 64}};
 static const int64_t part_cols[] = {256, 37, 288};
-static const int64_t row_counts[] = {0, 1, 3, 17, 65, 130};
+static const int64_t row_counts[] = {0, 1, 3, 8, 17, 65, 130};
 
 #define COUNT_OF(array) ((int) (sizeof(array) / sizeof(array)[0]))
+
+/* Serving rounds a row to 8 bits, in blocks of 32 columns, where all parts are quantised and
+ * numerics allow it. */
+static bool
+rounds(const stacked *s)
+{
+	if (strcmp(info.name, "cpu") != 0 || info.numerics != FT_NUMERICS_FAST)
+		return false;
+	for (int i = 0; i < 3; i++)
+		if (ft_dtype_get(s->part[i].mat.dtype)->block_values < 32)
+			return false;
+	return true;
+}
+
+/* What is left of them then. */
+static void
+round_blocks(double *value, int64_t n)
+{
+	for (; n > 0; n -= 32, value += 32)
+	{
+		float largest = 0;
+
+		for (int i = 0; i < 32; i++)
+			largest = fmaxf(largest, (float) fabs(value[i]));
+		for (int i = 0; i < 32; i++)
+			value[i] = largest > 0 ? nearbyintf((float) value[i] * (127 / largest)) *
+										 (double) (largest * (1.0f / 127))
+								   : 0;
+	}
+}
 
 /* One input type; results f32, f32 added to what is there, and bf16. */
 static void
@@ -170,6 +200,8 @@ check_linear(const stacked *s, const double *value, const ft_weight *w, int64_t 
 	tensor sum = tensor_random(rows, s->rows, 0, FT_F32);
 	tensor y16 = tensor_zero(rows, s->rows, 2, FT_BF16);
 
+	if (row_fixed && rounds(s))
+		round_blocks(x.value, rows * s->cols);
 	multiply(y.value, x.value, false, value, true, rows, s->rows, s->cols, 1, 0);
 	must(ops->linear(stream, y.mat, x.mat, w, 0, row_fixed));
 	check_tensor(what, &y, y.value);
@@ -368,6 +400,13 @@ test_gradient_over_a_vocabulary(void **state)
 	tensor_free(&dx);
 }
 
+/* Columns of weights that begin with this type: whole blocks. */
+static int64_t
+row_fixed_cols(int type)
+{
+	return ft_dtype_get(stored_types[type])->block_values == 256 ? 256 : 288;
+}
+
 /* A row's result has the same bits whether it is alone or the first, middle or last of many. */
 static void
 check_row_fixed(int type, ft_dtype in)
@@ -377,7 +416,7 @@ check_row_fixed(int type, ft_dtype in)
 	{
 		ROWS = SANITIZED ? 33 : 70
 	};
-	stacked s = stacked_random(type, 288, rows);
+	stacked s = stacked_random(type, row_fixed_cols(type), rows);
 	ft_weight *w = stacked_weight(&s, FT_USE_SERVE);
 	tensor x = tensor_random(ROWS, s.cols, 0, in);
 	tensor all = tensor_zero(ROWS, s.rows, 0, FT_F32);
@@ -416,6 +455,79 @@ test_row_fixed(void **state)
 		check_row_fixed(type, FT_F32);
 		check_row_fixed(type, FT_BF16);
 	}
+}
+
+/* What the first instruction set has made of each type; the others make the same of it, portable
+ * code but for its lack of fused multiply-adds. */
+static void
+test_instruction_sets_agree(void **state)
+{
+	static const int64_t rows[3] = {40, 24, 17};
+	static double *first[sizeof stored_types / sizeof *stored_types];
+	enum
+	{
+		ROWS = 9
+	};
+
+	(void) state;
+	if (strcmp(info.name, "cpu") != 0 || info.numerics != FT_NUMERICS_FAST)
+		return;
+	random_state = 11;
+	for (int type = 0; type < n_stored_types; type++)
+	{
+		stacked s = stacked_random(type, row_fixed_cols(type), rows);
+		ft_weight *w = stacked_weight(&s, FT_USE_SERVE);
+		tensor x = tensor_random(ROWS, s.cols, 0, FT_F32);
+		tensor y = tensor_zero(ROWS, s.rows, 0, FT_F32);
+		double *got;
+
+		must(ops->linear(stream, y.mat, x.mat, w, 0, true));
+		got = tensor_read(&y);
+		if (first[type] == NULL)
+			first[type] = got;
+		else
+		{
+			check_values("linear, another instruction set", got, first[type], ROWS * s.rows, 1e-12);
+			if (rounds(&s) && strstr(info.features, "portable") == NULL)
+				assert_memory_equal(got, first[type], (size_t) (ROWS * s.rows) * sizeof(double));
+			free(got);
+		}
+		tensor_free(&x);
+		tensor_free(&y);
+		ops->weight_free(w);
+		stacked_free(&s);
+	}
+}
+
+/* What is no number stays none. */
+static void
+test_not_a_number(void **state)
+{
+	static const int64_t rows[3] = {16, 16, 16};
+	static const float bad[] = {NAN, INFINITY};
+
+	(void) state;
+	for (int type = 0; type < n_stored_types; type++)
+		for (int i = 0; i < 2; i++)
+		{
+			stacked s = stacked_random(type, row_fixed_cols(type), rows);
+			ft_weight *w = stacked_weight(&s, FT_USE_SERVE);
+			tensor x = tensor_random(2, s.cols, 0, FT_F32);
+			tensor y = tensor_zero(2, s.rows, 0, FT_F32);
+			double *got;
+
+			x.value[s.cols - 5] = bad[i];
+			tensor_upload(&x);
+			must(ops->linear(stream, y.mat, x.mat, w, 0, true));
+			got = tensor_read(&y);
+			for (int64_t j = 0; j < s.rows; j++)
+				assert_true(!isfinite(got[j]) && isfinite(got[s.rows + j]));
+			free(got);
+			tensor_free(&x);
+			tensor_free(&y);
+			ops->weight_free(w);
+			stacked_free(&s);
+		}
 }
 
 static void
@@ -558,10 +670,16 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_matmul),       cmocka_unit_test(test_linear_serve),
-		cmocka_unit_test(test_linear_train), cmocka_unit_test(test_gradient_over_a_vocabulary),
-		cmocka_unit_test(test_linear_view),  cmocka_unit_test(test_row_fixed),
-		cmocka_unit_test(test_lora),         cmocka_unit_test(test_lora_row_fixed),
+		cmocka_unit_test(test_matmul),
+		cmocka_unit_test(test_linear_serve),
+		cmocka_unit_test(test_linear_train),
+		cmocka_unit_test(test_gradient_over_a_vocabulary),
+		cmocka_unit_test(test_linear_view),
+		cmocka_unit_test(test_row_fixed),
+		cmocka_unit_test(test_instruction_sets_agree),
+		cmocka_unit_test(test_not_a_number),
+		cmocka_unit_test(test_lora),
+		cmocka_unit_test(test_lora_row_fixed),
 		cmocka_unit_test(test_refusals),
 	};
 
