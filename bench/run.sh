@@ -1,7 +1,7 @@
 #!/bin/bash
 # run.sh: run every benchmark and write bench/results/latest.tsv.
 #
-# Each program build/bench/bench_*, and bench_jobs.sh after them, prints
+# Each program build/bench/bench_*, and bench_estimate.sh and bench_jobs.sh after them, prints
 # "metric<TAB>value<TAB>unit", with the name of a metric of the same run as a
 # fourth field where there is one to compare with.  bench_peak runs first and
 # measures the machine.
@@ -15,6 +15,8 @@ for program in build/bench/bench_peak $(find build/bench -type f -perm -u+x -nam
 	echo "# ${program##*/}" >&2
 	"$program" | tee -a "$measured" >&2
 done
+echo "# bench_estimate.sh" >&2
+bench/bench_estimate.sh | tee -a "$measured" >&2
 echo "# bench_jobs.sh" >&2
 bench/bench_jobs.sh | tee -a "$measured" >&2
 
