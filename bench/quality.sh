@@ -3,16 +3,23 @@
 #
 #   QUALITY_PYTHON=/path/to/python bench/quality.sh
 #
-# Each task of quality.sql is learned once for each seed, which draws the rows for validation, too, through
-# finetune('CREATE') with no option but the seed, and by quality_peft.py on the same rows for as many epochs.
-# What counts is the share of validation rows that are answered exactly.  bench/results/quality.tsv gets a line
-# a run as it ends, and the summary after them; the script fails when the mean difference of a task lies more
-# than one standard error below zero.
+# Each task of quality.sql is learned once for each seed, which draws the rows to learn from and those to be
+# judged by, through finetune('CREATE') with no option but the seed, and by quality_peft.py on the same rows for
+# as many epochs.  What counts is the share of the judged rows that are answered exactly.  bench/results/quality.tsv
+# gets a line a run as it ends, and the summary after them; the script fails when the mean difference of a task
+# lies more than one standard error below zero.
+#
+# A run of a task that is in the file already, by the same programs on the same rows, is not done again: what was
+# interrupted goes on.
+#
+# What a run costs follows from LEARNED, of whose tokens both sides see eight times as many: with the defaults
+# the ten runs take about an hour on two cores, two thirds of it PEFT's.  The judged rows cost little.
 #
 #   QUALITY_PYTHON   an interpreter that has torch, transformers, peft and gguf; without it ours alone is measured
 #   SEEDS            "1 2 3 4 5"
 #   TASKS            "settings functions"
-#   ROWS             rows of a task, validation included; all
+#   LEARNED          96, rows to learn from
+#   JUDGED           200, others to be judged by
 #   MODEL            another GGUF file than cache/SmolLM2-135M-Instruct.Q4_1.gguf
 #   RESULTS          another file than bench/results/quality.tsv
 set -euo pipefail
@@ -20,7 +27,8 @@ cd "$(dirname "$0")/.."
 bin=$(${PG_CONFIG:-pg_config} --bindir)
 seeds=${SEEDS:-1 2 3 4 5}
 tasks=${TASKS:-settings functions}
-rows=${ROWS:-1000000}
+learned=${LEARNED:-96}
+judged=${JUDGED:-200}
 results=$(realpath -m "${RESULTS:-bench/results/quality.tsv}")
 python=${QUALITY_PYTHON-}
 model=${MODEL:-cache/SmolLM2-135M-Instruct.Q4_1.gguf}
@@ -34,8 +42,31 @@ if [ -z "$python" ]; then
 	echo "QUALITY_PYTHON names no interpreter: PEFT is not measured" >&2
 fi
 
+# What was measured: the programs, the model, and the rows.
+identity()
+{
+	local directory
+	directory=$("$bin/pg_config" --pkglibdir)
+	{
+		cat "$directory/pg_finetune.so" "$directory/pg_finetune_engine" "$gguf" bench/quality.sql bench/quality_peft.py
+		echo "$learned $judged ${python:+peft}"
+	} | sha256sum | cut -c 1-16
+}
+
+measured=$(identity)
+mkdir -p "${results%/*}"
+if head -n 1 "$results" 2>/dev/null | grep -q "^# $measured: "; then
+	sed -i '/^# .*mean of/d' "$results"
+else
+	printf '# %s: %d rows learned, %d judged, commit %s\n' "$measured" "$learned" "$judged" \
+		"$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" >"$results"
+	printf 'task\tseed\tepochs\tours\tpeft\tdifference\tour_loss\tpeft_loss\n' >>"$results"
+fi
+
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/pg_finetune_quality.XXXXXX")
 mkdir "$scratch/models"
+# else glibc gives every tensor back to the kernel, and PEFT waits for pages
+allocator=(env MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=67108864)
 ln "$gguf" "$scratch/models/" 2>/dev/null || cp "$gguf" "$scratch/models/"
 cp bench/quality.sql "$scratch"
 . bench/cluster.sh
@@ -53,8 +84,8 @@ learn() # TASK SEED
 	local job status
 	job=$(sql -v model="$1_$2" -v seed="$2" <<-'END'
 		SELECT finetune('CREATE', :'model', 'base',
-			'SELECT prompt, completion FROM example WHERE NOT validation ORDER BY name',
-			'SELECT prompt, completion FROM example WHERE validation ORDER BY name',
+			'SELECT prompt, completion FROM example WHERE NOT judged ORDER BY name',
+			'SELECT prompt, completion FROM example WHERE judged ORDER BY name LIMIT 20',
 			jsonb_build_object('seed', :seed));
 	END
 	)
@@ -70,25 +101,28 @@ learn() # TASK SEED
 	IFS='|' read -r ours loss epochs < <(sql -v model="$1_$2" -v job="$job" <<-'END'
 		SELECT e ->> 'exact_match', round((e ->> 'loss')::numeric, 4),
 			(SELECT round(max(epoch)) FROM finetune.metrics WHERE job_id = :'job')
-		FROM finetune_evaluate(:'model', 'SELECT prompt, completion FROM example WHERE validation') e
+		FROM finetune_evaluate(:'model', 'SELECT prompt, completion FROM example WHERE judged') e
 	END
 	)
 }
 
-mkdir -p "${results%/*}"
-printf 'task\tseed\tepochs\tours\tpeft\tdifference\tour_loss\tpeft_loss\n' | tee "$results"
+cat "$results"
 for task in $tasks; do
 	for seed in $seeds; do
-		sql -v task="$task" -v seed="$seed" -v rows="$rows" <<<"CALL draw(:'task', :seed, :rows)"
+		if grep -q "^$task	$seed	" "$results"; then
+			continue
+		fi
+		sql -v task="$task" -v seed="$seed" -v learned="$learned" -v judged="$judged" \
+			<<<"CALL draw(:'task', :seed, :learned, :judged)"
 		learn "$task" "$seed"
 		theirs='' their_loss='' difference=''
 		if [ -n "$python" ]; then
 			for part in train:NOT validation:; do
 				sql <<<"SELECT json_build_object('prompt', prompt, 'completion', completion)
-					FROM example WHERE ${part#*:} validation ORDER BY name" >"${part%%:*}.jsonl"
+					FROM example WHERE ${part#*:} judged ORDER BY name" >"${part%%:*}.jsonl"
 			done
-			IFS=$'\t' read -r theirs their_loss < <("$python" "$peer" --gguf "$gguf" --epochs "$epochs" --seed "$seed" \
-				--data "$scratch" --threads "$(nproc)" 2>peer.log || cat peer.log >&2)
+			IFS=$'\t' read -r theirs their_loss < <("${allocator[@]}" "$python" "$peer" --gguf "$gguf" --epochs "$epochs" \
+				--seed "$seed" --data "$scratch" --cache "$scratch/base" --threads "$(nproc)" 2>peer.log || cat peer.log >&2)
 			difference=$(awk -v a="$ours" -v b="$theirs" 'BEGIN { printf "%.4f", a - b }')
 			[ -n "$their_loss" ] || exit 1
 		fi
@@ -99,7 +133,7 @@ done
 
 # A line a task: means, and the standard error of the mean difference.
 awk -F '\t' '
-	FNR > 1 { n[$1]++; ours[$1] += $4; peft[$1] += $5; d[$1] += $6; d2[$1] += $6 * $6; paired += $6 != "" }
+	!/^#/ && $1 != "task" { n[$1]++; ours[$1] += $4; peft[$1] += $5; d[$1] += $6; d2[$1] += $6 * $6; paired += $6 != "" }
 	END {
 		for (t in n) {
 			mean = d[t] / n[t]

@@ -34,16 +34,17 @@ WHERE type IN (SELECT type FROM frequent)
 ORDER BY hashtext(name)
 LIMIT 400;
 
--- A task's rows, a fifth of them, drawn by the seed, for validation.  With `most`, only so many in all.
-CREATE TABLE example (name text, prompt text, completion text, validation boolean);
+-- Rows of a task that a seed draws: so many to learn from, and others to be judged by.
+CREATE TABLE example (name text, prompt text, completion text, judged boolean);
 
-CREATE PROCEDURE draw(task text, seed bigint, most bigint)
+CREATE PROCEDURE draw(task text, seed bigint, learned bigint, judged bigint)
 	LANGUAGE plpgsql AS $$
 BEGIN
 	TRUNCATE example;
 	EXECUTE format(
 		'INSERT INTO example
-		 SELECT name, prompt, completion, rank() OVER (ORDER BY hashtextextended(name, $1)) <= count(*) OVER () / 5
-		 FROM (SELECT * FROM %I ORDER BY hashtextextended(name, 0) LIMIT $2) t', task)
-		USING seed, most;
+		 SELECT name, prompt, completion, place > $2
+		 FROM (SELECT *, row_number() OVER (ORDER BY hashtextextended(name, $1)) AS place FROM %I) t
+		 WHERE place <= $2 + $3', task)
+		USING seed, learned, judged;
 END $$;

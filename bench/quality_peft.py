@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What PEFT with its customary settings makes of the rows that quality.sh gives it.
 
-    python bench/quality_peft.py --gguf MODEL --data DIR --epochs N --seed N
+    python bench/quality_peft.py --gguf MODEL --data DIR --epochs N --seed N [--cache DIR]
 
 Needs torch, transformers, peft and gguf.  DIR has train.jsonl and validation.jsonl, rows with prompt and
-completion.  The base is the GGUF file, dequantised to f32.  LoRA of rank 16 and alpha 32 with dropout 0.05 on
-every linear layer, AdamW at 2e-4 with 3 % of warm-up and a cosine, gradients clipped at 1.0, batches of 8 rows,
-the loss over the completions alone.  Prints the share of validation rows whose greedy answer is the completion,
+completion.  The base is the GGUF file, dequantised to f32; --cache keeps it so for the next run.  LoRA of rank
+16 and alpha 32 with dropout 0.05 on every linear layer, AdamW at 2e-4 with 3 % of warm-up and a cosine, gradients
+clipped at 1.0, batches of 8 rows, the loss over the completions alone.  The chat template's beginning, which all
+rows share, is computed once a batch.  Prints the share of validation rows whose greedy answer is the completion,
 end token included, a tab, and the validation loss.
 """
 
@@ -17,9 +18,10 @@ import sys
 
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "test", "golden"))
-from reference import encode, evaluate, load_base, rate, read_rows, take_step  # noqa: E402
+from reference import encode, evaluate, load_base, rate, read_rows, shared_beginning, take_step  # noqa: E402
 
 RANK, ALPHA, DROPOUT = 16, 32, 0.05
 LEARNING_RATE = 2e-4
@@ -34,7 +36,23 @@ def parse_arguments():
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--cache", help="folder for the dequantised base, made by the first run")
     return parser.parse_args()
+
+
+def load(gguf, cache):
+    """Tokenizer and model, from the folder where they are there already."""
+    if cache and os.path.isdir(cache):
+        config, weights = torch.load(os.path.join(cache, "base.pt"), weights_only=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(weights)
+        return AutoTokenizer.from_pretrained(cache), model
+    tokenizer, model = load_base(gguf)
+    if cache:
+        tokenizer.save_pretrained(cache + ".tmp")
+        torch.save((model.config, model.state_dict()), os.path.join(cache + ".tmp", "base.pt"))
+        os.rename(cache + ".tmp", cache)
+    return tokenizer, model
 
 
 def steps(rows, epochs, seed):
@@ -50,7 +68,7 @@ def main():
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    tokenizer, model = load_base(args.gguf)
+    tokenizer, model = load(args.gguf, args.cache)
     train, validation = ([encode(tokenizer, row) for row in read_rows(os.path.join(args.data, f"{part}.jsonl"))]
                          for part in ("train", "validation"))
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT,
@@ -59,11 +77,12 @@ def main():
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     plan = list(steps(train, args.epochs, args.seed))
+    shared = shared_beginning(train + validation)
     for step, batch in enumerate(plan, 1):
         loss, norm = take_step(model, optimizer, parameters, batch, LEARNING_RATE * rate(step, len(plan)), 1.0,
-                               tokenizer.eos_token_id)
+                               tokenizer.eos_token_id, shared)
         print(f"step {step}/{len(plan)} loss {loss:.4f} norm {norm:.3f}", file=sys.stderr, flush=True)
-    loss, exact = evaluate(model, validation, EVALUATION_TOKENS, tokenizer.eos_token_id)
+    loss, exact = evaluate(model, validation, EVALUATION_TOKENS, tokenizer.eos_token_id, shared)
     print(f"{exact:.4f}\t{loss:.4f}")
 
 

@@ -182,7 +182,9 @@ inspect_work(job *j, json_t **reply)
 static const char *
 prompt_template_of(const ft_model_ref *model)
 {
-	return model->lora != NULL ? model->lora->adapter->prompt_template : NULL;
+	if (model->lora != NULL && model->lora->adapter->prompt_template != NULL)
+		return model->lora->adapter->prompt_template;
+	return model->base->prompt_template;
 }
 
 static ft_status

@@ -54,12 +54,14 @@ ffn_backward(ft_transformer *t, int layer, int64_t rows)
 
 	if (t->experts != NULL)
 		return ft_experts_backward(t, layer, g, rows);
+	FT_TRY(t->ops->rmsnorm(t->stream, normed, none, NULL, middle, none, w->ffn_norm, c->rms_eps));
+	if (layer < t->remade)
+		FT_TRY(ft_transformer_gate_up(t, layer, normed));
 	FT_TRY(t->ops->swiglu(t->stream, product, gate_up));
 	FT_TRY(ft_transformer_round(t, dhidden, t->narrow, &dy));
 	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_DOWN, dproduct, dy, product, w->down, g->down));
 	FT_TRY(ft_transformer_round(t, dproduct, t->narrow, &dy));
 	FT_TRY(t->ops->swiglu_grad(t->stream, gate_up, dy, gate_up));
-	FT_TRY(t->ops->rmsnorm(t->stream, normed, none, NULL, middle, none, w->ffn_norm, c->rms_eps));
 	FT_TRY(adapted_linear_grad(t, layer, FT_GROUP_GATE_UP, dnormed, gate_up, normed, w->gate_up,
 							   g->gate_up));
 	return t->ops->rmsnorm_grad(t->stream, dhidden, g->ffn_norm, dnormed, middle, w->ffn_norm,

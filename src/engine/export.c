@@ -192,17 +192,20 @@ write_directory(exporting *e)
 static ft_status
 send_exported(const ft_setup *s)
 {
-	char *prompt_template = NULL;
+	char *own = NULL;
+	const char *prompt_template = ft_model_file_prompt_template(s->file);
 	ft_status status = FT_OK;
 
 	if (s->job->adapter != NULL)
-		status = ft_peft_read_prompt_template(s->job->adapter, &prompt_template);
+		status = ft_peft_read_prompt_template(s->job->adapter, &own);
+	if (own != NULL)
+		prompt_template = own;
 	if (status == FT_OK)
 		status =
 			ft_events_send(s->events, "exported",
 						   json_pack("{s:i, s:s?}", "quantised_tensors", count_quantised(s->file),
 									 "prompt_template", prompt_template));
-	free(prompt_template);
+	free(own);
 	return status;
 }
 

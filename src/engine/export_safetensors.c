@@ -7,6 +7,7 @@
 #include "export.h"
 
 #include "model_file_internal.h"
+#include "prompt_template.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -337,9 +338,10 @@ shard_name(const layout *l, int shard, char name[64])
 }
 
 static ft_status
-make_header(const layout *l, int shard, ft_text *header)
+make_header(const layout *l, int shard, const char *prompt_template, ft_text *header)
 {
-	json_t *json = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
+	json_t *json = json_pack("{s:{s:s, s:s*}}", "__metadata__", "format", "pt",
+							 FT_PROMPT_TEMPLATE_OF_MODEL, prompt_template);
 	uint64_t at = 0;
 	char *dump;
 	ft_status status;
@@ -395,7 +397,7 @@ write_shard(ft_merge *merge, const layout *l, int shard, const char *directory)
 	ft_text header = {0};
 	char name[64];
 	ft_out out;
-	ft_status status = make_header(l, shard, &header);
+	ft_status status = make_header(l, shard, merge->prompt_template, &header);
 
 	shard_name(l, shard, name);
 	if (status == FT_OK)

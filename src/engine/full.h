@@ -66,10 +66,12 @@ ft_status ft_full_load(const char *directory, const char *identity, ft_run_state
 					   ft_full *full, ft_stream *stream, bool *found);
 
 /* The result (full_result.c), directory/model: what transformers loads, made from the base's file,
- * with the weights as they are.  It appears whole: written below another name, synced, renamed. */
+ * with the weights as they are and the prompt template (NULL: none).  It appears whole: written
+ * below another name, synced, renamed. */
 #define FT_FULL_RESULT "model"
-ft_status ft_full_write(const ft_full *full, ft_stream *stream, const ft_model_file *file,
-						const char *directory, ft_tick tick, void *tick_context);
+ft_status
+ft_full_write(const ft_full *full, ft_stream *stream, const ft_model_file *file,
+			  const char *prompt_template, const char *directory, ft_tick tick, void *tick_context);
 /* Before hours of training: can the base's configuration and tokenizer be written so? */
 ft_status ft_full_check(const ft_model_file *file, const char *directory);
 

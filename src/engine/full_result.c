@@ -56,10 +56,11 @@ ft_full_check(const ft_model_file *file, const char *directory)
 
 ft_status
 ft_full_write(const ft_full *full, ft_stream *stream, const ft_model_file *file,
-			  const char *directory, ft_tick tick, void *tick_context)
+			  const char *prompt_template, const char *directory, ft_tick tick, void *tick_context)
 {
 	ft_merge merge = {.file = file,
 					  .trained = full->model->parameters,
+					  .prompt_template = prompt_template,
 					  .stream = stream,
 					  .tick = tick,
 					  .tick_context = tick_context};

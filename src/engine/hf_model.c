@@ -9,6 +9,7 @@
 #include "hf_config.h"
 #include "json_text.h"
 #include "model_directory.h"
+#include "prompt_template.h"
 #include "safetensors.h"
 #include "tokenizer_files.h"
 
@@ -129,6 +130,9 @@ add_file(ft_model_file *file, const ft_model_part *part, const json_t *map, size
 	if (status == FT_OK)
 	{
 		status = add_tensors(file, (int) (part - file->parts), from, map);
+		if (status == FT_OK && file->prompt_template == NULL)
+			status =
+				ft_prompt_template_read(from, FT_PROMPT_TEMPLATE_OF_MODEL, &file->prompt_template);
 		*n = ft_safetensors_count(from);
 		ft_safetensors_close(from);
 	}

@@ -21,6 +21,8 @@ typedef struct ft_merge
 	float scale;           /* alpha / rank, with rslora alpha / √rank; 0: no adapter */
 	ft_safetensors *adapter;
 	const ft_parameters *trained; /* values in place of the file's, on their device; NULL: none */
+	const char *prompt_template;  /* of the result (prompt_template.h), where that can say so; NULL:
+								   * none */
 	const ft_ops *ops;            /* the CPU's */
 	ft_device *device;
 	ft_stream *stream;                /* of the CPU's, or where the trained values are */

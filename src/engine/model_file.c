@@ -433,6 +433,7 @@ ft_model_file_close(ft_model_file *file)
 	if (file->directory >= 0)
 		close(file->directory);
 	free(file->chat_template);
+	free(file->prompt_template);
 	free(file->tensors);
 	free(file->by_name);
 	free(file->path);
@@ -532,6 +533,12 @@ const char *
 ft_model_file_template(const ft_model_file *file)
 {
 	return file->chat_template;
+}
+
+const char *
+ft_model_file_prompt_template(const ft_model_file *file)
+{
+	return file->prompt_template;
 }
 
 int

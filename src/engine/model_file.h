@@ -93,6 +93,8 @@ const ft_config *ft_model_file_config(const ft_model_file *file);
 const ft_vocabulary *ft_model_file_vocabulary(const ft_model_file *file);
 /* The chat template's text (Jinja), or NULL. */
 const char *ft_model_file_template(const ft_model_file *file);
+/* What a model of method full was trained with (prompt_template.h), or NULL. */
+const char *ft_model_file_prompt_template(const ft_model_file *file);
 
 int ft_model_file_tensors(const ft_model_file *file);
 const ft_model_tensor *ft_model_file_tensor(const ft_model_file *file, int i);

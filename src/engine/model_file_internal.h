@@ -27,6 +27,7 @@ struct ft_model_file
 	bool config_known;        /* it has been read, and its sizes are within bounds */
 	ft_vocabulary vocabulary; /* its arrays are owned here, but for a directory */
 	char *chat_template;
+	char *prompt_template; /* NULL: none */
 	ft_model_tensor *tensors;
 	int n_tensors;
 	int *by_name; /* indexes of tensors, sorted by name */

@@ -291,8 +291,7 @@ check_full(const json_t *object)
 
 	json_object_foreach ((json_t *) object, key, value)
 	{
-		bool own = strncmp(key, "lora_", 5) == 0 || strcmp(key, "use_rslora") == 0 ||
-				   strcmp(key, "prompt_template") == 0;
+		bool own = strncmp(key, "lora_", 5) == 0 || strcmp(key, "use_rslora") == 0;
 
 		if (own && !is_unset(value))
 			return ft_fail(FT_INVALID,

@@ -286,23 +286,13 @@ to_host(const ft_adapter *adapter, float *values)
 	return status;
 }
 
-/* In the metadata of the file, which PEFT does not read. */
-#define PROMPT_TEMPLATE_KEY "prompt_template"
-
 static ft_status
 read_prompt_template(const ft_safetensors *file, const char *path, char **prompt_template)
 {
-	const char *value = ft_safetensors_metadata(file, PROMPT_TEMPLATE_KEY);
-	ft_status status;
+	ft_status status =
+		ft_prompt_template_read(file, FT_PROMPT_TEMPLATE_OF_ADAPTER, prompt_template);
 
-	*prompt_template = NULL;
-	if (value == NULL)
-		return FT_OK;
-	status = ft_prompt_template_check(value);
-	if (status != FT_OK)
-		return ft_context(FT_CORRUPT, "%s: ", path);
-	*prompt_template = strdup(value);
-	return *prompt_template != NULL ? FT_OK : ft_fail(FT_NO_MEMORY, "out of memory");
+	return status == FT_OK ? FT_OK : ft_context(status, "%s: ", path);
 }
 
 ft_status
@@ -438,7 +428,7 @@ save_tensors(const ft_adapter *adapter, const ft_config *config, const float *va
 		n++;
 	}
 	if (status == FT_OK)
-		status = ft_safetensors_write_with(path, tensors, n, PROMPT_TEMPLATE_KEY,
+		status = ft_safetensors_write_with(path, tensors, n, FT_PROMPT_TEMPLATE_OF_ADAPTER,
 										   adapter->prompt_template);
 	free(tensors);
 	free(names);

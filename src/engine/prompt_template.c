@@ -3,6 +3,7 @@
  */
 #include "prompt_template.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static const char placeholder[] = "{prompt}";
@@ -60,6 +61,20 @@ ft_prompt_template_check(const char *prompt_template)
 		return ft_hint(
 			ft_fail(FT_INVALID, "prompt template has {prompt} %d times, not once", prompts), hint);
 	return FT_OK;
+}
+
+ft_status
+ft_prompt_template_read(const ft_safetensors *file, const char *key, char **prompt_template)
+{
+	const char *value = ft_safetensors_metadata(file, key);
+
+	*prompt_template = NULL;
+	if (value == NULL)
+		return FT_OK;
+	if (ft_prompt_template_check(value) != FT_OK)
+		return ft_context(FT_CORRUPT, "%s", "");
+	*prompt_template = strdup(value);
+	return *prompt_template != NULL ? FT_OK : ft_fail(FT_NO_MEMORY, "out of memory");
 }
 
 ft_status

@@ -6,18 +6,30 @@
  * It is plain text in which {prompt} stands once for the prompt, and {{ and }}
  * for braces; nothing in it is ever a special token.  What is read is the
  * model's BOS, where it adds one, and the text; an answer ends with its EOS.
- * The template stands in the metadata of the adapter's file (peft.c), so it is
- * wherever the weights are.
+ * The template stands in the metadata of the weights' files, an adapter's
+ * (peft.c) or those of a directory (hf_model.c), so it is wherever the weights
+ * are.  An adapter's own takes the place of its base's.
  */
 #ifndef FT_PROMPT_TEMPLATE_H
 #define FT_PROMPT_TEMPLATE_H
 
 #include "chat_template.h"
+#include "safetensors.h"
 
 #define FT_PROMPT_TEMPLATE_SIZE 4096 /* bytes, a NUL included */
 
+/* Where it stands in the metadata of safetensors files, which others do not read: of an adapter, of
+ * a model. */
+#define FT_PROMPT_TEMPLATE_OF_ADAPTER "prompt_template"
+#define FT_PROMPT_TEMPLATE_OF_MODEL "pg_finetune.prompt_template"
+
 /* FT_INVALID says what is wrong with a template. */
 ft_status ft_prompt_template_check(const char *prompt_template);
+
+/* That of a file of weights, under one of the keys, checked; NULL: it has none.  The caller's to
+ * free. */
+ft_status
+ft_prompt_template_read(const ft_safetensors *file, const char *key, char **prompt_template);
 
 /* Append the template (a checked one) with the prompt in it. */
 ft_status

@@ -74,6 +74,7 @@ free_base(ft_base *base)
 	if (base->tokenizer)
 		ft_tokenizer_free(base->tokenizer);
 	ft_model_free(base->model);
+	free(base->prompt_template);
 	free(base->template_name);
 	free(base->path);
 	free(base->id);
@@ -356,6 +357,7 @@ fill_base(ft_registry *r, const ft_model_file *file, const char *digest, ft_base
 			base->longest_token = vocabulary->tokens[i].length;
 	FT_TRY(ft_chat_template_find(base->template_name, ft_model_file_template(file),
 								 &base->chat_template));
+	FT_TRY(copy_text(ft_model_file_prompt_template(file), &base->prompt_template));
 	FT_TRY(ft_tokenizer_create(vocabulary, &base->tokenizer));
 	FT_TRY(ft_model_file_digest(file, base->digest));
 	FT_TRY(check_base_digest(base, digest));

@@ -40,16 +40,17 @@ typedef struct ft_base
 	ft_model *model;
 	ft_tokenizer *tokenizer;
 	const ft_chat_template *chat_template;
-	ft_kv_cache *cache;   /* the scheduler's */
-	ft_decoder *decoder;  /* the scheduler's */
-	int context;          /* tokens of prompt and answer together */
-	int bos;              /* begins a prompt that is no chat; -1: nothing does */
-	size_t longest_token; /* bytes: n bytes of text are at least n / longest_token tokens */
-	uint64_t full;        /* the scheduler's: round in which no more were let in */
-	uint64_t stepped;     /* the scheduler's: round of the last step */
-	int refs;             /* private */
-	int64_t used_at;      /* private: when a reference was given back, ft_registry_now */
-	bool asked;           /* private: by ft_registry_get since it was loaded */
+	char *prompt_template; /* what it was trained with (prompt_template.h); NULL: none */
+	ft_kv_cache *cache;    /* the scheduler's */
+	ft_decoder *decoder;   /* the scheduler's */
+	int context;           /* tokens of prompt and answer together */
+	int bos;               /* begins a prompt that is no chat; -1: nothing does */
+	size_t longest_token;  /* bytes: n bytes of text are at least n / longest_token tokens */
+	uint64_t full;         /* the scheduler's: round in which no more were let in */
+	uint64_t stepped;      /* the scheduler's: round of the last step */
+	int refs;              /* private */
+	int64_t used_at;       /* private: when a reference was given back, ft_registry_now */
+	bool asked;            /* private: by ft_registry_get since it was loaded */
 } ft_base;
 
 typedef struct ft_lora_entry

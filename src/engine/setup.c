@@ -187,21 +187,23 @@ remove_rows(ft_setup *s)
 	return FT_OK;
 }
 
-/* An adapter to continue from, or to be judged, has its rows in its own prompt template. */
+/* An adapter to continue from, or to be judged, has its rows in its own prompt template; what has
+ * none, and is to have none, in its base's. */
 static ft_status
 adopt_prompt_template(ft_setup *s)
 {
+	const char *of_base = ft_model_file_prompt_template(s->file);
+	ft_options *o = &s->job->options;
 	char path[FT_PATH_SIZE];
-	char *prompt_template;
+	char *own;
 	ft_status status;
 
 	FT_TRY(ft_path_join(path, s->directory, "initial_adapter"));
 	if (!ft_file_exists(path) && s->job->adapter == NULL)
-		return FT_OK;
-	FT_TRY(ft_peft_read_prompt_template(ft_file_exists(path) ? path : s->job->adapter,
-										&prompt_template));
-	status = ft_options_adopt_template(&s->job->options, prompt_template);
-	free(prompt_template);
+		return o->prompt_template[0] == '\0' ? ft_options_adopt_template(o, of_base) : FT_OK;
+	FT_TRY(ft_peft_read_prompt_template(ft_file_exists(path) ? path : s->job->adapter, &own));
+	status = ft_options_adopt_template(o, own != NULL ? own : of_base);
+	free(own);
 	return status;
 }
 

@@ -396,11 +396,13 @@ static ft_status
 write_result(run *r)
 {
 	const ft_trainer *t = r->trainer;
+	const char *prompt_template = r->setup.job->options.prompt_template;
 	char path[FT_PATH_SIZE];
 
 	if (t->full != NULL)
-		return ft_full_write(t->full, t->transformer->stream, r->setup.file, r->setup.directory,
-							 NULL, NULL);
+		return ft_full_write(t->full, t->transformer->stream, r->setup.file,
+							 prompt_template[0] != '\0' ? prompt_template : NULL,
+							 r->setup.directory, NULL, NULL);
 	FT_TRY(ft_path_join(path, r->setup.directory, "adapter"));
 	return ft_peft_save(t->adapter, &r->setup.model->config, r->setup.job->base_name, path);
 }

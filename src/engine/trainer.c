@@ -10,6 +10,7 @@
 
 #define HOST_CAPACITY 1024    /* more rows than this make no product on a CPU faster */
 #define DEVICE_CAPACITY 65536 /* nor on a GPU */
+#define KEPT_IN_F32 1536      /* tokens of a single long row whose activations are all kept */
 
 int64_t
 ft_trainer_total_steps(const ft_dataset *dataset, const ft_options *options)
@@ -39,10 +40,17 @@ wanted_capacity(const ft_dataset *dataset, const ft_options *options, int64_t li
 	return wanted > dataset->max_length ? wanted : dataset->max_length;
 }
 
+/* Tokens whose activations are kept of a batch that is trained on. */
+static int64_t
+kept_tokens(const ft_model *model, int64_t capacity)
+{
+	return model->compute == FT_F32 && capacity > KEPT_IN_F32 ? KEPT_IN_F32 : capacity;
+}
+
 /* Lower *capacity until a transformer fits beside `beside` bytes of something else. */
 static ft_status
 fit_memory(const ft_model *model, const ft_adapter *adapter, const ft_dataset *dataset,
-		   int64_t beside, int64_t *capacity)
+		   bool training, int64_t beside, int64_t *capacity)
 {
 	ft_device_info info;
 	int64_t bytes;
@@ -50,7 +58,8 @@ fit_memory(const ft_model *model, const ft_adapter *adapter, const ft_dataset *d
 	FT_TRY(model->ops->device_info(model->device, &info));
 	for (;;)
 	{
-		FT_TRY(ft_transformer_bytes(model, adapter, *capacity, &bytes));
+		FT_TRY(ft_transformer_bytes_kept(model, adapter, *capacity,
+										 training ? kept_tokens(model, *capacity) : 1, &bytes));
 		/* an eighth stays free for what others need meanwhile */
 		if (bytes + beside <= info.memory_free - info.memory_free / 8)
 			return FT_OK;
@@ -106,7 +115,7 @@ ft_trainer_choose_capacity(const ft_model *model, const ft_adapter *adapter,
 		beside = adapter->n * copies * (int64_t) sizeof(float);
 	FT_TRY(useful_capacity(model, &limit));
 	*capacity = wanted_capacity(dataset, options, limit);
-	return fit_memory(model, adapter, dataset, beside, capacity);
+	return fit_memory(model, adapter, dataset, true, beside, capacity);
 }
 
 ft_status
@@ -119,7 +128,7 @@ ft_evaluation_choose_capacity(const ft_model *model, const ft_adapter *adapter,
 	*capacity = dataset->tokens < limit ? dataset->tokens : limit;
 	if (*capacity < dataset->max_length)
 		*capacity = dataset->max_length;
-	return fit_memory(model, adapter, dataset, 0, capacity);
+	return fit_memory(model, adapter, dataset, false, 0, capacity);
 }
 
 /* The optimizer of an adapter. */
@@ -149,7 +158,8 @@ create_parts(ft_trainer *t)
 		FT_TRY(create_adapter_parts(t));
 	FT_TRY(ft_epoch_create(&t->epoch, t->dataset->n_train, (uint32_t) t->steps_per_epoch));
 	FT_TRY(ft_microbatch_create(t->capacity, &t->batch));
-	FT_TRY(ft_transformer_create(t->model, t->adapter, t->capacity, &t->transformer));
+	FT_TRY(ft_transformer_create_kept(t->model, t->adapter, t->capacity,
+									  kept_tokens(t->model, t->capacity), &t->transformer));
 	t->transformer->dpo_beta = t->options->dpo_beta;
 	if (t->full != NULL)
 		t->transformer->weight_gradients = t->full->gradients;

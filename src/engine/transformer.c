@@ -46,6 +46,35 @@ want_batch(ft_transformer *t)
 	return ft_arena_want(&t->arena, &t->correct, n, FT_F32);
 }
 
+/* Values that a layer keeps for each token, gate and up aside. */
+static int64_t
+saved_columns(const ft_transformer *t)
+{
+	const ft_config *c = &t->model->config;
+	int64_t columns =
+		2 * ((int64_t) c->hidden + 1) + qkv_columns(c) + (int64_t) c->heads * (c->head_dim + 1);
+
+	for (int g = 0; t->lora != NULL && g < FT_GROUP_COUNT; g++)
+		columns += ft_lora_columns(t->lora, (ft_lora_group) g);
+	return columns;
+}
+
+/* How many layers do not keep gate and up where only so many tokens are kept. */
+static int
+remade_layers(const ft_transformer *t, int64_t kept)
+{
+	const ft_config *c = &t->model->config;
+	int64_t gate_up = 2 * (int64_t) c->ffn;
+	int64_t over = (t->capacity - kept) * (saved_columns(t) + gate_up) * c->layers;
+	int64_t layers;
+
+	if (c->experts > 0 || over <= 0)
+		return 0;
+	/* and one more, since they share one */
+	layers = (over - 1) / (t->capacity * gate_up) + 2;
+	return layers < c->layers ? (int) layers : c->layers;
+}
+
 static ft_status
 want_saved(ft_transformer *t)
 {
@@ -64,7 +93,8 @@ want_saved(ft_transformer *t)
 		FT_TRY(ft_arena_want(&t->arena, &s->qkv, n * qkv_columns(c), compute));
 		FT_TRY(ft_arena_want(&t->arena, &s->attended, n * c->heads * c->head_dim, compute));
 		FT_TRY(ft_arena_want(&t->arena, &s->lse, n * c->heads, FT_F32));
-		FT_TRY(ft_arena_want(&t->arena, &s->gate_up, n * ft_ffn_rows(c) * 2 * c->ffn, compute));
+		if (i == 0 || i >= t->remade)
+			FT_TRY(ft_arena_want(&t->arena, &s->gate_up, n * ft_ffn_rows(c) * 2 * c->ffn, compute));
 		for (int g = 0; t->lora != NULL && g < FT_GROUP_COUNT; g++)
 			FT_TRY(ft_arena_want(&t->arena, &s->u[g],
 								 n * ft_lora_columns(t->lora, (ft_lora_group) g), compute));
@@ -117,7 +147,8 @@ want_scratch(ft_transformer *t)
 
 /* Everything but the allocation. */
 static ft_status
-plan(const ft_model *model, const ft_adapter *adapter, int64_t capacity, ft_transformer **result)
+plan(const ft_model *model, const ft_adapter *adapter, int64_t capacity, int64_t kept,
+	 ft_transformer **result)
 {
 	ft_transformer *t;
 
@@ -131,6 +162,7 @@ plan(const ft_model *model, const ft_adapter *adapter, int64_t capacity, ft_tran
 	FT_TRY(ft_alloc((void **) &t->saved, (size_t) model->config.layers, sizeof t->saved[0]));
 	if (adapter != NULL)
 		FT_TRY(ft_lora_create(model, adapter, capacity, &t->arena, &t->lora));
+	t->remade = remade_layers(t, kept);
 	FT_TRY(want_batch(t));
 	FT_TRY(want_saved(t));
 	FT_TRY(ft_experts_plan(t));
@@ -141,8 +173,15 @@ ft_status
 ft_transformer_bytes(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
 					 int64_t *bytes)
 {
+	return ft_transformer_bytes_kept(model, adapter, capacity, capacity, bytes);
+}
+
+ft_status
+ft_transformer_bytes_kept(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
+						  int64_t kept, int64_t *bytes)
+{
 	ft_transformer *t;
-	ft_status status = plan(model, adapter, capacity, &t);
+	ft_status status = plan(model, adapter, capacity, kept, &t);
 
 	if (status == FT_OK)
 		*bytes = t->arena.bytes;
@@ -154,8 +193,15 @@ ft_status
 ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
 					  ft_transformer **result)
 {
+	return ft_transformer_create_kept(model, adapter, capacity, capacity, result);
+}
+
+ft_status
+ft_transformer_create_kept(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
+						   int64_t kept, ft_transformer **result)
+{
 	ft_transformer *t;
-	ft_status status = plan(model, adapter, capacity, &t);
+	ft_status status = plan(model, adapter, capacity, kept, &t);
 
 	*result = NULL;
 	if (status == FT_OK)
@@ -164,6 +210,8 @@ ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t 
 	{
 		if (model->compute == FT_F32)
 			t->dqkv_sum = t->dqkv;
+		for (int i = 1; i < t->remade; i++)
+			t->saved[i].gate_up = t->saved[0].gate_up;
 		status = ft_alloc((void **) &t->host_loss, (size_t) capacity * 2, sizeof(float));
 	}
 	if (status == FT_OK)
@@ -360,6 +408,16 @@ attention_block(ft_transformer *t, const ft_microbatch *batch, int layer, ft_mat
 						  attended, w->out, NULL);
 }
 
+ft_status
+ft_transformer_gate_up(ft_transformer *t, int layer, ft_mat normed)
+{
+	ft_mat gate_up = ft_mat_make(t->saved[layer].gate_up, t->model->compute, normed.rows,
+								 2 * (int64_t) t->model->config.ffn);
+
+	return adapted_linear(t, layer, FT_GROUP_GATE_UP, gate_up, normed,
+						  t->model->layers[layer].gate_up, NULL);
+}
+
 /* branch = down(swiglu(gate_up(norm(middle)))) */
 static ft_status
 ffn_block(ft_transformer *t, int layer, int64_t rows, ft_mat normed)
@@ -372,7 +430,7 @@ ffn_block(ft_transformer *t, int layer, int64_t rows, ft_mat normed)
 
 	if (t->experts != NULL)
 		return ft_experts_forward(t, layer, normed);
-	FT_TRY(adapted_linear(t, layer, FT_GROUP_GATE_UP, gate_up, normed, w->gate_up, NULL));
+	FT_TRY(ft_transformer_gate_up(t, layer, normed));
 	FT_TRY(t->ops->swiglu(t->stream, product, gate_up));
 	return adapted_linear(t, layer, FT_GROUP_DOWN, ft_mat_make(t->branch, FT_F32, rows, c->hidden),
 						  product, w->down, NULL);

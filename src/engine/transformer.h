@@ -101,8 +101,10 @@ typedef struct ft_transformer
 	ft_experts *experts; /* NULL: dense */
 	/* Set by who wants gradients of the base's weights; NULL: they are not made. */
 	ft_weight_gradients *weight_gradients;
-	double dpo_beta;    /* set by who has pairs (preference.h) */
-	int64_t capacity;   /* most tokens of a batch */
+	double dpo_beta;  /* set by who has pairs (preference.h) */
+	int64_t capacity; /* most tokens of a batch */
+	int remade;       /* so many layers, the first ones, share their gate and up: they are made anew
+					   * in backward */
 	int64_t loss_chunk; /* rows whose logits exist at a time */
 	ft_tick tick;       /* may be NULL */
 	void *tick_context;
@@ -160,6 +162,13 @@ ft_status ft_transformer_bytes(const ft_model *model, const ft_adapter *adapter,
 /* Model and adapter (NULL: none) must outlive it. */
 ft_status ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t capacity,
 								ft_transformer **transformer);
+/* The same, but layers keep no more than a batch of `kept` tokens would take, as far as that can
+ * be: gate and up, about half of it, are made anew in backward, by the same arithmetic, for a
+ * quarter of a layer's time.  Evaluations, which keep nothing, need 1.  Not with experts. */
+ft_status ft_transformer_bytes_kept(const ft_model *model, const ft_adapter *adapter,
+									int64_t capacity, int64_t kept, int64_t *bytes);
+ft_status ft_transformer_create_kept(const ft_model *model, const ft_adapter *adapter,
+									 int64_t capacity, int64_t kept, ft_transformer **transformer);
 void ft_transformer_free(ft_transformer *transformer);
 
 /* Read the adapter's values anew: before the first pass and after each update. */
@@ -188,6 +197,8 @@ ft_status ft_transformer_row_losses(ft_transformer *transformer, const ft_microb
 /* backward.c: from dhidden to lora->gradient and weight_gradients; overwrites what was saved. */
 ft_status ft_transformer_backward(ft_transformer *transformer, const ft_microbatch *batch);
 
+/* gate_up of a layer from the normed `middle`; not with experts. */
+ft_status ft_transformer_gate_up(ft_transformer *transformer, int layer, ft_mat normed);
 /* y = x·Wᵀ or, `gradient`, y = x·W of a block's weight; x in the compute type. */
 ft_status ft_transformer_product(ft_transformer *transformer, ft_mat y, ft_mat x,
 								 const ft_weight *weight, bool gradient);

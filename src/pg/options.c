@@ -416,8 +416,7 @@ check_keys(Jsonb *given)
 static bool
 is_of_adapter(const OptionSpec *spec)
 {
-	return strncmp(spec->name, "lora_", 5) == 0 || strcmp(spec->name, "use_rslora") == 0 ||
-		   spec->type == OPTION_TEMPLATE;
+	return strncmp(spec->name, "lora_", 5) == 0 || strcmp(spec->name, "use_rslora") == 0;
 }
 
 /* Options that contradict the method. */

@@ -526,11 +526,13 @@ check_result(const char *which, bool bf16)
 	trained = weights_of(f.run.model);
 	must(ft_full_check(f.run.file, f.directory));
 	for (int i = 0; i < 2; i++) /* the second takes the place of the first */
-		must(ft_full_write(t->full, t->transformer->stream, f.run.file, f.directory, NULL, NULL));
+		must(ft_full_write(t->full, t->transformer->stream, f.run.file,
+						   i == 1 ? "Q: {prompt}" : NULL, f.directory, NULL, NULL));
 	must(ft_path_join(path, f.directory, "model.tmp"));
 	assert_false(ft_file_exists(path));
 	must(ft_path_join(path, f.directory, "model"));
 	must(ft_model_file_open(path, &file));
+	assert_string_equal(ft_model_file_prompt_template(file), "Q: {prompt}");
 	must(ft_model_load_trainable(file, f.run.ops, f.run.device, 0, &model));
 	loaded = weights_of(model);
 	assert_memory_equal(trained, loaded, (size_t) t->full->layout->n * sizeof(float));
@@ -602,9 +604,10 @@ check_written(const ft_full *full, ft_stream *stream, const ft_model_file *base)
 	float *trained = weights_of(from);
 	float *loaded;
 
-	must(ft_full_write(full, stream, base, directory, NULL, NULL));
+	must(ft_full_write(full, stream, base, NULL, directory, NULL, NULL));
 	must(ft_path_join(path, directory, "model"));
 	must(ft_model_file_open(path, &file));
+	assert_null(ft_model_file_prompt_template(file));
 	must(ft_model_load_trainable(file, from->ops, from->device, 0, &model));
 	loaded = weights_of(model);
 	assert_memory_equal(trained, loaded, (size_t) full->layout->n * sizeof(float));

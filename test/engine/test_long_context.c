@@ -118,7 +118,7 @@ check_training(const char *path, bool scaled)
 	must(ft_device_open_named("cpu", 2, FT_NUMERICS_REFERENCE, &ops, &device));
 	must(ft_model_load(file, ops, device, FT_USE_TRAIN, 0, &model));
 	pack(&batch);
-	must(ft_transformer_create(model, NULL, TEXT, &t));
+	must(ft_transformer_create_kept(model, NULL, TEXT, scaled ? TEXT : 1, &t));
 	must(ft_transformer_evaluate(t, &batch, &sums));
 	must(ft_alloc((void **) &logits, TRAINED * VOCABULARY, sizeof *logits));
 	must(ops->copy_to_host(t->stream, logits, t->logits, TRAINED * VOCABULARY * sizeof *logits));

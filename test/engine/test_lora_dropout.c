@@ -427,6 +427,37 @@ test_nothing_else_changes_the_masks(void **state)
 	}
 }
 
+/* Layers of a long batch make gate and up anew, by the same masks: to the bit what others have
+ * kept.
+ */
+static void
+test_made_anew(void **state)
+{
+	(void) state;
+	for (int i = 0; i < 3; i++)
+	{
+		fixture f;
+		double loss;
+		float *kept;
+		float *anew;
+
+		open_fixture(&f, i == 1 ? DROPOUT : 0, i == 2);
+		assert_int_equal(f.t->remade, 0);
+		loss = loss_at(&f, NULL);
+		kept = floats(&f, f.t->lora->gradient);
+		ft_transformer_free(f.t);
+		must(ft_transformer_create_kept(f.run.model, f.adapter, 256, 1, &f.t));
+		assert_int_equal(f.t->remade, f.run.model->config.layers);
+		ft_lora_set_dropout(f.t->lora, 42, 1);
+		assert_true(loss_at(&f, NULL) == loss);
+		anew = floats(&f, f.t->lora->gradient);
+		assert_memory_equal(anew, kept, (size_t) f.adapter->n * sizeof(float));
+		free(kept);
+		free(anew);
+		close_fixture(&f);
+	}
+}
+
 /* A trainer that goes on behind step 2 takes step 3 as one that was there all the time. */
 static void
 test_resume(void **state)
@@ -477,6 +508,7 @@ main(void)
 		cmocka_unit_test(test_little_is_none),
 		cmocka_unit_test(test_bf16_drops_the_same),
 		cmocka_unit_test(test_nothing_else_changes_the_masks),
+		cmocka_unit_test(test_made_anew),
 		cmocka_unit_test(test_resume),
 	};
 

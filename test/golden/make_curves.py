@@ -6,7 +6,8 @@
 Needs torch, transformers, peft and gguf.  curves/rows.jsonl has the rows: settings of PostgreSQL and their
 categories (PostgreSQL License).  The base is the GGUF file, dequantised to f32; all arithmetic is in f32.  Order
 of the rows, steps and the adapter's first values are by the engine's rules (reference.py).  A file says with which
-options, by the names of job.json, it was made.  Without names every curve is made.
+options, by the names of job.json, it was made.  NAME-bf16 is the same with 16-bit products, as peft users have
+them: torch's autocast.  Without names every curve in f32 is made.
 """
 
 import hashlib
@@ -63,7 +64,7 @@ def steps(rows, options):
         epoch += 1
 
 
-def curve(gguf, data, options):
+def curve(gguf, data, options, bf16):
     """(loss, gradient norm) of each step."""
     tokenizer, model = reference.load_base(gguf)
     rows = [reference.encode(tokenizer, row) for row in data]
@@ -74,8 +75,10 @@ def curve(gguf, data, options):
     total = options["max_steps"]
     for step, batch in zip(range(1, total + 1), steps(rows, options)):
         share = reference.rate(step, total, options["lr_scheduler"], options["warmup_ratio"], options["min_lr_ratio"])
-        yield reference.take_step(model, optimizer, parameters, batch, options["learning_rate"] * share,
-                                  options["max_grad_norm"], tokenizer.eos_token_id)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            result = reference.take_step(model, optimizer, parameters, batch, options["learning_rate"] * share,
+                                         options["max_grad_norm"], tokenizer.eos_token_id)
+        yield result
 
 
 def main():
@@ -85,12 +88,12 @@ def main():
     with open(gguf, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     for name in names or CURVES:
-        options = CURVES[name]
+        options = CURVES[name.removesuffix("-bf16")]
         lines = [f"# make_curves.py: {os.path.basename(gguf)} {digest}",
                  f"# torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, "
                  f"peft {peft.__version__}",
                  f"# {json.dumps(options)}", "step\tloss\tgrad_norm"]
-        for step, (loss, norm) in enumerate(curve(gguf, data, options), 1):
+        for step, (loss, norm) in enumerate(curve(gguf, data, options, name.endswith("-bf16")), 1):
             lines.append(f"{step}\t{loss:.6g}\t{norm:.6g}")
             print(name, lines[-1], flush=True)
         with open(os.path.join(folder, f"{name}.tsv"), "w", encoding="utf-8") as file:

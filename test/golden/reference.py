@@ -13,7 +13,7 @@ import re
 
 import numpy
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 STREAM_LORA_INIT = 2 << 32
 STREAM_EPOCH = 4 << 32
@@ -99,11 +99,11 @@ def rate(step, total, scheduler="cosine", warmup_ratio=0.03, min_lr_ratio=0.0):
     return min_lr_ratio + (1 - min_lr_ratio) * falling
 
 
-def take_step(model, optimizer, parameters, batch, learning_rate, max_grad_norm, pad_id):
+def take_step(model, optimizer, parameters, batch, learning_rate, max_grad_norm, pad_id, shared=0):
     """One optimizer step; its loss, the mean over the trained tokens, and the gradient's norm before clipping."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    value, count = loss_sum(model, batch, pad_id)
+    value, count = loss_sum(model, batch, pad_id, shared)
     loss = value / count
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
@@ -159,33 +159,47 @@ def pad(sequences, value, left=False):
                          for s in sequences])
 
 
-def trained_logits(model, batch, pad_id):
+def shared_beginning(rows):
+    """How many tokens all rows begin with, up to the last one before a completion."""
+    shared = min(row[1] for row in rows) - 1
+    return next((i for i in range(shared) if len({row[0][i] for row in rows}) > 1), shared)
+
+
+def trained_logits(model, batch, pad_id, shared=0):
     """Logits at the trained tokens of a batch, their labels, and the row that each belongs to.
 
-    The head runs at those positions only: its logits over the whole batch would cost more than the rest.
+    The head runs at those positions only: its logits over the whole batch would cost more than the rest.  The
+    `shared` tokens that all rows begin with are computed once, and the others see their keys and values: the
+    same sums, but for a dropout, which then leaves out the same of them for each row.
     """
-    ids = pad([row[0] for row in batch], pad_id)
-    mask = pad([[1] * len(row[0]) for row in batch], 0)
-    labels = pad([[-100] * row[1] + row[0][row[1]:] for row in batch], -100)[:, 1:]
     llama = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = llama.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    cache = None
+    if shared > 0:
+        cache = DynamicCache()
+        llama.model(input_ids=torch.tensor([batch[0][0][:shared]]), past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(batch))
+    ids = pad([row[0][shared:] for row in batch], pad_id)
+    mask = pad([[1] * len(row[0]) for row in batch], 0)
+    labels = pad([[-100] * (row[1] - shared) + row[0][row[1]:] for row in batch], -100)[:, 1:]
+    hidden = llama.model(input_ids=ids, attention_mask=mask, past_key_values=cache,
+                         use_cache=shared > 0).last_hidden_state[:, :-1]
     chosen = labels != -100
     return llama.lm_head(hidden[chosen]).float(), labels[chosen], chosen.nonzero()[:, 0]
 
 
-def loss_sum(model, batch, pad_id):
+def loss_sum(model, batch, pad_id, shared=0):
     """Sum of the losses at the trained tokens of a batch, and their number."""
-    logits, labels, _ = trained_logits(model, batch, pad_id)
+    logits, labels, _ = trained_logits(model, batch, pad_id, shared)
     return torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), len(labels)
 
 
 @torch.no_grad()
-def evaluate(model, rows, budget, pad_id):
+def evaluate(model, rows, budget, pad_id, shared=0):
     """Mean loss over the trained tokens of the rows, and the share of rows of which each is the most likely one."""
     model.eval()
     total, count, exact = 0.0, 0, 0
     for batch in batches(rows, budget):
-        logits, labels, owner = trained_logits(model, batch, pad_id)
+        logits, labels, owner = trained_logits(model, batch, pad_id, shared)
         total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         count += len(labels)
         wrong = owner[logits.argmax(-1) != labels]

@@ -127,9 +127,10 @@ my $questions = 'SELECT i, E\'item \' || i AS prompt FROM generate_series(201, 2
 
 sub same_answers
 {
-	my ($name, $what) = @_;
+	my ($name, $what, $by_hand) = @_;
+	$by_hand //= 'by hand';
 	my $pairs = sql("SELECT count(*), count(*) FILTER (WHERE complete('$name', prompt) =
-			complete('by hand', E'Question {1}: ' || prompt || E'\\nAnswer: ')),
+			complete('$by_hand', E'Question {1}: ' || prompt || E'\\nAnswer: ')),
 			count(*) FILTER (WHERE complete('$name', prompt) = complete('tiny', prompt)) FROM ($questions) q");
 
 	my ($all, $same, $untuned) = split /\|/, $pairs;
@@ -185,6 +186,40 @@ is("$job->{error}{code}: $job->{error}{message}",
 $job = wait_for_status($node, $messages, 'ERROR');
 like("$job->{error}{code}: $job->{error}{message}", qr/^22023: .*row has messages, which a prompt template has no place for/,
 	'so are rows of messages');
+
+# --- A full model carries it, too, and so does what is made from that
+
+my %full = (%options, method => 'full', learning_rate => 0.003);
+$templated = start_job($node, 'full', query => 'SELECT prompt, completion FROM fact ORDER BY id',
+	options => { %full, prompt_template => $template });
+$job_by_hand = sql("SELECT finetune('CREATE', 'full by hand', 'plain', \$q\$$by_hand FROM fact ORDER BY id\$q\$, NULL, '"
+	  . encode_json(\%full) . "')");
+$job = wait_for_status($node, $templated, 'SUCCESS');
+is("$job->{status} $job->{options}{prompt_template}", "SUCCESS $template", 'a full model with a prompt template');
+is(wait_for_status($node, $job_by_hand, 'SUCCESS')->{status}, 'SUCCESS', 'and one with prompts put into it by hand');
+is( sql("SELECT count(*) FROM finetune.metrics a JOIN finetune.metrics b USING (step, training_loss, grad_norm, tokens)
+		 WHERE a.job_id = '$templated' AND b.job_id = '$job_by_hand' AND step > 0"),
+	24, 'are trained to the same losses and gradients');
+same_answers('full', 'a full model', 'full by hand');
+$own = json("finetune_evaluate('full', \$q\$$rows\$q\$)");
+$other = json("finetune_evaluate('full by hand', \$q\$$by_hand FROM ($rows) r\$q\$)");
+near($own->{$_}, $other->{$_}, "its evaluation: $_") for qw(loss token_accuracy exact_match trained_tokens tokens);
+like(error_of($node, "SELECT complete('full', 'item 1', '{\"system\": \"Be brief.\"}')"), $refused, 'a system message is refused');
+$node->psql('postgres', "SELECT finetune_export('full', '$directory.full', 'gguf')", stderr => \$told);
+like($told, qr/NOTICE:  prompts to the exported model are to be put into the prompt template of "full"/, 'exported: a notice');
+my $over = sql("SELECT finetune('CREATE', 'over', 'full', 'SELECT prompt, completion FROM fact ORDER BY id', NULL, '"
+	  . encode_json({ %options, learning_rate => 1e-12 }) . "')");
+my $further = sql("SELECT finetune('CREATE', 'further', 'full', 'SELECT prompt, completion FROM fact ORDER BY id', NULL, '"
+	  . encode_json({ %full, learning_rate => 1e-12 }) . "')");
+my $anew = sql("SELECT finetune('CREATE', 'anew', 'full', 'SELECT prompt, completion FROM fact ORDER BY id', NULL, '"
+	  . encode_json({ %options, max_steps => 2, prompt_template => 'Q: {prompt}' }) . "')");
+for my $made ([ over => $over ], [ further => $further ])
+{
+	$job = wait_for_status($node, $made->[1], 'SUCCESS');
+	is($job->{options}{prompt_template}, $template, "$made->[0]: what is trained over it has its template");
+	same_answers($made->[0], $made->[0], 'full by hand');
+}
+is(wait_for_status($node, $anew, 'SUCCESS')->{options}{prompt_template}, 'Q: {prompt}', 'unless it is given another');
 
 $node->stop;
 done_testing();
