@@ -191,7 +191,7 @@ tokenize_work(job *j, json_t **reply)
 	const ft_base *base = j->model.base;
 	ft_input input = {0};
 	ft_ids ids = {0};
-	ft_status status = ft_request_parse(j->body, FT_INPUT_TOKENIZE, &input, NULL);
+	ft_status status = ft_request_parse(j->body, FT_INPUT_TOKENIZE, &input, NULL, NULL);
 
 	if (status == FT_OK)
 		status = ft_input_encode(&input, base->tokenizer, base->chat_template,
@@ -234,6 +234,9 @@ completion_reply(void *argument)
 {
 	completion *c = argument;
 	ft_request *r = c->request;
+	ft_api_usage usage = {.prompt = r->prompt.length,
+						  .cached = r->cached_tokens,
+						  .completion = r->generation.ids.length};
 	ft_text text = {0};
 
 	if (r->status == FT_OK)
@@ -248,8 +251,7 @@ completion_reply(void *argument)
 	if (r->status == FT_OK)
 		reply_json(c->exchange, HTTP_OK,
 				   ft_api_completion(c->chat, c->model, c->created, &text,
-									 ft_finish_name(r->generation.finish), r->prompt.length,
-									 r->generation.ids.length));
+									 ft_finish_name(r->generation.finish), &usage));
 	else
 		reply_json(c->exchange, ft_api_http_code(r->status),
 				   ft_api_error(r->status, r->message, r->hint));
@@ -290,6 +292,7 @@ static ft_status
 prepare_completion(completion *c, const json_t *body, ft_model_ref *model)
 {
 	ft_input input = {0};
+	ft_answer_options options = {0};
 	ft_base *base = model->base;
 	ft_request *r;
 	ft_status status;
@@ -306,8 +309,14 @@ prepare_completion(completion *c, const json_t *body, ft_model_ref *model)
 		return ft_fail(FT_NO_MEMORY, "out of memory");
 	if (getrandom(&r->sampling.seed, sizeof r->sampling.seed, 0) < 0)
 		r->sampling.seed = (uint64_t) c->created;
-	status =
-		ft_request_parse(body, c->chat ? FT_INPUT_CHAT : FT_INPUT_COMPLETION, &input, &r->sampling);
+	status = ft_request_parse(body, c->chat ? FT_INPUT_CHAT : FT_INPUT_COMPLETION, &input,
+							  &r->sampling, &options);
+	if (status == FT_OK && options.cache_salt)
+	{
+		r->cache_salt = strdup(options.cache_salt);
+		if (!r->cache_salt)
+			status = ft_fail(FT_NO_MEMORY, "out of memory");
+	}
 	if (status == FT_OK)
 		status = check_length(base, &input);
 	if (status == FT_OK)

@@ -8,6 +8,7 @@
 #include "process.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -422,6 +423,7 @@ static ft_status
 open_lora(const char *id, const char *path, ft_base *base, const ft_file_identity *identity,
 		  ft_lora_entry **result)
 {
+	static atomic_uint_fast64_t last;
 	ft_lora_entry *lora;
 	ft_status status;
 
@@ -429,6 +431,7 @@ open_lora(const char *id, const char *path, ft_base *base, const ft_file_identit
 	lora->base = base;
 	lora->identity = *identity;
 	lora->created = (int64_t) time(NULL);
+	lora->serial = atomic_fetch_add(&last, 1) + 1;
 	lora->refs = 1;
 	status = copy_text(id, &lora->id);
 	if (status == FT_OK)

@@ -57,7 +57,8 @@ typedef struct ft_lora_entry
 	ft_adapter *adapter;
 	ft_file_identity identity;
 	int64_t created;
-	int refs; /* private */
+	uint64_t serial; /* no other adapter that this process has loaded has it; above 0 */
+	int refs;        /* private */
 } ft_lora_entry;
 
 /* A model that a request uses: a base, and perhaps an adapter over it. */
@@ -74,6 +75,8 @@ typedef struct ft_registry_config
 	int64_t cache_bytes; /* of a base's key/value cache, 0: a default by the device's memory */
 	int max_rows;        /* of a batch */
 	int max_sequences;   /* of a batch */
+	int prefill_rows;    /* of a batch and one prompt, 0: as many as there is room for */
+	bool no_prefix_cache;
 } ft_registry_config;
 
 ft_status ft_registry_create(const ft_registry_config *config, ft_registry **registry);

@@ -11,6 +11,7 @@
 
 #define MAX_STOPS 64
 #define MAX_STOP_BYTES 4096
+#define MAX_SALT_BYTES 256
 #define MAX_TEMPERATURE 100.0
 #define MAX_PENALTY 2.0 /* OpenAI's bound */
 #define MAX_REPETITION_PENALTY 100.0
@@ -398,8 +399,20 @@ parse_input(const json_t *object, ft_input_kind kind, ft_input *input)
 	return FT_OK;
 }
 
+static ft_status
+parse_options(const json_t *object, ft_answer_options *options)
+{
+	*options = (ft_answer_options){0};
+	FT_TRY(ft_body_optional_string(object, "cache_salt", &options->cache_salt));
+	if (options->cache_salt && strlen(options->cache_salt) > MAX_SALT_BYTES)
+		return ft_fail(FT_INVALID, "\"cache_salt\" has %zu bytes, the limit is %d",
+					   strlen(options->cache_salt), MAX_SALT_BYTES);
+	return FT_OK;
+}
+
 ft_status
-ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_sampling *sampling)
+ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_sampling *sampling,
+				 ft_answer_options *options)
 {
 	static const char *const tokenize_names[] = {
 		"model", "prompt", "messages", "add_generation_prompt", "add_special_tokens", NULL};
@@ -420,6 +433,7 @@ ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_s
 										"max_completion_tokens",
 										"stop",
 										"ignore_eos",
+										"cache_salt",
 										NULL};
 
 	if (kind == FT_INPUT_TOKENIZE)
@@ -429,6 +443,7 @@ ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_s
 	}
 	FT_TRY(check_fields(object, names));
 	FT_TRY(parse_sampling(object, sampling));
+	FT_TRY(parse_options(object, options));
 	return parse_input(object, kind, input);
 }
 

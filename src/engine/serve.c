@@ -41,6 +41,8 @@ typedef struct serve_options
 	int control_fd;
 	int max_requests;
 	int64_t cache_bytes; /* 0: by the model */
+	bool no_prefix_cache;
+	int prefill_rows; /* 0: as many as there is room for */
 } serve_options;
 
 static ft_status
@@ -57,6 +59,15 @@ integer_option(const char *name, const char *text, long least, long most, long *
 }
 
 static ft_status
+switch_option(const char *name, const char *text, long *value)
+{
+	*value = strcmp(text, "on") == 0;
+	if (*value == 0 && strcmp(text, "off") != 0)
+		return ft_fail(FT_INVALID, "--%s is \"%s\", expected on or off", name, text);
+	return FT_OK;
+}
+
+static ft_status
 parse_options(int argc, char **argv, serve_options *o)
 {
 	static const struct option options[] = {
@@ -67,6 +78,8 @@ parse_options(int argc, char **argv, serve_options *o)
 		{"control-fd", required_argument, NULL, 'c'},
 		{"max-requests", required_argument, NULL, 'r'},
 		{"cache-memory", required_argument, NULL, 'm'},
+		{"prefix-cache", required_argument, NULL, 'p'},
+		{"prefill-rows", required_argument, NULL, 'f'},
 		{0},
 	};
 	long value;
@@ -101,6 +114,14 @@ parse_options(int argc, char **argv, serve_options *o)
 			case 'm':
 				FT_TRY(integer_option("cache-memory", optarg, 1, LONG_MAX >> 20, &value));
 				o->cache_bytes = (int64_t) value << 20;
+				break;
+			case 'p':
+				FT_TRY(switch_option("prefix-cache", optarg, &value));
+				o->no_prefix_cache = value == 0;
+				break;
+			case 'f':
+				FT_TRY(integer_option("prefill-rows", optarg, 1, MAX_ROWS, &value));
+				o->prefill_rows = (int) value;
 				break;
 			default:
 				return ft_fail(FT_INVALID, "wrong usage");
@@ -226,8 +247,11 @@ end_parts(ft_api *api)
 static ft_status
 serve(const serve_options *o)
 {
-	ft_registry_config config = {
-		.cache_bytes = o->cache_bytes, .max_rows = MAX_ROWS, .max_sequences = MAX_SEQUENCES};
+	ft_registry_config config = {.cache_bytes = o->cache_bytes,
+								 .max_rows = MAX_ROWS,
+								 .max_sequences = MAX_SEQUENCES,
+								 .prefill_rows = o->prefill_rows,
+								 .no_prefix_cache = o->no_prefix_cache};
 	ft_api api = {0};
 	ft_device_info info;
 	ft_status status;
@@ -259,7 +283,7 @@ ft_serve_main(int argc, char **argv)
 		fprintf(stderr,
 				"%s\nusage: pg_finetune_engine serve --socket PATH [--threads N] [--device D] "
 				"[--numerics fast|reference] [--control-fd N] [--max-requests N] "
-				"[--cache-memory MIB]\n",
+				"[--cache-memory MIB] [--prefix-cache on|off] [--prefill-rows N]\n",
 				ft_error_message());
 		return FT_EXIT_USAGE;
 	}
