@@ -221,12 +221,26 @@ completion_end(completion *c)
 {
 	if (c->request)
 	{
+		if (c->request->constraint)
+			ft_constraint_cache_put(c->request->model.base->constraints, c->request->constraint);
 		if (c->request->model.base)
 			ft_registry_put(c->api->registry, &c->request->model);
 		ft_request_free(c->request);
 	}
 	free(c->model);
 	free(c);
+}
+
+/* Is a space at the answer's beginning none of it? */
+static bool
+begins_with_space(const completion *c)
+{
+	const ft_request *r = c->request;
+
+	if (r->constraint)
+		return true;
+	return c->chat && prompt_template_of(&r->model) == NULL &&
+		   ft_chat_template_answers_space(r->model.base->chat_template);
 }
 
 static void
@@ -241,9 +255,7 @@ completion_reply(void *argument)
 
 	if (r->status == FT_OK)
 		r->status = ft_generation_text(&r->generation, &text);
-	if (r->status == FT_OK && c->chat && text.data[0] == ' ' &&
-		prompt_template_of(&r->model) == NULL &&
-		ft_chat_template_answers_space(r->model.base->chat_template))
+	if (r->status == FT_OK && text.data[0] == ' ' && begins_with_space(c))
 	{
 		text.length--;
 		memmove(text.data, text.data + 1, text.length + 1);
@@ -289,6 +301,22 @@ check_length(const ft_base *base, const ft_input *input)
 }
 
 static ft_status
+set_options(ft_request *r, const ft_answer_options *options)
+{
+	if (options->cache_salt)
+	{
+		r->cache_salt = strdup(options->cache_salt);
+		if (!r->cache_salt)
+			return ft_fail(FT_NO_MEMORY, "out of memory");
+	}
+	FT_TRY(ft_constraint_cache_get(r->model.base->constraints, options->response_format,
+								   &r->constraint));
+	if (r->constraint && r->sampling.ignore_eos)
+		return ft_fail(FT_INVALID, "\"ignore_eos\" and \"response_format\" exclude each other");
+	return FT_OK;
+}
+
+static ft_status
 prepare_completion(completion *c, const json_t *body, ft_model_ref *model)
 {
 	ft_input input = {0};
@@ -311,12 +339,8 @@ prepare_completion(completion *c, const json_t *body, ft_model_ref *model)
 		r->sampling.seed = (uint64_t) c->created;
 	status = ft_request_parse(body, c->chat ? FT_INPUT_CHAT : FT_INPUT_COMPLETION, &input,
 							  &r->sampling, &options);
-	if (status == FT_OK && options.cache_salt)
-	{
-		r->cache_salt = strdup(options.cache_salt);
-		if (!r->cache_salt)
-			status = ft_fail(FT_NO_MEMORY, "out of memory");
-	}
+	if (status == FT_OK)
+		status = set_options(r, &options);
 	if (status == FT_OK)
 		status = check_length(base, &input);
 	if (status == FT_OK)

@@ -80,6 +80,7 @@ free_base(ft_base *base)
 {
 	ft_decoder_free(base->decoder);
 	ft_kv_cache_free(base->cache);
+	ft_constraint_cache_free(base->constraints);
 	if (base->tokenizer)
 		ft_tokenizer_free(base->tokenizer);
 	ft_model_free(base->model);
@@ -281,6 +282,8 @@ fill_base(const ft_registry_config *config, const ft_model_file *file, const cha
 	FT_TRY(check_base_digest(base, digest));
 	FT_TRY(ft_model_load(file, config->ops, config->device, FT_USE_SERVE, base->context_requested,
 						 &base->model));
+	FT_TRY(ft_constraint_cache_create(base->tokenizer, (size_t) base->model->config.vocab,
+									  &base->constraints));
 	return prepare_serving(config, base);
 }
 

@@ -13,6 +13,7 @@
 #include "chat_template.h"
 #include "decode.h"
 #include "digest.h"
+#include "response_format.h"
 
 typedef struct ft_registry ft_registry;
 
@@ -39,10 +40,11 @@ typedef struct ft_base
 	ft_model *model;
 	ft_tokenizer *tokenizer;
 	const ft_chat_template *chat_template;
-	ft_kv_cache *cache;   /* the scheduler's */
-	ft_decoder *decoder;  /* the scheduler's */
-	int context;          /* tokens of prompt and answer together */
-	int bos;              /* begins a prompt that is no chat; -1: nothing does */
+	ft_kv_cache *cache;               /* the scheduler's */
+	ft_decoder *decoder;              /* the scheduler's */
+	ft_constraint_cache *constraints; /* got and put by one thread, the loop's */
+	int context;                      /* tokens of prompt and answer together */
+	int bos;                          /* begins a prompt that is no chat; -1: nothing does */
 	size_t longest_token; /* bytes: n bytes of text are at least n / longest_token tokens */
 	uint64_t full;        /* the scheduler's: round in which no more were let in */
 	uint64_t stepped;     /* the scheduler's: round of the last step */

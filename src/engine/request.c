@@ -176,7 +176,6 @@ typedef enum off_value
 	OFF_ONE,
 	OFF_EMPTY,   /* [], {} or "" */
 	OFF_NONE,    /* "none" */
-	OFF_TEXT,    /* {"type": "text"} */
 	OFF_ANYTHING /* it changes nothing about the answer */
 } off_value;
 
@@ -185,12 +184,11 @@ static const struct
 	const char *name;
 	off_value off;
 } off_fields[] = {
-	{"stream", OFF_FALSE},          {"stream_options", OFF_EMPTY}, {"n", OFF_ONE},
-	{"best_of", OFF_ONE},           {"echo", OFF_FALSE},           {"suffix", OFF_EMPTY},
-	{"logprobs", OFF_FALSE},        {"top_logprobs", OFF_ZERO},    {"logit_bias", OFF_EMPTY},
-	{"response_format", OFF_TEXT},  {"tools", OFF_EMPTY},          {"tool_choice", OFF_NONE},
-	{"user", OFF_ANYTHING},         {"metadata", OFF_ANYTHING},    {"store", OFF_FALSE},
-	{"service_tier", OFF_ANYTHING},
+	{"stream", OFF_FALSE},      {"stream_options", OFF_EMPTY}, {"n", OFF_ONE},
+	{"best_of", OFF_ONE},       {"echo", OFF_FALSE},           {"suffix", OFF_EMPTY},
+	{"logprobs", OFF_FALSE},    {"top_logprobs", OFF_ZERO},    {"logit_bias", OFF_EMPTY},
+	{"tools", OFF_EMPTY},       {"tool_choice", OFF_NONE},     {"user", OFF_ANYTHING},
+	{"metadata", OFF_ANYTHING}, {"store", OFF_FALSE},          {"service_tier", OFF_ANYTHING},
 };
 
 static bool
@@ -210,12 +208,6 @@ says_off(const json_t *value, off_value off)
 				   (json_is_string(value) && json_string_length(value) == 0);
 		case OFF_NONE:
 			return json_is_string(value) && strcmp(json_string_value(value), "none") == 0;
-		case OFF_TEXT:
-		{
-			const char *type = json_string_value(json_object_get(value, "type"));
-
-			return type && strcmp(type, "text") == 0;
-		}
 		case OFF_ANYTHING:
 			break;
 	}
@@ -407,6 +399,7 @@ parse_options(const json_t *object, ft_answer_options *options)
 	if (options->cache_salt && strlen(options->cache_salt) > MAX_SALT_BYTES)
 		return ft_fail(FT_INVALID, "\"cache_salt\" has %zu bytes, the limit is %d",
 					   strlen(options->cache_salt), MAX_SALT_BYTES);
+	options->response_format = json_object_get(object, "response_format");
 	return FT_OK;
 }
 
@@ -434,6 +427,7 @@ ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_s
 										"stop",
 										"ignore_eos",
 										"cache_salt",
+										"response_format",
 										NULL};
 
 	if (kind == FT_INPUT_TOKENIZE)

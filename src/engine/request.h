@@ -52,7 +52,8 @@ void ft_input_free(ft_input *input);
 /* What else a completion asks for.  All belongs to the JSON object. */
 typedef struct ft_answer_options
 {
-	const char *cache_salt; /* NULL: none */
+	const char *cache_salt;        /* NULL: none */
+	const json_t *response_format; /* NULL: text */
 } ft_answer_options;
 
 /* The input, the sampling and the options of a completion; the latter two are NULL for

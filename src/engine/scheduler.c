@@ -88,6 +88,7 @@ static void
 finish(ft_scheduler *s, ft_request *request)
 {
 	ft_sequence_give_back(&request->sequence);
+	ft_generation_end(&request->generation);
 	pthread_mutex_lock(&s->mutex);
 	s->n_requests--;
 	pthread_mutex_unlock(&s->mutex);
@@ -126,7 +127,7 @@ ft_scheduler_submit(ft_scheduler *s, ft_request *request)
 	if (limit > base->context - (int) prompt)
 		limit = base->context - (int) prompt;
 	ft_generation_start(&request->generation, base->tokenizer, &base->model->config,
-						&request->sampling, limit);
+						&request->sampling, request->constraint, limit);
 	FT_TRY(ft_generation_read_prompt(&request->generation, request->prompt.data, prompt));
 	FT_TRY(ft_sequence_begin(&request->sequence, base->model, base->cache, request->prompt.data,
 							 prompt, (size_t) limit, salt_of(s, request),
@@ -430,10 +431,15 @@ group_by_adapter(ft_scheduler *s)
 	}
 }
 
+/* A request's logits.  What fails here is this request's alone. */
 static void
-penalize(void *context, float *logits)
+edit_logits(void *context, float *logits)
 {
-	ft_generation_penalize(context, logits);
+	ft_request *request = context;
+	ft_status status = ft_generation_edit(&request->generation, logits);
+
+	if (status != FT_OK)
+		record_failure(request, status);
 }
 
 /* Run the batch and draw a token for each sequence that has all of its tokens in the cache now. */
@@ -445,13 +451,13 @@ compute(ft_scheduler *s, const ft_base *base)
 	FT_TRY(ft_decoder_run(base->decoder, base->cache, s->items, s->n_batch));
 	for (int i = 0; i < s->n_batch; i++)
 	{
-		ft_generation *generation = &s->batch[i]->generation;
+		ft_request *request = s->batch[i];
 
 		if (!s->items[i].wants_logits)
 			continue;
-		if (ft_generation_has_penalties(generation))
-			FT_TRY(ft_decoder_edit_logits(base->decoder, wanted, penalize, generation));
-		s->samples[wanted++] = ft_generation_draw(generation);
+		if (ft_generation_edits(&request->generation))
+			FT_TRY(ft_decoder_edit_logits(base->decoder, wanted, edit_logits, request));
+		s->samples[wanted++] = ft_generation_draw(&request->generation);
 	}
 	if (wanted == 0)
 		return FT_OK;
@@ -498,12 +504,12 @@ account(ft_scheduler *s, ft_status status)
 			own = ft_sequence_computed(&request->sequence, (size_t) item->rows);
 			s->now.rows += (uint64_t) item->rows;
 		}
-		if (own == FT_OK && item->wants_logits)
+		if (own == FT_OK && request->status == FT_OK && item->wants_logits)
 			own = take_drawn(s, request, s->drawn[drawn]);
 		drawn += item->wants_logits;
 		if (own != FT_OK)
 			record_failure(request, own);
-		if (own != FT_OK || request->generation.finish != FT_FINISH_NONE)
+		if (request->status != FT_OK || request->generation.finish != FT_FINISH_NONE)
 			end_running(s, request);
 	}
 }

@@ -31,7 +31,8 @@ struct ft_request
 	ft_model_ref model; /* the request's own reference; given back by the caller */
 	ft_ids prompt;
 	ft_sampling sampling;
-	char *cache_salt; /* owned: who gives the same may share cache blocks; NULL means "" */
+	ft_constraint *constraint; /* of the model's base; the caller's, NULL: none */
+	char *cache_salt;          /* owned: who gives the same may share cache blocks; NULL means "" */
 	ft_request_done done;
 	void *context; /* the caller's */
 
