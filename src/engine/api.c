@@ -193,7 +193,7 @@ tokenize_work(job *j, json_t **reply)
 	const ft_base *base = j->model.base;
 	ft_input input = {0};
 	ft_ids ids = {0};
-	ft_status status = ft_request_parse(j->body, FT_INPUT_TOKENIZE, &input, NULL);
+	ft_status status = ft_request_parse(j->body, FT_INPUT_TOKENIZE, &input, NULL, NULL);
 
 	if (status == FT_OK)
 		status = ft_input_encode(&input, base->tokenizer, base->chat_template,
@@ -223,6 +223,8 @@ completion_end(completion *c)
 {
 	if (c->request)
 	{
+		if (c->request->constraint)
+			ft_constraint_cache_put(c->request->model.base->constraints, c->request->constraint);
 		if (c->request->model.base)
 			ft_registry_put(c->api->registry, &c->request->model);
 		ft_request_free(c->request);
@@ -231,18 +233,31 @@ completion_end(completion *c)
 	free(c);
 }
 
+/* Is a space at the answer's beginning none of it? */
+static bool
+begins_with_space(const completion *c)
+{
+	const ft_request *r = c->request;
+
+	if (r->constraint)
+		return true;
+	return c->chat && prompt_template_of(&r->model) == NULL &&
+		   ft_chat_template_answers_space(r->model.base->chat_template);
+}
+
 static void
 completion_reply(void *argument)
 {
 	completion *c = argument;
 	ft_request *r = c->request;
+	ft_api_usage usage = {.prompt = r->prompt.length,
+						  .cached = r->cached_tokens,
+						  .completion = r->generation.ids.length};
 	ft_text text = {0};
 
 	if (r->status == FT_OK)
 		r->status = ft_generation_text(&r->generation, &text);
-	if (r->status == FT_OK && c->chat && text.data[0] == ' ' &&
-		prompt_template_of(&r->model) == NULL &&
-		ft_chat_template_answers_space(r->model.base->chat_template))
+	if (r->status == FT_OK && text.data[0] == ' ' && begins_with_space(c))
 	{
 		text.length--;
 		memmove(text.data, text.data + 1, text.length + 1);
@@ -250,8 +265,7 @@ completion_reply(void *argument)
 	if (r->status == FT_OK)
 		reply_json(c->exchange, HTTP_OK,
 				   ft_api_completion(c->chat, c->model, c->created, &text,
-									 ft_finish_name(r->generation.finish), r->prompt.length,
-									 r->generation.ids.length));
+									 ft_finish_name(r->generation.finish), &usage));
 	else
 		reply_json(c->exchange, ft_api_http_code(r->status),
 				   ft_api_error(r->status, r->message, r->hint));
@@ -289,9 +303,26 @@ check_length(const ft_base *base, const ft_input *input)
 }
 
 static ft_status
+set_options(ft_request *r, const ft_answer_options *options)
+{
+	if (options->cache_salt)
+	{
+		r->cache_salt = strdup(options->cache_salt);
+		if (!r->cache_salt)
+			return ft_fail(FT_NO_MEMORY, "out of memory");
+	}
+	FT_TRY(ft_constraint_cache_get(r->model.base->constraints, options->response_format,
+								   &r->constraint));
+	if (r->constraint && r->sampling.ignore_eos)
+		return ft_fail(FT_INVALID, "\"ignore_eos\" and \"response_format\" exclude each other");
+	return FT_OK;
+}
+
+static ft_status
 prepare_completion(completion *c, const json_t *body, ft_model_ref *model)
 {
 	ft_input input = {0};
+	ft_answer_options options = {0};
 	ft_base *base = model->base;
 	ft_request *r;
 	ft_status status;
@@ -308,8 +339,10 @@ prepare_completion(completion *c, const json_t *body, ft_model_ref *model)
 		return ft_fail(FT_NO_MEMORY, "out of memory");
 	if (getrandom(&r->sampling.seed, sizeof r->sampling.seed, 0) < 0)
 		r->sampling.seed = (uint64_t) c->created;
-	status =
-		ft_request_parse(body, c->chat ? FT_INPUT_CHAT : FT_INPUT_COMPLETION, &input, &r->sampling);
+	status = ft_request_parse(body, c->chat ? FT_INPUT_CHAT : FT_INPUT_COMPLETION, &input,
+							  &r->sampling, &options);
+	if (status == FT_OK)
+		status = set_options(r, &options);
 	if (status == FT_OK)
 		status = check_length(base, &input);
 	if (status == FT_OK)

@@ -53,9 +53,18 @@ ft_api_error(ft_status status, const char *message, const char *hint)
 	return json_pack("{s:o}", "error", error);
 }
 
+static json_t *
+usage_json(const ft_api_usage *usage)
+{
+	return json_pack("{s:I, s:I, s:I, s:{s:I}}", "prompt_tokens", (json_int_t) usage->prompt,
+					 "completion_tokens", (json_int_t) usage->completion, "total_tokens",
+					 (json_int_t) (usage->prompt + usage->completion), "prompt_tokens_details",
+					 "cached_tokens", (json_int_t) usage->cached);
+}
+
 json_t *
 ft_api_completion(bool chat, const char *model, int64_t created, const ft_text *text,
-				  const char *finish_reason, size_t prompt_tokens, size_t completion_tokens)
+				  const char *finish_reason, const ft_api_usage *usage)
 {
 	static atomic_uint_fast64_t last;
 	char id[64];
@@ -70,12 +79,9 @@ ft_api_completion(bool chat, const char *model, int64_t created, const ft_text *
 	else
 		choice = json_pack("{s:i, s:o, s:s}", "index", 0, "text", content, "finish_reason",
 						   finish_reason);
-	return json_pack("{s:s, s:s, s:I, s:s, s:[o], s:{s:I, s:I, s:I}}", "id", id, "object",
+	return json_pack("{s:s, s:s, s:I, s:s, s:[o], s:o}", "id", id, "object",
 					 chat ? "chat.completion" : "text_completion", "created", (json_int_t) created,
-					 "model", model, "choices", choice, "usage", "prompt_tokens",
-					 (json_int_t) prompt_tokens, "completion_tokens",
-					 (json_int_t) completion_tokens, "total_tokens",
-					 (json_int_t) (prompt_tokens + completion_tokens));
+					 "model", model, "choices", choice, "usage", usage_json(usage));
 }
 
 json_t *
@@ -138,11 +144,13 @@ static ft_status
 add_cache(void *context, const ft_base *base, const ft_lora_entry *lora)
 {
 	json_t *caches = context;
+	int n_free = base->cache->n_free;
 
 	if (!lora)
-		json_object_set_new(
-			caches, base->id,
-			json_pack("{s:i, s:i}", "blocks", base->cache->n_blocks, "free", base->cache->n_free));
+		json_object_set_new(caches, base->id,
+							json_pack("{s:i, s:i, s:i, s:i}", "blocks", base->cache->n_blocks,
+									  "free", n_free, "used", base->cache->n_blocks - n_free,
+									  "kept", base->cache->n_kept));
 	return FT_OK;
 }
 
@@ -155,9 +163,11 @@ ft_api_stats(ft_registry *registry, const ft_scheduler_stats *stats)
 
 	ft_registry_visit(registry, add_cache, caches);
 	ft_registry_memory(registry, &held, &limit);
-	return json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:o, s:{s:I, s:I}}", "running", stats->running,
-					 "waiting", stats->waiting, "steps", (json_int_t) stats->steps, "rows",
-					 (json_int_t) stats->rows, "tokens", (json_int_t) stats->tokens, "preemptions",
-					 (json_int_t) stats->preemptions, "cache", caches, "memory", "held",
+	return json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:{s:I, s:I}}", "running",
+					 stats->running, "waiting", stats->waiting, "steps", (json_int_t) stats->steps,
+					 "rows", (json_int_t) stats->rows, "tokens", (json_int_t) stats->tokens,
+					 "preemptions", (json_int_t) stats->preemptions, "prompt_tokens",
+					 (json_int_t) stats->prompt_tokens, "cached_tokens",
+					 (json_int_t) stats->cached_tokens, "cache", caches, "memory", "held",
 					 (json_int_t) held, "limit", (json_int_t) limit);
 }

@@ -14,9 +14,16 @@ int ft_api_http_code(ft_status status);
 /* {"error": {"message", "type", "code", "hint"}}; the hint may be "". */
 json_t *ft_api_error(ft_status status, const char *message, const char *hint);
 
-json_t *
-ft_api_completion(bool chat, const char *model, int64_t created, const ft_text *text,
-				  const char *finish_reason, size_t prompt_tokens, size_t completion_tokens);
+/* "usage" */
+typedef struct ft_api_usage
+{
+	size_t prompt;
+	size_t cached; /* of the prompt */
+	size_t completion;
+} ft_api_usage;
+
+json_t *ft_api_completion(bool chat, const char *model, int64_t created, const ft_text *text,
+						  const char *finish_reason, const ft_api_usage *usage);
 json_t *ft_api_tokens(const ft_ids *ids, int max_model_len);
 /* {name: text}, where invalid UTF-8 is replaced. */
 json_t *ft_api_text(const char *name, const ft_text *text);

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <openssl/evp.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
@@ -172,4 +173,20 @@ ft_digest_bytes(const void *bytes, size_t n, char hex[FT_DIGEST_HEX])
 		status = ft_fail(FT_INTERNAL, "could not compute a SHA-256 digest");
 	EVP_MD_CTX_free(context);
 	return status;
+}
+
+ft_status
+ft_digest_pair(const void *first, size_t n_first, const void *second, size_t n_second,
+			   uint8_t sum[32])
+{
+	EVP_MD_CTX *context;
+	unsigned n = 0;
+	bool done;
+
+	FT_TRY(start(&context));
+	done = EVP_DigestUpdate(context, first, n_first) == 1 &&
+		   EVP_DigestUpdate(context, second, n_second) == 1 &&
+		   EVP_DigestFinal_ex(context, sum, &n) == 1 && n == 32;
+	EVP_MD_CTX_free(context);
+	return done ? FT_OK : ft_fail(FT_INTERNAL, "could not compute a SHA-256 digest");
 }

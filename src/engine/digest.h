@@ -26,5 +26,8 @@ typedef struct ft_digest_file_entry
 } ft_digest_file_entry;
 ft_status ft_digest_files(const ft_digest_file_entry *files, size_t n, char hex[FT_DIGEST_HEX]);
 ft_status ft_digest_bytes(const void *bytes, size_t n, char hex[FT_DIGEST_HEX]);
+/* Of two pieces of memory, one after the other, as its bytes. */
+ft_status ft_digest_pair(const void *first, size_t n_first, const void *second, size_t n_second,
+						 uint8_t sum[32]);
 
 #endif

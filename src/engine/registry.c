@@ -9,6 +9,7 @@
 #include "registry_internal.h"
 #include "residency.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -71,6 +72,7 @@ free_base(ft_base *base)
 {
 	ft_decoder_free(base->decoder);
 	ft_kv_cache_free(base->cache);
+	ft_constraint_cache_free(base->constraints);
 	if (base->tokenizer)
 		ft_tokenizer_free(base->tokenizer);
 	ft_model_free(base->model);
@@ -364,6 +366,8 @@ fill_base(ft_registry *r, const ft_model_file *file, const char *digest, ft_base
 	FT_TRY(reserve_weights(r, base));
 	FT_TRY(ft_model_load(file, config->ops, config->device, FT_USE_SERVE, base->context_requested,
 						 &base->model));
+	FT_TRY(ft_constraint_cache_create(base->tokenizer, (size_t) base->model->config.vocab,
+									  &base->constraints));
 	FT_TRY(prepare_serving(config, base));
 	return settle_bytes(r, base);
 }
@@ -536,6 +540,7 @@ static ft_status
 open_lora(ft_registry *r, const char *id, const char *path, ft_base *base,
 		  const ft_file_identity *identity, ft_lora_entry **result)
 {
+	static atomic_uint_fast64_t last;
 	ft_lora_entry *lora;
 	ft_status status;
 
@@ -543,6 +548,7 @@ open_lora(ft_registry *r, const char *id, const char *path, ft_base *base,
 	lora->base = base;
 	lora->identity = *identity;
 	lora->created = (int64_t) time(NULL);
+	lora->serial = atomic_fetch_add(&last, 1) + 1;
 	lora->refs = 1;
 	lora->used_at = ft_registry_now();
 	status = copy_text(id, &lora->id);

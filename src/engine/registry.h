@@ -13,6 +13,7 @@
 #include "chat_template.h"
 #include "decode.h"
 #include "digest.h"
+#include "response_format.h"
 
 typedef struct ft_registry ft_registry;
 
@@ -40,17 +41,18 @@ typedef struct ft_base
 	ft_model *model;
 	ft_tokenizer *tokenizer;
 	const ft_chat_template *chat_template;
-	char *prompt_template; /* what it was trained with (prompt_template.h); NULL: none */
-	ft_kv_cache *cache;    /* the scheduler's */
-	ft_decoder *decoder;   /* the scheduler's */
-	int context;           /* tokens of prompt and answer together */
-	int bos;               /* begins a prompt that is no chat; -1: nothing does */
-	size_t longest_token;  /* bytes: n bytes of text are at least n / longest_token tokens */
-	uint64_t full;         /* the scheduler's: round in which no more were let in */
-	uint64_t stepped;      /* the scheduler's: round of the last step */
-	int refs;              /* private */
-	int64_t used_at;       /* private: when a reference was given back, ft_registry_now */
-	bool asked;            /* private: by ft_registry_get since it was loaded */
+	char *prompt_template;            /* what it was trained with (prompt_template.h); NULL: none */
+	ft_kv_cache *cache;               /* the scheduler's */
+	ft_decoder *decoder;              /* the scheduler's */
+	ft_constraint_cache *constraints; /* got and put by one thread, the loop's */
+	int context;                      /* tokens of prompt and answer together */
+	int bos;                          /* begins a prompt that is no chat; -1: nothing does */
+	size_t longest_token; /* bytes: n bytes of text are at least n / longest_token tokens */
+	uint64_t full;        /* the scheduler's: round in which no more were let in */
+	uint64_t stepped;     /* the scheduler's: round of the last step */
+	int refs;             /* private */
+	int64_t used_at;      /* private: when a reference was given back, ft_registry_now */
+	bool asked;           /* private: by ft_registry_get since it was loaded */
 } ft_base;
 
 typedef struct ft_lora_entry
@@ -62,6 +64,7 @@ typedef struct ft_lora_entry
 	ft_file_identity identity;
 	int64_t created;
 	int64_t bytes;   /* of memory */
+	uint64_t serial; /* no other adapter that this process has loaded has it; above 0 */
 	int refs;        /* private */
 	int64_t used_at; /* private, like the base's */
 	bool asked;      /* likewise */
@@ -84,6 +87,8 @@ typedef struct ft_registry_config
 	int64_t patience_ms;   /* how long a load waits before it sends others away, 0: 3 s */
 	int max_rows;          /* of a batch */
 	int max_sequences;     /* of a batch */
+	int prefill_rows;      /* of a batch and one prompt, 0: as many as there is room for */
+	bool no_prefix_cache;
 } ft_registry_config;
 
 ft_status ft_registry_create(const ft_registry_config *config, ft_registry **registry);

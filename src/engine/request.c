@@ -11,6 +11,7 @@
 
 #define MAX_STOPS 64
 #define MAX_STOP_BYTES 4096
+#define MAX_SALT_BYTES 256
 #define MAX_TEMPERATURE 100.0
 #define MAX_PENALTY 2.0 /* OpenAI's bound */
 #define MAX_REPETITION_PENALTY 100.0
@@ -175,7 +176,6 @@ typedef enum off_value
 	OFF_ONE,
 	OFF_EMPTY,   /* [], {} or "" */
 	OFF_NONE,    /* "none" */
-	OFF_TEXT,    /* {"type": "text"} */
 	OFF_ANYTHING /* it changes nothing about the answer */
 } off_value;
 
@@ -184,12 +184,11 @@ static const struct
 	const char *name;
 	off_value off;
 } off_fields[] = {
-	{"stream", OFF_FALSE},          {"stream_options", OFF_EMPTY}, {"n", OFF_ONE},
-	{"best_of", OFF_ONE},           {"echo", OFF_FALSE},           {"suffix", OFF_EMPTY},
-	{"logprobs", OFF_FALSE},        {"top_logprobs", OFF_ZERO},    {"logit_bias", OFF_EMPTY},
-	{"response_format", OFF_TEXT},  {"tools", OFF_EMPTY},          {"tool_choice", OFF_NONE},
-	{"user", OFF_ANYTHING},         {"metadata", OFF_ANYTHING},    {"store", OFF_FALSE},
-	{"service_tier", OFF_ANYTHING},
+	{"stream", OFF_FALSE},      {"stream_options", OFF_EMPTY}, {"n", OFF_ONE},
+	{"best_of", OFF_ONE},       {"echo", OFF_FALSE},           {"suffix", OFF_EMPTY},
+	{"logprobs", OFF_FALSE},    {"top_logprobs", OFF_ZERO},    {"logit_bias", OFF_EMPTY},
+	{"tools", OFF_EMPTY},       {"tool_choice", OFF_NONE},     {"user", OFF_ANYTHING},
+	{"metadata", OFF_ANYTHING}, {"store", OFF_FALSE},          {"service_tier", OFF_ANYTHING},
 };
 
 static bool
@@ -209,12 +208,6 @@ says_off(const json_t *value, off_value off)
 				   (json_is_string(value) && json_string_length(value) == 0);
 		case OFF_NONE:
 			return json_is_string(value) && strcmp(json_string_value(value), "none") == 0;
-		case OFF_TEXT:
-		{
-			const char *type = json_string_value(json_object_get(value, "type"));
-
-			return type && strcmp(type, "text") == 0;
-		}
 		case OFF_ANYTHING:
 			break;
 	}
@@ -398,8 +391,21 @@ parse_input(const json_t *object, ft_input_kind kind, ft_input *input)
 	return FT_OK;
 }
 
+static ft_status
+parse_options(const json_t *object, ft_answer_options *options)
+{
+	*options = (ft_answer_options){0};
+	FT_TRY(ft_body_optional_string(object, "cache_salt", &options->cache_salt));
+	if (options->cache_salt && strlen(options->cache_salt) > MAX_SALT_BYTES)
+		return ft_fail(FT_INVALID, "\"cache_salt\" has %zu bytes, the limit is %d",
+					   strlen(options->cache_salt), MAX_SALT_BYTES);
+	options->response_format = json_object_get(object, "response_format");
+	return FT_OK;
+}
+
 ft_status
-ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_sampling *sampling)
+ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_sampling *sampling,
+				 ft_answer_options *options)
 {
 	static const char *const tokenize_names[] = {
 		"model", "prompt", "messages", "add_generation_prompt", "add_special_tokens", NULL};
@@ -420,6 +426,8 @@ ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_s
 										"max_completion_tokens",
 										"stop",
 										"ignore_eos",
+										"cache_salt",
+										"response_format",
 										NULL};
 
 	if (kind == FT_INPUT_TOKENIZE)
@@ -429,6 +437,7 @@ ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_s
 	}
 	FT_TRY(check_fields(object, names));
 	FT_TRY(parse_sampling(object, sampling));
+	FT_TRY(parse_options(object, options));
 	return parse_input(object, kind, input);
 }
 

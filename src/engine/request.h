@@ -49,10 +49,18 @@ typedef struct ft_input
 
 void ft_input_free(ft_input *input);
 
-/* The input and the sampling of a completion; sampling is NULL for FT_INPUT_TOKENIZE.  Both are to
- * be freed even after a failure.  Without "seed" the seed is left as it is. */
-ft_status
-ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_sampling *sampling);
+/* What else a completion asks for.  All belongs to the JSON object. */
+typedef struct ft_answer_options
+{
+	const char *cache_salt;        /* NULL: none */
+	const json_t *response_format; /* NULL: text */
+} ft_answer_options;
+
+/* The input, the sampling and the options of a completion; the latter two are NULL for
+ * FT_INPUT_TOKENIZE.  Input and sampling are to be freed even after a failure.  Without "seed" the
+ * seed is left as it is. */
+ft_status ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input,
+						   ft_sampling *sampling, ft_answer_options *options);
 
 /* Append the tokens of an input; prompt_template: the model's (prompt_template.h), or NULL. */
 ft_status ft_input_encode(const ft_input *input, const ft_tokenizer *tokenizer,

@@ -42,12 +42,14 @@ ft_finish_name(ft_finish finish)
 
 void
 ft_generation_start(ft_generation *generation, const ft_tokenizer *tokenizer,
-					const ft_config *config, const ft_sampling *sampling, int limit)
+					const ft_config *config, const ft_sampling *sampling, ft_constraint *constraint,
+					int limit)
 {
 	*generation = (ft_generation){
 		.tokenizer = tokenizer,
 		.config = config,
 		.sampling = sampling,
+		.constraint = constraint,
 		.limit = limit,
 	};
 }
@@ -60,6 +62,12 @@ ft_generation_free(ft_generation *generation)
 	free(generation->seen);
 	generation->seen = NULL;
 	generation->n_seen = generation->seen_capacity = 0;
+}
+
+void
+ft_generation_end(ft_generation *generation)
+{
+	ft_match_end(&generation->match);
 }
 
 /* --- penalties --- */
@@ -166,6 +174,26 @@ ft_generation_penalize(const ft_generation *generation, float *logits)
 
 /* --- the next token --- */
 
+bool
+ft_generation_edits(const ft_generation *generation)
+{
+	return generation->constraint || ft_generation_has_penalties(generation);
+}
+
+ft_status
+ft_generation_edit(ft_generation *generation, float *logits)
+{
+	const ft_config *config = generation->config;
+
+	if (ft_generation_has_penalties(generation))
+		ft_generation_penalize(generation, logits);
+	if (!generation->constraint)
+		return FT_OK;
+	if (!generation->match.constraint)
+		FT_TRY(ft_match_begin(generation->constraint, &generation->match));
+	return ft_match_mask(&generation->match, config->eos, config->n_eos, logits);
+}
+
 ft_sample
 ft_generation_draw(const ft_generation *generation)
 {
@@ -231,9 +259,15 @@ ft_generation_push(ft_generation *generation, int32_t id)
 		return FT_OK;
 	}
 	FT_TRY(ft_tokenizer_decode_part(generation->tokenizer, &id, 1, true, &generation->text));
+	if (generation->constraint)
+		FT_TRY(ft_match_push(&generation->match, generation->text.data + known,
+							 generation->text.length - known));
+	if (generation->constraint && ft_match_is_whole(&generation->match))
+		generation->finish = FT_FINISH_STOP;
 	if (cut_at_stop(generation, known))
 		generation->finish = FT_FINISH_STOP;
-	else if (generation->ids.length >= (size_t) generation->limit)
+	else if (generation->finish == FT_FINISH_NONE &&
+			 generation->ids.length >= (size_t) generation->limit)
 		generation->finish = FT_FINISH_LENGTH;
 	return FT_OK;
 }

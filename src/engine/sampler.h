@@ -3,11 +3,13 @@
  *
  * The draw itself is an operation (ops->sample); here are the random numbers
  * that go into it, what the text so far does to its logits, and what ends an
- * answer: an end token, a stop string, the token limit.
+ * answer: an end token, a stop string, the token limit, or that the required
+ * format is complete.
  */
 #ifndef FT_SAMPLER_H
 #define FT_SAMPLER_H
 
+#include "constraint.h"
 #include "model_file.h"
 #include "ops.h"
 #include "tokenizer.h"
@@ -37,7 +39,7 @@ void ft_sampling_free(ft_sampling *sampling);
 typedef enum ft_finish
 {
 	FT_FINISH_NONE,  /* goes on */
-	FT_FINISH_STOP,  /* end token or stop string */
+	FT_FINISH_STOP,  /* end token, stop string, or complete */
 	FT_FINISH_LENGTH /* limit reached */
 } ft_finish;
 
@@ -61,6 +63,8 @@ typedef struct ft_generation
 	ft_ids ids;   /* drawn so far, the end token included */
 	ft_text text; /* cut before a stop string; may end inside a character until finished */
 	ft_finish finish;
+	ft_constraint *constraint; /* NULL: the answer may be anything */
+	ft_match match;            /* from the first draw on */
 
 	/* the distinct tokens of prompt and answer by id; empty without penalties */
 	ft_seen_token *seen;
@@ -68,14 +72,25 @@ typedef struct ft_generation
 	size_t seen_capacity;
 } ft_generation;
 
-/* The pointers must outlive the generation.  limit: tokens at most, at least 1. */
+/* The pointers must outlive the generation.  limit: tokens at most, at least 1.  constraint: NULL
+ * for none. */
 void ft_generation_start(ft_generation *generation, const ft_tokenizer *tokenizer,
-						 const ft_config *config, const ft_sampling *sampling, int limit);
+						 const ft_config *config, const ft_sampling *sampling,
+						 ft_constraint *constraint, int limit);
 void ft_generation_free(ft_generation *generation);
+
+/* No token is drawn any more.  In the thread that drew them, before ft_generation_free. */
+void ft_generation_end(ft_generation *generation);
 
 /* Take note of the prompt's tokens, which the repetition penalty is for too.  Once, before the
  * first draw. */
 ft_status ft_generation_read_prompt(ft_generation *generation, const int32_t *ids, size_t n);
+
+/* Must the logits of the next draw be changed before it? */
+bool ft_generation_edits(const ft_generation *generation);
+
+/* Change them: penalties, then what the constraint allows. */
+ft_status ft_generation_edit(ft_generation *generation, float *logits);
 
 /* Does the text so far change what is drawn next? */
 bool ft_generation_has_penalties(const ft_generation *generation);

@@ -67,10 +67,10 @@ ft_request_free(ft_request *request)
 	if (!request)
 		return;
 	ft_ids_free(&request->prompt);
-	ft_ids_free(&request->tokens);
+	ft_sequence_free(&request->sequence);
 	ft_sampling_free(&request->sampling);
 	ft_generation_free(&request->generation);
-	free(request->blocks);
+	free(request->cache_salt);
 	free(request);
 }
 
@@ -83,44 +83,12 @@ record_failure(ft_request *request, ft_status status)
 	snprintf(request->hint, sizeof request->hint, "%s", ft_error_hint());
 }
 
-static void
-give_blocks_back(ft_request *request)
-{
-	int n = request->n_blocks - request->passed_blocks;
-
-	if (n > 0)
-		ft_kv_give_back(request->model.base->cache, request->blocks + request->passed_blocks, n);
-	request->n_blocks = 0;
-	request->passed_blocks = 0;
-	request->computed = 0;
-}
-
-/* Where every layer has a sliding window, give back the blocks that no token to come will see: the
- * next one is at position `computed`. */
-static void
-give_back_passed(ft_request *request)
-{
-	const ft_config *c = &request->model.base->model->config;
-	size_t window = (size_t) c->window;
-	int32_t *first = request->blocks + request->passed_blocks;
-	int passed;
-
-	if (c->window == 0 || c->window_from > 0 || request->computed < window)
-		return;
-	passed = (int) ((request->computed - window + 1) / FT_KV_BLOCK) - request->passed_blocks;
-	if (passed <= 0)
-		return;
-	ft_kv_give_back(request->model.base->cache, first, passed);
-	/* any number of a block: nobody looks */
-	memset(first, 0, (size_t) passed * sizeof *first);
-	request->passed_blocks += passed;
-}
-
 /* Hand a request, no longer in any list, back to its caller. */
 static void
 finish(ft_scheduler *s, ft_request *request)
 {
-	give_blocks_back(request);
+	ft_sequence_give_back(&request->sequence);
+	ft_generation_end(&request->generation);
 	pthread_mutex_lock(&s->mutex);
 	s->n_requests--;
 	pthread_mutex_unlock(&s->mutex);
@@ -132,6 +100,15 @@ finish_cancelled(ft_scheduler *s, ft_request *request)
 {
 	record_failure(request, ft_fail(FT_CANCELLED, "request was cancelled"));
 	finish(s, request);
+}
+
+/* NULL: the request shares no cache blocks. */
+static const char *
+salt_of(const ft_scheduler *s, const ft_request *request)
+{
+	if (s->config.no_prefix_cache)
+		return NULL;
+	return request->cache_salt ? request->cache_salt : "";
 }
 
 ft_status
@@ -150,11 +127,11 @@ ft_scheduler_submit(ft_scheduler *s, ft_request *request)
 	if (limit > base->context - (int) prompt)
 		limit = base->context - (int) prompt;
 	ft_generation_start(&request->generation, base->tokenizer, &base->model->config,
-						&request->sampling, limit);
+						&request->sampling, request->constraint, limit);
 	FT_TRY(ft_generation_read_prompt(&request->generation, request->prompt.data, prompt));
-	FT_TRY(ft_ids_append(&request->tokens, request->prompt.data, prompt));
-	FT_TRY(ft_alloc((void **) &request->blocks, (size_t) ft_kv_blocks_for((int64_t) prompt + limit),
-					sizeof(int32_t)));
+	FT_TRY(ft_sequence_begin(&request->sequence, base->model, base->cache, request->prompt.data,
+							 prompt, (size_t) limit, salt_of(s, request),
+							 request->model.lora ? request->model.lora->serial : 0));
 	request->next = NULL;
 
 	pthread_mutex_lock(&s->mutex);
@@ -264,17 +241,26 @@ running_over(const ft_scheduler *s, const ft_base *base)
 	return n;
 }
 
-/* Enough blocks for the first n tokens. */
+/* Find the request's beginning in the cache and blocks for the rest; false, with nothing held, when
+ * fewer are free. */
 static bool
-reserve(ft_request *request, size_t n)
+let_in(ft_scheduler *s, ft_request *request)
 {
-	int wanted = ft_kv_blocks_for((int64_t) n) - request->n_blocks;
+	ft_sequence *sequence = &request->sequence;
 
-	if (wanted <= 0)
-		return true;
-	if (!ft_kv_take(request->model.base->cache, wanted, request->blocks + request->n_blocks))
+	ft_sequence_find(sequence);
+	if (!ft_sequence_reserve(sequence, sequence->tokens.length + 1))
+	{
+		ft_sequence_give_back(sequence);
 		return false;
-	request->n_blocks += wanted;
+	}
+	if (!request->admitted)
+	{
+		request->admitted = true;
+		request->cached_tokens = sequence->computed;
+		s->now.prompt_tokens += request->prompt.length;
+		s->now.cached_tokens += request->cached_tokens;
+	}
 	return true;
 }
 
@@ -293,7 +279,7 @@ admit(ft_scheduler *s)
 		ft_base *base = request->model.base;
 
 		if (base->full == s->round || running_over(s, base) >= s->config.max_sequences ||
-			!reserve(request, request->tokens.length + 1))
+			!let_in(s, request))
 		{
 			base->full = s->round;
 			at = &request->next;
@@ -321,7 +307,7 @@ preempt_youngest(ft_scheduler *s, const ft_request *keep, ft_request **victim)
 		if (request == keep && running_over(s, keep->model.base) == 1)
 			return false;
 		remove_running(s, i);
-		give_blocks_back(request);
+		ft_sequence_give_back(&request->sequence);
 		if (!s->waiting_first)
 			s->waiting_end = &request->next;
 		request->next = s->waiting_first;
@@ -338,18 +324,20 @@ preempt_youngest(ft_scheduler *s, const ft_request *keep, ft_request **victim)
 static size_t
 rows_left(const ft_request *request)
 {
-	return request->tokens.length - request->computed;
+	return request->sequence.tokens.length - request->sequence.computed;
 }
 
 static void
 add_to_batch(ft_scheduler *s, ft_request *request, size_t rows)
 {
+	const ft_sequence *sequence = &request->sequence;
+
 	s->batch[s->n_batch] = request;
 	s->items[s->n_batch++] = (ft_decode_item){
-		.tokens = request->tokens.data + request->computed,
+		.tokens = sequence->tokens.data + sequence->computed,
 		.rows = (int) rows,
-		.context = (int) request->computed,
-		.blocks = request->blocks,
+		.context = (int) sequence->computed,
+		.blocks = sequence->blocks,
 		.adapter = request->model.lora ? request->model.lora->adapter : NULL,
 		.wants_logits = rows == rows_left(request),
 	};
@@ -366,7 +354,7 @@ extend_blocks(ft_scheduler *s, const ft_base *base)
 
 		if (request->model.base != base)
 			continue;
-		while (!reserve(request, request->tokens.length))
+		while (!ft_sequence_reserve(&request->sequence, request->sequence.tokens.length))
 		{
 			ft_request *victim = NULL;
 
@@ -411,6 +399,8 @@ choose_batch(ft_scheduler *s, const ft_base *base)
 			continue;
 		if (rows > (size_t) room)
 			rows = (size_t) room;
+		if (s->config.prefill_rows > 0 && rows > (size_t) s->config.prefill_rows)
+			rows = (size_t) s->config.prefill_rows;
 		add_to_batch(s, request, rows);
 		room -= (int) rows;
 	}
@@ -441,10 +431,15 @@ group_by_adapter(ft_scheduler *s)
 	}
 }
 
+/* A request's logits.  What fails here is this request's alone. */
 static void
-penalize(void *context, float *logits)
+edit_logits(void *context, float *logits)
 {
-	ft_generation_penalize(context, logits);
+	ft_request *request = context;
+	ft_status status = ft_generation_edit(&request->generation, logits);
+
+	if (status != FT_OK)
+		record_failure(request, status);
 }
 
 /* Run the batch and draw a token for each sequence that has all of its tokens in the cache now. */
@@ -456,13 +451,13 @@ compute(ft_scheduler *s, const ft_base *base)
 	FT_TRY(ft_decoder_run(base->decoder, base->cache, s->items, s->n_batch));
 	for (int i = 0; i < s->n_batch; i++)
 	{
-		ft_generation *generation = &s->batch[i]->generation;
+		ft_request *request = s->batch[i];
 
 		if (!s->items[i].wants_logits)
 			continue;
-		if (ft_generation_has_penalties(generation))
-			FT_TRY(ft_decoder_edit_logits(base->decoder, wanted, penalize, generation));
-		s->samples[wanted++] = ft_generation_draw(generation);
+		if (ft_generation_edits(&request->generation))
+			FT_TRY(ft_decoder_edit_logits(base->decoder, wanted, edit_logits, request));
+		s->samples[wanted++] = ft_generation_draw(&request->generation);
 	}
 	if (wanted == 0)
 		return FT_OK;
@@ -480,6 +475,16 @@ check_drawn(const ft_request *request, int32_t id)
 	return FT_OK;
 }
 
+/* The token drawn for a request becomes part of its answer. */
+static ft_status
+take_drawn(ft_scheduler *s, ft_request *request, int32_t id)
+{
+	s->now.tokens++;
+	FT_TRY(check_drawn(request, id));
+	FT_TRY(ft_generation_push(&request->generation, id));
+	return ft_ids_push(&request->sequence.tokens, id);
+}
+
 /* What the step means for each of the batch. */
 static void
 account(ft_scheduler *s, ft_status status)
@@ -491,26 +496,20 @@ account(ft_scheduler *s, ft_status status)
 	for (int i = 0; i < s->n_batch; i++)
 	{
 		ft_request *request = s->batch[i];
+		const ft_decode_item *item = &s->items[i];
 		ft_status own = status;
 
 		if (own == FT_OK)
 		{
-			request->computed += (size_t) s->items[i].rows;
-			give_back_passed(request);
-			s->now.rows += (uint64_t) s->items[i].rows;
-			if (!s->items[i].wants_logits)
-				continue;
-			s->now.tokens++;
-			own = check_drawn(request, s->drawn[drawn]);
-			if (own == FT_OK)
-				own = ft_generation_push(&request->generation, s->drawn[drawn]);
-			if (own == FT_OK)
-				own = ft_ids_push(&request->tokens, s->drawn[drawn]);
-			drawn++;
+			own = ft_sequence_computed(&request->sequence, (size_t) item->rows);
+			s->now.rows += (uint64_t) item->rows;
 		}
+		if (own == FT_OK && request->status == FT_OK && item->wants_logits)
+			own = take_drawn(s, request, s->drawn[drawn]);
+		drawn += item->wants_logits;
 		if (own != FT_OK)
 			record_failure(request, own);
-		if (own != FT_OK || request->generation.finish != FT_FINISH_NONE)
+		if (request->status != FT_OK || request->generation.finish != FT_FINISH_NONE)
 			end_running(s, request);
 	}
 }

@@ -13,6 +13,7 @@
 
 #include "registry.h"
 #include "sampler.h"
+#include "sequence.h"
 
 #include <stdatomic.h>
 
@@ -30,6 +31,8 @@ struct ft_request
 	ft_model_ref model; /* the request's own reference; given back by the caller */
 	ft_ids prompt;
 	ft_sampling sampling;
+	ft_constraint *constraint; /* of the model's base; the caller's, NULL: none */
+	char *cache_salt;          /* owned: who gives the same may share cache blocks; NULL means "" */
 	ft_request_done done;
 	void *context; /* the caller's */
 
@@ -38,14 +41,12 @@ struct ft_request
 	char message[512];
 	char hint[256];
 	ft_generation generation;
+	size_t cached_tokens; /* of the prompt, that were in the cache when it was let in */
 
 	/* private */
 	atomic_bool cancelled;
-	ft_ids tokens;   /* prompt and answer so far */
-	size_t computed; /* of them, in the cache */
-	int32_t *blocks; /* [n_blocks]; those before passed_blocks are another's again */
-	int n_blocks;
-	int passed_blocks;
+	ft_sequence sequence;
+	bool admitted;    /* has run before */
 	ft_request *next; /* in the queue */
 };
 
@@ -57,6 +58,8 @@ typedef struct ft_scheduler_stats
 	uint64_t rows;   /* computed: tokens of prompts and answers, repeated ones included */
 	uint64_t tokens; /* drawn */
 	uint64_t preemptions;
+	uint64_t prompt_tokens; /* of requests that were let in */
+	uint64_t cached_tokens; /* of them, found in the cache */
 } ft_scheduler_stats;
 
 /* max_requests bounds those waiting and running together. */

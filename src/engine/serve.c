@@ -43,6 +43,8 @@ typedef struct serve_options
 	int64_t cache_bytes;   /* 0: by the model */
 	int64_t memory_bytes;  /* 0: four fifths of what the device has free */
 	int64_t keep_alive_ms; /* 0: for ever */
+	bool no_prefix_cache;
+	int prefill_rows; /* 0: as many as there is room for */
 } serve_options;
 
 static ft_status
@@ -59,6 +61,15 @@ integer_option(const char *name, const char *text, long least, long most, long *
 }
 
 static ft_status
+switch_option(const char *name, const char *text, long *value)
+{
+	*value = strcmp(text, "on") == 0;
+	if (*value == 0 && strcmp(text, "off") != 0)
+		return ft_fail(FT_INVALID, "--%s is \"%s\", expected on or off", name, text);
+	return FT_OK;
+}
+
+static ft_status
 parse_options(int argc, char **argv, serve_options *o)
 {
 	static const struct option options[] = {
@@ -71,6 +82,8 @@ parse_options(int argc, char **argv, serve_options *o)
 		{"cache-memory", required_argument, NULL, 'm'},
 		{"engine-memory", required_argument, NULL, 'M'},
 		{"keep-alive", required_argument, NULL, 'k'},
+		{"prefix-cache", required_argument, NULL, 'p'},
+		{"prefill-rows", required_argument, NULL, 'f'},
 		{0},
 	};
 	long value;
@@ -113,6 +126,14 @@ parse_options(int argc, char **argv, serve_options *o)
 			case 'k':
 				FT_TRY(integer_option("keep-alive", optarg, 0, INT_MAX, &value));
 				o->keep_alive_ms = (int64_t) value * 1000;
+				break;
+			case 'p':
+				FT_TRY(switch_option("prefix-cache", optarg, &value));
+				o->no_prefix_cache = value == 0;
+				break;
+			case 'f':
+				FT_TRY(integer_option("prefill-rows", optarg, 1, MAX_ROWS, &value));
+				o->prefill_rows = (int) value;
 				break;
 			default:
 				return ft_fail(FT_INVALID, "wrong usage");
@@ -242,7 +263,9 @@ serve(const serve_options *o)
 								 .memory_bytes = o->memory_bytes,
 								 .keep_alive_ms = o->keep_alive_ms,
 								 .max_rows = MAX_ROWS,
-								 .max_sequences = MAX_SEQUENCES};
+								 .max_sequences = MAX_SEQUENCES,
+								 .prefill_rows = o->prefill_rows,
+								 .no_prefix_cache = o->no_prefix_cache};
 	ft_api api = {0};
 	ft_device_info info;
 	ft_status status;
@@ -276,7 +299,8 @@ ft_serve_main(int argc, char **argv)
 		fprintf(stderr,
 				"%s\nusage: pg_finetune_engine serve --socket PATH [--threads N] [--device D] "
 				"[--numerics fast|reference] [--control-fd N] [--max-requests N] "
-				"[--cache-memory MIB] [--engine-memory MIB] [--keep-alive SECONDS]\n",
+				"[--cache-memory MIB] [--engine-memory MIB] [--keep-alive SECONDS] "
+				"[--prefix-cache on|off] [--prefill-rows N]\n",
 				ft_error_message());
 		return FT_EXIT_USAGE;
 	}

@@ -25,6 +25,7 @@ typedef struct Completion
 	char *finish_reason;
 	int64 created;
 	int64 prompt_tokens;
+	int64 cached_tokens; /* of the prompt; -1: the engine does not say */
 	int64 completion_tokens;
 } Completion;
 
@@ -41,6 +42,9 @@ read_completion(Completion *completion, Jsonb *reply)
 		!pgft_json_int64(usage, "completion_tokens", &completion->completion_tokens))
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
 						errmsg("the engine's reply is not a chat completion")));
+	if (!pgft_json_int64(pgft_json_object(usage, "prompt_tokens_details"), "cached_tokens",
+						 &completion->cached_tokens))
+		completion->cached_tokens = -1;
 	if (!pgft_json_int64(&reply->root, "created", &completion->created))
 		completion->created = time(NULL);
 }
@@ -92,6 +96,10 @@ completion_as_jsonb(const Completion *completion)
 	pgft_json_add_int64(&json, "completion_tokens", completion->completion_tokens);
 	pgft_json_add_int64(&json, "total_tokens",
 						completion->prompt_tokens + completion->completion_tokens);
+	if (completion->cached_tokens >= 0)
+		pgft_json_add_raw(
+			&json, "prompt_tokens_details",
+			psprintf("{\"cached_tokens\": " INT64_FORMAT "}", completion->cached_tokens));
 	appendStringInfoString(&json, "}}");
 	return DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
 }

@@ -12,6 +12,7 @@
 #include "complete_options.h"
 #include "fmgr.h"
 #include "json.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/float.h"
 #include "utils/json.h"
@@ -181,17 +182,79 @@ logprobs_option(PgftCompleteOptions *options, const char *name, const JsonbValue
 		only_value(name, "false");
 }
 
+/* A member of response_format beside its type; the only other one. */
+static JsonbValue *
+format_member(const char *name, JsonbContainer *format, const char *type, const char *member)
+{
+	JsonbValue *value = member == NULL ? NULL : pgft_json_member(format, member);
+
+	if (JsonContainerSize(format) != (value == NULL ? 1 : 2))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 member == NULL
+					 ? errmsg("option \"%s\" of type \"%s\" must have no other member", name, type)
+					 : errmsg("option \"%s\" of type \"%s\" must have no member but \"%s\"", name,
+							  type, member)));
+	return value;
+}
+
+/*
+ * The engine's request for a schema.  jsonb does not keep the order of keys, so
+ * the answer's are in that of "required".
+ */
+static void
+add_schema(StringInfo body, const char *name, JsonbValue *schema)
+{
+	Jsonb *jsonb = JsonbValueToJsonb(schema);
+
+	pgft_json_add_raw(body, name,
+					  psprintf("{\"type\": \"json_schema\", \"json_schema\": {\"required_first\": "
+							   "true, \"schema\": %s}}",
+							   JsonbToCString(NULL, &jsonb->root, VARSIZE(jsonb))));
+}
+
+/* OpenAI's forms, and Snowflake's, whose type is "json". */
 static void
 response_format_option(PgftCompleteOptions *options, const char *name, const JsonbValue *value)
 {
-	char *type = NULL;
+	JsonbContainer *format = value->type == jbvBinary ? value->val.binary.data : NULL;
+	char *type = format == NULL ? NULL : pgft_json_string(format, "type");
+	JsonbValue *schema;
 
-	if (value->type == jbvBinary)
-		type = pgft_json_string(value->val.binary.data, "type");
 	if (type == NULL)
 		wrong_type(name, "an object with the string \"type\"", value);
-	if (strcmp(type, "text") != 0 || JsonContainerSize(value->val.binary.data) != 1)
-		only_value(name, "{\"type\": \"text\"}");
+	if (strcmp(type, "text") == 0)
+		format_member(name, format, type, NULL);
+	else if (strcmp(type, "json_object") == 0)
+	{
+		format_member(name, format, type, NULL);
+		pgft_json_add_raw(&options->body, name, "{\"type\": \"json_object\"}");
+	}
+	else if (strcmp(type, "json") == 0)
+	{
+		schema = format_member(name, format, type, "schema");
+		if (schema == NULL)
+			pgft_json_add_raw(&options->body, name, "{\"type\": \"json_object\"}");
+		else
+			add_schema(&options->body, name, schema);
+	}
+	else if (strcmp(type, "json_schema") == 0)
+	{
+		format_member(name, format, type, "json_schema");
+		schema = pgft_json_object(format, "json_schema") == NULL
+					 ? NULL
+					 : pgft_json_member(pgft_json_object(format, "json_schema"), "schema");
+		if (schema == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("option \"%s\" must have a \"schema\" in \"json_schema\"", name)));
+		add_schema(&options->body, name, schema);
+	}
+	else
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option \"%s\" must have the type \"text\", \"json_object\", "
+							   "\"json_schema\" or \"json\"",
+							   name)));
 }
 
 static void
@@ -313,6 +376,9 @@ pgft_complete_options_read(PgftCompleteOptions *options, Jsonb *given)
 			set_option(options, &key, &value);
 		}
 	}
+	/* The engine shows nobody what another role of another database has asked */
+	pgft_json_add_string(&options->body, "cache_salt",
+						 psprintf("%u/%u", MyDatabaseId, GetUserId()));
 	if (!options->has_temperature)
 		pgft_json_add_double(&options->body, "temperature", 0);
 	if (!options->has_max_tokens)

@@ -72,7 +72,7 @@ is($first->{object}, 'text_completion', 'is called that');
 is($first->{model},  'm',               'names its model');
 is_deeply(
 	$first->{usage},
-	{ prompt_tokens => 5, completion_tokens => 20, total_tokens => 25 },
+	{ prompt_tokens => 5, completion_tokens => 20, total_tokens => 25, prompt_tokens_details => { cached_tokens => 0 } },
 	'counts its tokens');
 is($first->{choices}[0]{finish_reason}, 'length', 'ended at the limit');
 is($first->{choices}[0]{index},         0,        'has an index');

@@ -83,7 +83,7 @@ test_defaults_are_greedy(void **state)
 	(void) state;
 	ft_sampling_default(&sampling);
 	assert_int_equal(sampling.max_tokens, 4096);
-	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 5);
+	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, NULL, 5);
 	sample = ft_generation_draw(&generation);
 	assert_true(sample.temperature == 0 && sample.top_p == 1 && sample.min_p == 0);
 	assert_int_equal(sample.top_k, 0);
@@ -97,7 +97,7 @@ test_end_token_stops(void **state)
 
 	(void) state;
 	ft_sampling_default(&sampling);
-	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 10);
+	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, NULL, 10);
 	push_bytes(&generation, "ab");
 	assert_null(ft_finish_name(generation.finish));
 	assert_int_equal(ft_generation_push(&generation, TINY_END), FT_OK);
@@ -108,7 +108,7 @@ test_end_token_stops(void **state)
 
 	/* unless it is to be ignored, when it leaves no trace in the text */
 	sampling.ignore_eos = true;
-	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 10);
+	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, NULL, 10);
 	assert_int_equal(ft_generation_push(&generation, TINY_END), FT_OK);
 	assert_int_equal(generation.finish, FT_FINISH_NONE);
 	push_bytes(&generation, "c");
@@ -124,7 +124,7 @@ test_limit(void **state)
 
 	(void) state;
 	ft_sampling_default(&sampling);
-	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 3);
+	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, NULL, 3);
 	assert_int_equal(push_bytes(&generation, "abcdef"), 3);
 	assert_string_equal(ft_finish_name(generation.finish), "length");
 	assert_text(&generation, "abc");
@@ -161,7 +161,8 @@ test_stop_strings(void **state)
 		ft_sampling_default(&sampling);
 		for (int k = 0; k < 3 && cases[i].stops[k]; k++)
 			add_stop(&sampling, cases[i].stops[k]);
-		ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 100);
+		ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, NULL,
+							100);
 		assert_int_equal(push_bytes(&generation, cases[i].bytes), cases[i].taken);
 		assert_text(&generation, cases[i].text);
 		ft_generation_free(&generation);
@@ -198,7 +199,8 @@ test_text_is_valid_utf8(void **state)
 		ft_generation generation;
 
 		ft_sampling_default(&sampling);
-		ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 100);
+		ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, NULL,
+							100);
 		push_bytes(&generation, cases[i].bytes);
 		assert_text(&generation, cases[i].text);
 		ft_generation_free(&generation);
@@ -222,9 +224,9 @@ test_seeds(void **state)
 	a.seed = 17;
 	b = a;
 	b.seed = 18;
-	ft_generation_start(&first, tokenizer, ft_model_file_config(file), &a, 100);
-	ft_generation_start(&again, tokenizer, ft_model_file_config(file), &a, 100);
-	ft_generation_start(&other, tokenizer, ft_model_file_config(file), &b, 100);
+	ft_generation_start(&first, tokenizer, ft_model_file_config(file), &a, NULL, 100);
+	ft_generation_start(&again, tokenizer, ft_model_file_config(file), &a, NULL, 100);
+	ft_generation_start(&other, tokenizer, ft_model_file_config(file), &b, NULL, 100);
 	for (int i = 0; i < 50; i++)
 	{
 		float x = ft_generation_draw(&first).uniform;
@@ -279,7 +281,8 @@ test_penalties(void **state)
 		sampling.repetition_penalty = cases[i].repetition;
 		sampling.frequency_penalty = cases[i].frequency;
 		sampling.presence_penalty = cases[i].presence;
-		ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 100);
+		ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, NULL,
+							100);
 		assert_int_equal(ft_generation_has_penalties(&generation), i > 0);
 		assert_int_equal(ft_generation_read_prompt(&generation, prompt, 4), FT_OK);
 		push_bytes(&generation, "bcc");
@@ -306,7 +309,8 @@ test_penalties_of_many_tokens(void **state)
 	(void) state;
 	ft_sampling_default(&sampling);
 	sampling.frequency_penalty = 1;
-	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, 100000);
+	ft_generation_start(&generation, tokenizer, ft_model_file_config(file), &sampling, NULL,
+						100000);
 	for (int i = 0; i < 1000; i++)
 	{
 		int id = 1 + i * i * 7 % 255;

@@ -33,11 +33,13 @@ parse_completion(const json_t *body, ft_input_kind kind)
 {
 	ft_input input = {0};
 	ft_sampling sampling;
+	ft_answer_options options;
 	ft_ids ids = {0};
 	ft_status status;
 
 	ft_sampling_default(&sampling);
-	status = ft_request_parse(body, kind, &input, kind == FT_INPUT_TOKENIZE ? NULL : &sampling);
+	status = ft_request_parse(body, kind, &input, kind == FT_INPUT_TOKENIZE ? NULL : &sampling,
+							  kind == FT_INPUT_TOKENIZE ? NULL : &options);
 	if (status == FT_OK)
 	{
 		(void) ft_input_bytes(&input);

@@ -379,6 +379,30 @@ def adapter_seeds():
     yield "length", u32(2**32 - 1) + b"{}"
 
 
+def schema_seeds():
+    def closed(properties, required=None):
+        return {"type": "object", "properties": properties, "additionalProperties": False,
+                "required": list(properties) if required is None else required}
+
+    yield "scalars.json", closed({"s": {"type": "string"}, "n": {"type": ["number", "null"]}, "i": {"type": "integer"},
+                                  "b": {"type": "boolean"}})
+    yield "optional.json", closed({key: {"type": "integer"} for key in "abcdef"}, ["c"])
+    yield "arrays.json", {"type": "array", "items": {"type": "array", "items": {"type": "null"}, "maxItems": 3},
+                          "minItems": 1}
+    yield "values.json", {"enum": ["a", "ab", "abc", 1, 12, 1.5, None, [True, {"x": "é"}]]}
+    yield "tree.json", closed({"value": {"const": 1}, "sub": {"type": "array", "items": {"$ref": "#"}}})
+    yield "list.json", {"$ref": "#/$defs/node", "$defs": {"node": closed(
+        {"next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}})}}
+    yield "any_of.json", {"anyOf": [closed({"t": {"const": "aa"}, "x": {"type": "string"}}),
+                                    closed({"t": {"const": "ab"}, "y": {"type": "number"}}), {"type": "string"}]}
+    yield "doubling.json", {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}},
+                                      {"type": "array", "maxItems": 2, "items": {"$ref": "#"}}]}
+    yield "circle.json", {"anyOf": [{"$ref": "#"}, {"type": "null"}]}
+    yield "endless.json", closed({"again": {"$ref": "#"}})
+    yield "counted.json", {"maxItems": 10000, "items": {"maxItems": 10000, "items": {"type": "null"}}}
+    yield "unknown.json", {"type": "string", "pattern": "a"}
+
+
 def main():
     for name, seeds in [
         ("adapter", adapter_seeds()),
@@ -390,6 +414,7 @@ def main():
         ("tokenizer", tokenizer_seeds()),
         ("template", template_seeds()),
         ("tokenizer_files", tokenizer_file_seeds()),
+        ("schema", ((name, json.dumps(schema, ensure_ascii=False)) for name, schema in schema_seeds())),
     ]:
         folder = os.path.join(sys.argv[1], name)
         os.makedirs(folder, exist_ok=True)
