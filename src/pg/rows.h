@@ -21,14 +21,14 @@
  * these columns, and then the calls, whose arguments are columns of the child
  * (OUTER_VAR).  custom_private is a list of integers for each call: the index of
  * the target entry that it stands in.  Then comes one more list with one
- * integer: may rows be read that may never be asked for?
+ * integer: may rows be read that nobody will ask for?
  */
 
 /* How many more rows a node will be asked for, the one that it is asked for now included */
 typedef struct PgftDemand
 {
-	int64 certain; /* at least so many, or all that it has */
-	int64 most;
+	int64 certain; /* at least so many, or all that it has, in this run */
+	int64 most;    /* in this run and later ones */
 } PgftDemand;
 
 #define PGFT_DEMAND_ALL PG_INT64_MAX
@@ -36,10 +36,7 @@ typedef struct PgftDemand
 /* Number of the run of the executor that is under way; no two have the same */
 extern uint64 pgft_rows_run(void);
 
-/*
- * What is asked of a node in this run.  *limit is what LIMIT clauses alone leave,
- * whatever the number of rows that this run fetches from a cursor.
- */
+/* What is asked of a node; *limit is what LIMIT clauses leave it. */
 extern PgftDemand pgft_rows_demand(PlanState *node, int64 *limit);
 
 extern Node *pgft_rows_create_state(CustomScan *scan);

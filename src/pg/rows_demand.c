@@ -246,8 +246,9 @@ pgft_rows_demand(PlanState *node, int64 *limit)
 	if (current_run->count == 0)
 		return search.found;
 
+	/* More may be fetched later */
 	count = (int64) Min(current_run->count, (uint64) PG_INT64_MAX);
-	search.demand = (PgftDemand){count, count};
+	search.demand = (PgftDemand){count, PGFT_DEMAND_ALL};
 	(void) search_node(current_run->query->planstate, &search);
 	return search.found;
 }

@@ -2,10 +2,9 @@
  * rows_plan.c: which queries get a node that asks for many rows' answers at once.
  *
  * When the planner has its paths for a whole query (UPPERREL_FINAL), and calls of
- * complete() stand in what the query returns, a custom path is added for each
- * of them: the same path without the calls, with their arguments as columns
- * instead, and over it the node.  It costs less, so it is taken; the ordinary
- * path stays beside it.
+ * complete() stand in what the query returns, a custom path takes the place of
+ * each of them: the same path without the calls, with their arguments as columns
+ * instead, and over it the node.
  *
  * An expression is taken apart so that nothing is evaluated that would not have
  * been, nothing twice, and what is volatile in the order in which it was:
@@ -18,11 +17,13 @@
  *     answer; an error in it belongs to its row.
  *
  * Where that cannot be had (a volatile function of an answer, a call below a sort,
- * a group or a DISTINCT), nothing is added.
+ * a group or a DISTINCT), the path stays as it is.
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
 #include "completion.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -38,6 +39,7 @@
 #include "parser/parsetree.h"
 #include "rows.h"
 #include "settings.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 
 static create_upper_paths_hook_type previous_hook = NULL;
@@ -64,7 +66,7 @@ typedef struct Parts
 	List *entries; /* for each call the index of its target entry (integers) */
 	List *exprs;   /* the target list anew, of columns and calls */
 	int entry;     /* that is taken apart */
-	bool harmless; /* nothing volatile and no subquery is evaluated when a row is read */
+	bool harmless; /* what is evaluated when a row is read cannot fail and has no side effect */
 } Parts;
 
 /* ---- Calls ---- */
@@ -136,6 +138,96 @@ is_volatile_function(Oid function, void *context)
 	return func_volatile(function) == PROVOLATILE_VOLATILE;
 }
 
+/*
+ * Functions that have no error for any argument: those that are leakproof, and
+ * some of which prompts are made.
+ */
+static bool
+function_can_fail(Oid function, void *context)
+{
+	switch (function)
+	{
+		case F_TEXTCAT:
+		case F_REPLACE:
+		case F_BTRIM_TEXT:
+		case F_UPPER_TEXT:
+		case F_LOWER_TEXT:
+		case F_LEFT:
+		case F_RIGHT:
+			return false;
+		default:
+			return !get_func_leakproof(function) || func_volatile(function) == PROVOLATILE_VOLATILE;
+	}
+}
+
+/* Might an expression fail, or do anything beside being computed? */
+static bool
+can_fail(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	switch (nodeTag(node))
+	{
+		case T_CoerceViaIO:
+		{
+			/* Text of what is built in */
+			Oid from = exprType((Node *) ((CoerceViaIO *) node)->arg);
+			Oid to = ((CoerceViaIO *) node)->resulttype;
+
+			if (from >= FirstNormalObjectId || to != TEXTOID)
+				return true;
+			break;
+		}
+		case T_List:
+		case T_FromExpr:
+		case T_JoinExpr:
+		case T_RangeTblRef:
+		case T_Var:
+		case T_Const:
+		case T_Param:
+		case T_RelabelType:
+		case T_CollateExpr:
+		case T_CaseExpr:
+		case T_CaseWhen:
+		case T_CaseTestExpr:
+		case T_CoalesceExpr:
+		case T_BoolExpr:
+		case T_NullTest:
+		case T_BooleanTest:
+		case T_ArrayExpr:
+			break;
+		case T_FuncExpr:
+		case T_OpExpr:
+		case T_DistinctExpr:
+		case T_NullIfExpr:
+		case T_ScalarArrayOpExpr:
+			if (check_functions_in_node(node, function_can_fail, NULL))
+				return true;
+			break;
+		default:
+			return true;
+	}
+	return expression_tree_walker(node, can_fail, context);
+}
+
+/* The same for what a query reads. */
+static bool
+from_can_fail(Node *node, Query *query)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, RangeTblRef))
+	{
+		RangeTblEntry *entry = rt_fetch(((RangeTblRef *) node)->rtindex, query->rtable);
+
+		return (entry->rtekind != RTE_RELATION && entry->rtekind != RTE_RESULT) ||
+			   entry->securityQuals != NIL || entry->tablesample != NULL;
+	}
+	if (IsA(node, FromExpr) || IsA(node, JoinExpr) || IsA(node, List))
+		return expression_tree_walker(node, from_can_fail, query);
+	return can_fail(node, NULL);
+}
+
 /* ---- Taking a target list apart ---- */
 
 static Node *
@@ -151,7 +243,7 @@ column_at(Parts *parts, int index)
 static Node *
 add_column(Parts *parts, Node *expr, Index ref)
 {
-	if (contain_volatile_functions(expr) || contain_subplans(expr))
+	if (can_fail(expr, NULL))
 		parts->harmless = false;
 	parts->columns = lappend(parts->columns, expr);
 	parts->refs = lappend_int(parts->refs, ref);
@@ -369,7 +461,7 @@ make_path(PlannerInfo *root, RelOptInfo *rel, Path *path)
 	if (child == NULL)
 		return NULL;
 
-	harmless = parts.harmless && !contain_volatile_functions((Node *) root->parse->jointree);
+	harmless = parts.harmless && !from_can_fail((Node *) root->parse->jointree, root->parse);
 
 	/*
 	 * It does not project: what needs another target list gets a node for it, and
@@ -381,11 +473,9 @@ make_path(PlannerInfo *root, RelOptInfo *rel, Path *path)
 	result->path.pathtarget = path->pathtarget;
 	result->path.rows = path->rows;
 	result->path.pathkeys = path->pathkeys;
-	result->path.startup_cost = Min(child->startup_cost, path->startup_cost);
+	result->path.startup_cost = child->startup_cost;
 	result->path.total_cost =
-		Min(child->total_cost + path->rows * calls_cost(root, &parts) / pgft_batch_rows,
-			path->total_cost * 0.95);
-	result->path.total_cost = Max(result->path.total_cost, result->path.startup_cost);
+		child->total_cost + path->rows * calls_cost(root, &parts) / pgft_batch_rows;
 	result->methods = &path_methods;
 	result->custom_paths = list_make1(child);
 	result->custom_private =
@@ -433,7 +523,6 @@ upper_paths_hook(PlannerInfo *root, UpperRelationKind stage, RelOptInfo *input_r
 {
 	FinalPathExtraData *final = extra;
 	Query *query = root->parse;
-	List *paths = NIL;
 	ListCell *cell;
 
 	if (previous_hook != NULL)
@@ -442,23 +531,24 @@ upper_paths_hook(PlannerInfo *root, UpperRelationKind stage, RelOptInfo *input_r
 		sorts_by_call(root))
 		return;
 
-	/* Cheapest ones may not be known yet, so each path gets its own */
-	foreach (cell, input_rel->pathlist)
-	{
-		Path *path = make_path(root, output_rel, lfirst(cell));
-
-		if (path != NULL)
-			paths = lappend(paths, path);
-	}
-	foreach (cell, paths)
+	/*
+	 * The paths of input_rel are not looked at: add_path has freed those that were
+	 * not as good as others.  Nor is it used here, for it would free paths that ours
+	 * are made of.
+	 */
+	foreach (cell, output_rel->pathlist)
 	{
 		Path *path = lfirst(cell);
 
-		if (final->limit_needed)
+		if (IsA(path, LimitPath))
+			path = ((LimitPath *) path)->subpath;
+		path = make_path(root, output_rel, path);
+		if (path != NULL && IsA(lfirst(cell), LimitPath))
 			path = (Path *) create_limit_path(root, output_rel, path, query->limitOffset,
 											  query->limitCount, query->limitOption,
 											  final->offset_est, final->count_est);
-		add_path(output_rel, path);
+		if (path != NULL)
+			lfirst(cell) = path;
 	}
 }
 

@@ -13,10 +13,9 @@
  * only the answers to the rows before are waited for, and the first error of
  * them, if there is one, is raised instead, as it would have been.
  *
- * Between two runs of the executor (two FETCH of a cursor) no request is under
- * way unless rows were read ahead that were not certain to be asked for.  When
- * the scan ends, by an error too, connections are closed, and the engine drops
- * the requests.
+ * Rows that are not certain to be asked for are read only where that can neither
+ * fail nor have a side effect.  When the scan ends, by an error too, connections
+ * are closed, and the engine drops the requests.
  */
 #include "postgres.h"
 
@@ -65,7 +64,7 @@ typedef struct RowsScan
 	int ncalls;
 	int ncolumns;         /* of the plan below */
 	TupleTableSlot *held; /* the row that is returned */
-	bool harmless;        /* rows may be read that nobody may ask for */
+	bool harmless;        /* rows may be read that nobody will ask for */
 
 	/* The ring */
 	Row *rows;
@@ -492,6 +491,10 @@ look_at_demand(RowsScan *scan)
 
 	if (scan->run != 0 && scan->run == pgft_rows_run())
 		return;
+
+	/* Who comes again for more rows may well come once more */
+	if (scan->run != 0)
+		scan->window = Min(2 * scan->window, scan->max_flying);
 	demand = pgft_rows_demand(&scan->css.ss.ps, &limit);
 	scan->certain =
 		demand.certain == PGFT_DEMAND_ALL ? PGFT_DEMAND_ALL : scan->returned + demand.certain;
@@ -578,7 +581,8 @@ take_row(RowsScan *scan)
 	scan->head = (scan->head + 1) % scan->size;
 	scan->count--;
 	scan->returned++;
-	scan->window = Min(scan->window + 1, scan->max_flying);
+	if (scan->returned >= scan->certain)
+		scan->window = Min(scan->window + 1, scan->max_flying);
 
 	slot_getallattrs(scan->held);
 	memcpy(slot->tts_values, scan->held->tts_values, scan->ncolumns * sizeof(Datum));
