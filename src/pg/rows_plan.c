@@ -60,13 +60,14 @@ static const CustomScanMethods scan_methods = {
 /* A target list that is taken apart */
 typedef struct Parts
 {
-	List *columns; /* of the plan below */
-	List *refs;    /* for each column the sortgroupref of what is sorted by, or 0 (integers) */
-	List *calls;   /* FuncExpr, whose arguments are columns */
-	List *entries; /* for each call the index of its target entry (integers) */
-	List *exprs;   /* the target list anew, of columns and calls */
-	int entry;     /* that is taken apart */
-	bool harmless; /* what is evaluated when a row is read cannot fail and has no side effect */
+	List *available; /* expressions that the plan below has computed, for a sort */
+	List *columns;   /* of the plan below */
+	List *refs;      /* for each column the sortgroupref of what is sorted by, or 0 (integers) */
+	List *calls;     /* FuncExpr, whose arguments are columns */
+	List *entries;   /* for each call the index of its target entry (integers) */
+	List *exprs;     /* the target list anew, of columns and calls */
+	int entry;       /* that is taken apart */
+	bool harmless;   /* what is evaluated when a row is read cannot fail and has no side effect */
 } Parts;
 
 /* ---- Calls ---- */
@@ -262,12 +263,20 @@ add_variable(Parts *parts, Node *variable)
 	return add_column(parts, variable, 0);
 }
 
+/* Is it computed below, so that what it is made of may not be there? */
+static bool
+is_available(const Parts *parts, Node *node)
+{
+	return !IsA(node, List) && list_member(parts->available, node) &&
+		   !contain_volatile_functions(node);
+}
+
 static Node *
 replace_variables(Node *node, Parts *parts)
 {
 	if (node == NULL)
 		return NULL;
-	if (IsA(node, Var) || IsA(node, PlaceHolderVar))
+	if (IsA(node, Var) || IsA(node, PlaceHolderVar) || is_available(parts, node))
 		return add_variable(parts, node);
 	return expression_tree_mutator(node, replace_variables, parts);
 }
@@ -290,6 +299,8 @@ take_apart(Node *node, Parts *parts)
 		parts->entries = lappend_int(parts->entries, parts->entry);
 		return (Node *) call;
 	}
+	if (is_available(parts, node))
+		return add_variable(parts, node);
 	if (has_call(node, NULL))
 		return expression_tree_mutator(node, take_apart, parts);
 	if (IsA(node, List))
@@ -312,11 +323,12 @@ is_volatile_above(Node *node, void *context)
 
 /* False when the calls have to stay where they are, or when there are none. */
 static bool
-take_target_apart(Parts *parts, const PathTarget *target)
+take_target_apart(Parts *parts, const PathTarget *target, List *available)
 {
 	ListCell *cell;
 
 	memset(parts, 0, sizeof(*parts));
+	parts->available = available;
 	parts->harmless = true;
 	foreach (cell, target->exprs)
 	{
@@ -419,16 +431,6 @@ path_without_calls(PlannerInfo *root, Path *path, List *columns, List *refs)
 										   make_target(root, columns, refs));
 }
 
-/* What the calls cost for one row */
-static Cost
-calls_cost(PlannerInfo *root, const Parts *parts)
-{
-	QualCost cost;
-
-	cost_qual_eval(&cost, parts->calls, root);
-	return cost.per_tuple;
-}
-
 /*
  * A call without a FROM: it is alone, and PL/pgSQL knows only one plan for such an
  * expression.
@@ -452,9 +454,14 @@ make_path(PlannerInfo *root, RelOptInfo *rel, Path *path)
 	CustomPath *result;
 	Path *child;
 	Parts parts;
+	List *available = NIL;
 	bool harmless;
 
-	if (!target_has_call(path->pathtarget) || !take_target_apart(&parts, path->pathtarget) ||
+	if (!target_has_call(path->pathtarget))
+		return NULL;
+	if (IsA(path, ProjectionPath))
+		available = ((ProjectionPath *) path)->subpath->pathtarget->exprs;
+	if (!take_target_apart(&parts, path->pathtarget, available) ||
 		is_single_call(root->parse, &parts))
 		return NULL;
 	child = path_without_calls(root, path, parts.columns, parts.refs);
@@ -473,9 +480,10 @@ make_path(PlannerInfo *root, RelOptInfo *rel, Path *path)
 	result->path.pathtarget = path->pathtarget;
 	result->path.rows = path->rows;
 	result->path.pathkeys = path->pathkeys;
-	result->path.startup_cost = child->startup_cost;
-	result->path.total_cost =
-		child->total_cost + path->rows * calls_cost(root, &parts) / pgft_batch_rows;
+
+	/* The same, so that no other plan is chosen above it because of it */
+	result->path.startup_cost = path->startup_cost;
+	result->path.total_cost = path->total_cost;
 	result->methods = &path_methods;
 	result->custom_paths = list_make1(child);
 	result->custom_private =

@@ -1,5 +1,5 @@
 -- The functions that ask a model: what they take and return, and their properties.
-SELECT plan(25);
+SELECT plan(40);
 
 SELECT has_function('public', 'try_complete', ARRAY['text', 'text']);
 SELECT has_function('public', 'try_complete', ARRAY['text', 'text', 'jsonb']);
@@ -29,5 +29,25 @@ FROM unnest(ARRAY['try_complete(text, text)', 'tokenize(text, text)', 'detokeniz
 -- a literal in second place is a prompt, also where the model is not known
 SELECT throws_ok($$SELECT complete('no such', '[]')$$, '42704', 'model "no such" does not exist', 'complete() says what is wrong');
 SELECT is(try_complete('no such', '[]'), NULL, 'try_complete() does not');
+
+-- which plans have many rows in flight: shown by EXPLAIN, in text and in JSON
+CREATE TABLE question (id int, m text, p text);
+CREATE FUNCTION plan_of(query text, form text DEFAULT 'TEXT') RETURNS text LANGUAGE plpgsql AS $$
+	DECLARE line text; lines text := '';
+	BEGIN
+		FOR line IN EXECUTE format('EXPLAIN (VERBOSE, COSTS OFF, FORMAT %s) %s', form, query) LOOP lines := lines || line; END LOOP;
+		RETURN lines;
+	END $$;
+SELECT matches(plan_of(q), 'Custom Scan \(Rows in Flight\)', q)
+FROM unnest(ARRAY['SELECT complete(m, p) FROM question', 'SELECT id, try_complete(m, p, ''{}'')->>''model'' FROM question ORDER BY id LIMIT 3',
+				  'INSERT INTO question SELECT id, m, complete(m, p) FROM question', 'SELECT count(c) FROM (SELECT complete(m, p) AS c FROM question) s',
+				  'WITH w AS (SELECT complete(m, p) FROM question) TABLE w']) q;
+SELECT doesnt_match(plan_of(q), 'Rows in Flight', q)
+FROM unnest(ARRAY['SELECT CASE WHEN id > 1 THEN complete(m, p) END FROM question', 'SELECT complete(m, p) FROM question ORDER BY 1',
+				  'SELECT DISTINCT complete(m, p) FROM question', 'SELECT complete(m, p) FROM question FOR UPDATE',
+				  'SELECT complete(m, p), row_number() OVER () FROM question', 'SELECT count(complete(m, p)) FROM question',
+				  'SELECT complete(''m'', ''p'')', 'UPDATE question SET p = complete(m, p)']) q;
+SELECT is(plan_of('SELECT complete(m, p) FROM question', 'JSON')::jsonb #>> '{0,Plan,Custom Plan Provider}', 'Rows in Flight', 'in JSON');
+SELECT is(plan_of('SELECT id, complete(m, p) FROM question', 'JSON')::jsonb #> '{0,Plan,Output}', '["id", "(complete(m, p))"]', 'with its output');
 
 SELECT * FROM finish();

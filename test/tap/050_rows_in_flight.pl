@@ -45,6 +45,10 @@ for my $rows (0, 1)
 		qr/Rows in Flight/, "batch_rows $rows turns it off");
 }
 
+like( answer(q(EXPLAIN (ANALYZE, FORMAT JSON) SELECT complete(m, p) FROM t LIMIT 10)),
+	qr/"Batch Rows": 32,\s*"Requests": 1\d,\s*"Prompt Tokens": 10,\s*"Completion Tokens": 20,\s*"Most Rows in Flight": 10,\s*"Time Waited": [\d.]+,/,
+	'EXPLAIN ANALYZE shows what it took');
+
 # Answers come in any order, rows in theirs
 my ($asked, $most, $out) = asked_for(q(SELECT string_agg(c, ',')
 	FROM (SELECT complete(m, 'later ' || (i * 37 % 50) || ' ' || i) AS c FROM t) s));
@@ -213,6 +217,7 @@ sub resident
 my $many = q(SELECT count(*) FROM (SELECT complete('one', repeat('x', 1000) || i) FROM generate_series(1, %d) i) s);
 $session->query('SET pg_finetune.batch_rows = 32; SET jit = off');
 $session->query(sprintf($many, 1000));
+$session->query(sprintf($many, 3000));
 my ($bytes, $resident) = ($session->query($used), resident());
 $session->query(sprintf($many, 8000));
 cmp_ok($session->query($used), '<', $bytes + 256 * 1024, 'no memory is left behind');

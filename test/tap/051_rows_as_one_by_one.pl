@@ -81,7 +81,7 @@ my @wrappers = (
 	q(SELECT 1 WHERE 'echo: a' IN (SELECT c1 FROM (%s) w)),
 	'SELECT ARRAY(SELECT c1 FROM (%s) w)',
 	'SELECT x.i, w.* FROM u x, LATERAL (%s) w WHERE x.i < 3',
-	'SELECT x.i, w.c1 FROM u x LEFT JOIN (%s) w ON x.i = length(w.c1)',
+	'SELECT x.i, w.c1 FROM u x LEFT JOIN (%s) w ON x.i = length(w.c1) ORDER BY 1, 2',
 	'SELECT c1, row_number() OVER () FROM (%s) w',
 	'INSERT INTO sink SELECT c1 FROM (%s) w; TABLE sink',
 	'INSERT INTO sink SELECT c1 FROM (%s) w RETURNING c',
@@ -165,7 +165,7 @@ sub run_scripts
 	my @results;
 	for my $part (split /^=== .*\n/m, $out)
 	{
-		push @results, $2 if $part =~ /^--- (.*)\n(.*)\z/ms;
+		push @results, $1 if $part =~ /^--- [^\n]*\n(.*)\z/ms;
 	}
 	return @results;
 }
@@ -196,7 +196,8 @@ sub compare
 			# How EXPLAIN draws the plan is not the same; there is none of it after an error
 			s/^(?:Custom Scan|\s+Batch|\s*->|Seq|Result|Append|Limit|Sort|\s+\w[^|]*:|.*\(actual).*\n//mg
 			  for grep { $queries[$i] =~ /^EXPLAIN/ } $serial, $ahead;
-			next if ($serial // '') eq ($ahead // '');
+			s/^ *SubPlan.*\n//mg, s/"created": \d+//g for $serial, $ahead;
+			next if $serial eq $ahead;
 			diag("$name, batch_rows $rows: $queries[$i]\n-- serial:\n$serial\n-- ahead:\n$ahead") if $unequal++ < 5;
 		}
 		is($unequal, 0, "$name: $count queries give the same with batch_rows $rows");
