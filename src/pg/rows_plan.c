@@ -11,10 +11,11 @@
  *
  *   - a call is taken out only of where it is always evaluated, never of CASE,
  *     COALESCE, AND, OR and the like;
- *   - arguments, and whatever is volatile or a subquery, are columns of the plan
- *     below, in the order of the target list: evaluated when a row is read;
+ *   - arguments, and whatever is volatile (with it subqueries, into which we do
+ *     not look), are columns of the plan below, in the order of the target list:
+ *     evaluated when a row is read;
  *   - all else is evaluated when the row is returned, as is what takes a call's
- *     answer; an error in it belongs to its row.
+ *     answer, calls that were not taken out among it; an error belongs to its row.
  *
  * Where that cannot be had (a volatile function of an answer, a call below a sort,
  * a group or a DISTINCT), the path stays as it is.
@@ -68,14 +69,31 @@ typedef struct Parts
 	List *exprs;     /* the target list anew, of columns and calls */
 	int entry;       /* that is taken apart */
 	bool harmless;   /* what is evaluated when a row is read cannot fail and has no side effect */
+	List *shared;    /* which columns anybody may use (integers) */
+	bool ordered;    /* something is volatile, so subqueries, which may be too, are columns */
 } Parts;
 
 /* ---- Calls ---- */
 
 static bool
-is_call(Node *node)
+is_completion(Node *node)
 {
 	return IsA(node, FuncExpr) && pgft_completion_form(((FuncExpr *) node)->funcid) != NULL;
+}
+
+static bool
+has_completion(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	return is_completion(node) || expression_tree_walker(node, has_completion, context);
+}
+
+/* One that can be taken out: of calls inside of calls only the innermost */
+static bool
+is_call(Node *node)
+{
+	return is_completion(node) && !has_completion((Node *) ((FuncExpr *) node)->args, NULL);
 }
 
 /*
@@ -136,7 +154,21 @@ has_call(Node *node, void *context)
 static bool
 is_volatile_function(Oid function, void *context)
 {
-	return func_volatile(function) == PROVOLATILE_VOLATILE;
+	return func_volatile(function) == PROVOLATILE_VOLATILE &&
+		   pgft_completion_form(function) == NULL;
+}
+
+/*
+ * Is there a volatile function beside ours?  Of ours it does not matter when they
+ * are called.
+ */
+static bool
+has_volatile(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	return check_functions_in_node(node, is_volatile_function, NULL) ||
+		   expression_tree_walker(node, has_volatile, context);
 }
 
 /*
@@ -257,9 +289,10 @@ add_variable(Parts *parts, Node *variable)
 {
 	ListCell *cell;
 
-	foreach (cell, parts->columns)
-		if (equal(lfirst(cell), variable))
-			return column_at(parts, foreach_current_index(cell));
+	foreach (cell, parts->shared)
+		if (equal(list_nth(parts->columns, lfirst_int(cell)), variable))
+			return column_at(parts, lfirst_int(cell));
+	parts->shared = lappend_int(parts->shared, list_length(parts->columns));
 	return add_column(parts, variable, 0);
 }
 
@@ -305,16 +338,27 @@ take_apart(Node *node, Parts *parts)
 		return expression_tree_mutator(node, take_apart, parts);
 	if (IsA(node, List))
 		return expression_tree_mutator(node, take_apart, parts);
-	if (contain_volatile_functions(node) || contain_subplans(node))
+	if (has_volatile(node, NULL) || (parts->ordered && contain_subplans(node)))
 		return add_column(parts, node, 0);
 	return replace_variables(node, parts);
+}
+
+/* Is an argument of a call a subquery? */
+static bool
+asks_subquery(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (is_call(node))
+		return contain_subplans(node);
+	return expression_tree_walker(node, asks_subquery, context);
 }
 
 /* Is a volatile function called on the way from an answer to the result? */
 static bool
 is_volatile_above(Node *node, void *context)
 {
-	if (node == NULL || is_call(node))
+	if (node == NULL)
 		return false;
 	if (check_functions_in_node(node, is_volatile_function, NULL))
 		return true;
@@ -329,6 +373,8 @@ take_target_apart(Parts *parts, const PathTarget *target, List *available)
 
 	memset(parts, 0, sizeof(*parts));
 	parts->available = available;
+	parts->ordered =
+		has_volatile((Node *) target->exprs, NULL) || asks_subquery((Node *) target->exprs, NULL);
 	parts->harmless = true;
 	foreach (cell, target->exprs)
 	{
@@ -336,7 +382,7 @@ take_target_apart(Parts *parts, const PathTarget *target, List *available)
 		Index ref = get_pathtarget_sortgroupref(target, foreach_current_index(cell));
 
 		parts->entry = foreach_current_index(cell);
-		if (ref != 0 && contain_volatile_functions(expr))
+		if (ref != 0 && has_volatile(expr, NULL))
 			expr = add_column(parts, expr, ref); /* was computed for the sort */
 		else
 			expr = take_apart(expr, parts);
@@ -501,14 +547,6 @@ computes_below(const Query *query)
 		   query->setOperations != NULL;
 }
 
-static bool
-has_call_anywhere(Node *node, void *context)
-{
-	if (node == NULL)
-		return false;
-	return is_call(node) || expression_tree_walker(node, has_call_anywhere, context);
-}
-
 /* Is the result sorted by a call? */
 static bool
 sorts_by_call(PlannerInfo *root)
@@ -519,7 +557,7 @@ sorts_by_call(PlannerInfo *root)
 	{
 		SortGroupClause *clause = lfirst_node(SortGroupClause, cell);
 
-		if (has_call_anywhere(get_sortgroupclause_expr(clause, root->processed_tlist), NULL))
+		if (has_completion(get_sortgroupclause_expr(clause, root->processed_tlist), NULL))
 			return true;
 	}
 	return false;
