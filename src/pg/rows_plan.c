@@ -393,6 +393,15 @@ take_target_apart(Parts *parts, const PathTarget *target, List *available)
 	return parts->calls != NIL;
 }
 
+/* Is there a call that stays where it is? */
+static bool
+keeps_call(Node *node, Parts *parts)
+{
+	if (node == NULL || list_member_ptr(parts->calls, node))
+		return false;
+	return is_completion(node) || expression_tree_walker(node, keeps_call, parts);
+}
+
 /* ---- Paths ---- */
 
 static bool
@@ -515,6 +524,10 @@ make_path(PlannerInfo *root, RelOptInfo *rel, Path *path)
 		return NULL;
 
 	harmless = parts.harmless && !from_can_fail((Node *) root->parse->jointree, root->parse);
+
+	/* Or an error of a row that is read might come before that of such a call for an earlier row */
+	if (!harmless && keeps_call((Node *) parts.exprs, &parts))
+		return NULL;
 
 	/*
 	 * It does not project: what needs another target list gets a node for it, and
