@@ -5,6 +5,7 @@
 #   make demo            the whole thing on a private cluster with a real model
 #   make test            installs what is missing, runs every test
 #   make bench           measures; writes bench/results/latest.tsv
+#   make bench-quality   how good models of default options are; writes bench/results/quality.tsv
 #
 # PGXS is there only after PostgreSQL's development package is: demo, test and
 # bench install it first and go on in another make.
@@ -45,7 +46,7 @@ include test/test.mk
 JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test bench
+.PHONY: demo test bench bench-quality
 demo:
 	scripts/install_packages.sh demo
 	scripts/fetch_model.sh
@@ -64,3 +65,11 @@ bench:
 	+$(MAKE) $(JOBS) all bench-programs
 	+$(AS_ROOT) $(MAKE) -s install
 	bench/run.sh
+
+# QUALITY_PYTHON names an interpreter with PEFT, to compare with (bench/README.md).
+bench-quality:
+	scripts/install_packages.sh build
+	scripts/fetch_model.sh
+	+$(MAKE) $(JOBS) all
+	+$(AS_ROOT) $(MAKE) -s install
+	bench/quality.sh

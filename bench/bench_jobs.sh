@@ -12,37 +12,8 @@ scratch=$(mktemp -d "${TMPDIR:-/tmp}/pg_finetune_bench.XXXXXX")
 mkdir "$scratch/models"
 cp test/golden/tiny_llama/tied/base.gguf "$scratch/models/tiny.gguf"
 cp bench/bench_jobs.sql "$scratch"
-as_user=(env)
-if [ "$(id -u)" = 0 ]; then
-	chown -R postgres: "$scratch"
-	as_user=(runuser -u postgres -- env "HOME=$scratch")
-fi
-for variable in $(compgen -e PG); do unset "$variable"; done
-cd "$scratch"
-data=$scratch/data
-
-clean_up()
-{
-	local status=$?
-	if [ $status != 0 ] && [ -f log ]; then
-		echo "--- the end of the server's log" >&2
-		tail -n 30 log >&2
-	fi
-	if [ -f "$data/postmaster.pid" ]; then
-		"${as_user[@]}" "$bin/pg_ctl" -s -w -D "$data" -m immediate stop || true
-	fi
-	rm -rf "$scratch"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-
-"${as_user[@]}" "$bin/initdb" -D "$data" -A trust -E UTF8 --locale=C.UTF-8 -N >/dev/null
+. bench/cluster.sh
 cat >>"$data/postgresql.conf" <<-END
-	listen_addresses = ''
-	unix_socket_directories = '$scratch'
-	shared_preload_libraries = 'pg_finetune'
-	pg_finetune.model_directory = '$scratch/models'
 	pg_finetune.threads = 1
 	track_commit_timestamp = on
 	autovacuum = off

@@ -7,23 +7,25 @@
 Needs torch, transformers, peft and gguf.  The base is the same file, dequantised to f32; rows are
 rendered by the file's own chat template, the loss is taken at the completion and its end token only,
 and an optimizer step's loss is the mean over its trained tokens.  The order of the rows, their division
-into steps and the first values of the adapter are drawn as the engine draws them (src/engine/random.h,
-packing.c, adapter.c), so that chance decides nothing between the two.  Accuracy is exact match under
-greedy decoding.  The last line is the result; --out adds it to a file.
+into steps and the first values of the adapter are drawn as the engine draws them (test/golden/reference.py),
+so that chance decides nothing between the two.  Accuracy is exact match under greedy decoding.  The last
+line is the result; --out adds it to a file.
 """
 
 import argparse
 import collections
-import json
 import math
 import os
 import re
+import sys
 import time
 
-import numpy
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "test", "golden"))
+from reference import (encode, epoch_steps, evaluate, load_base, pad, prompt_ids, rate, read_rows,  # noqa: E402
+                       set_first_values, take_step)
 
 
 def parse_arguments():
@@ -45,11 +47,6 @@ def parse_arguments():
     parser.add_argument("--max-steps", type=int, help="stop early, to try the script")
     parser.add_argument("--out", help="file that the result is appended to")
     return parser.parse_args()
-
-
-def read_rows(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def naive_bayes(train, validation):
@@ -76,130 +73,6 @@ def naive_bayes(train, validation):
     return right / len(validation)
 
 
-STREAM_LORA_INIT = 2 << 32
-STREAM_EPOCH = 4 << 32
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def philox(seed, stream, counter):
-    """Philox4x32-10 for an array of counters: uint64 array [n, 4] of 32-bit words."""
-    counter = numpy.asarray(counter, dtype=numpy.uint64)
-    low, shift = numpy.uint64(0xFFFFFFFF), numpy.uint64(32)
-    c0, c1 = counter & low, counter >> shift
-    c2 = numpy.full_like(counter, stream & 0xFFFFFFFF)
-    c3 = numpy.full_like(counter, stream >> 32)
-    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
-    for _ in range(10):
-        p0, p1 = numpy.uint64(0xD2511F53) * c0, numpy.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = ((p1 >> shift) ^ c1 ^ numpy.uint64(k0), p1 & low,
-                          (p0 >> shift) ^ c3 ^ numpy.uint64(k1), p0 & low)
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return numpy.stack([c0, c1, c2, c3], axis=-1)
-
-
-def shuffled(seed, stream, n):
-    """Fisher-Yates with the number drawn at i for i items left."""
-    words = philox(seed, stream, numpy.arange(n + 1))
-    items = list(range(n))
-    for i in range(n, 1, -1):
-        bits = int(words[i, 1]) << 32 | int(words[i, 0])
-        j = bits * i >> 64
-        items[j], items[i - 1] = items[i - 1], items[j]
-    return items
-
-
-def epoch_steps(rows, seed, epoch, batch_size):
-    """The rows of one epoch, shuffled and cut into steps of about equal numbers of tokens."""
-    order = shuffled(seed, STREAM_EPOCH + epoch, len(rows))
-    left = sum(len(row[0]) for row in rows)
-    count = max(1, min(len(rows), (left + batch_size // 2) // batch_size))
-    steps, at = [], 0
-    for steps_left in range(count, 0, -1):
-        share, taken, step = left // steps_left, 0, []
-        while len(rows) - at >= steps_left:
-            length = len(rows[order[at]][0])
-            if taken > 0 and steps_left > 1 and taken + length // 2 > share:
-                break
-            taken += length
-            step.append(rows[order[at]])
-            at += 1
-        left -= taken
-        steps.append(step)
-    return steps
-
-
-@torch.no_grad()
-def set_first_values(model, seed):
-    """A uniform in ±1/sqrt(in), the numbers keyed by layer and target; B is zero already."""
-    for name, parameter in model.named_parameters():
-        match = re.search(r"layers\.(\d+)\..*\.(\w+_proj)\.lora_A", name)
-        if match:
-            index = int(match[1]) * len(TARGETS) + TARGETS.index(match[2])
-            count = parameter.numel()
-            words = philox(seed, STREAM_LORA_INIT + index, numpy.arange((count + 3) // 4)).reshape(-1)[:count]
-            uniform = (words >> numpy.uint64(8)).astype(numpy.float32) * numpy.float32(2.0 ** -24)
-            bound = numpy.float32(1) / numpy.sqrt(numpy.float32(parameter.shape[1]))
-            parameter.copy_(torch.from_numpy(((2 * uniform - 1) * bound).reshape(parameter.shape)))
-
-
-def encode(tokenizer, row):
-    """Ids of a row and the position where its completion begins."""
-    head = prompt_ids(tokenizer, row)
-    tail = tokenizer(row["completion"], add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-    return head + tail, len(head)
-
-
-def prompt_ids(tokenizer, row):
-    text = tokenizer.apply_chat_template([{"role": "user", "content": row["prompt"]}], tokenize=False,
-                                         add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False).input_ids
-
-
-def batches(rows, budget):
-    """Rows in their order, as many to a batch as fit into the budget of tokens."""
-    batch, used = [], 0
-    for row in rows:
-        if batch and used + len(row[0]) > budget:
-            yield batch
-            batch, used = [], 0
-        batch.append(row)
-        used += len(row[0])
-    if batch:
-        yield batch
-
-
-def pad(sequences, value, left=False):
-    longest = max(map(len, sequences))
-    return torch.tensor([[value] * (longest - len(s)) + s if left else s + [value] * (longest - len(s))
-                         for s in sequences])
-
-
-def loss_sum(model, batch, pad_id):
-    """Sum of the losses at the trained tokens of a batch, and their number.
-
-    The head runs at those positions only: its logits over the whole batch would cost more than the rest.
-    """
-    ids = pad([row[0] for row in batch], pad_id)
-    mask = pad([[1] * len(row[0]) for row in batch], 0)
-    labels = pad([[-100] * row[1] + row[0][row[1]:] for row in batch], -100)[:, 1:]
-    llama = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = llama.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
-    chosen = labels != -100
-    logits = llama.lm_head(hidden[chosen])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[chosen], reduction="sum"), int(chosen.sum())
-
-
-@torch.no_grad()
-def validation_loss(model, rows, budget, pad_id):
-    model.eval()
-    total, count = 0.0, 0
-    for batch in batches(rows, budget):
-        value, n = loss_sum(model, batch, pad_id)
-        total, count = total + value.item(), count + n
-    model.train()
-    return total / count
-
-
 @torch.no_grad()
 def answers(model, tokenizer, rows, max_tokens):
     model.eval()
@@ -224,32 +97,19 @@ def train(model, rows, validation, args, pad_id):
                                   weight_decay=args.weight_decay)
     plan = [epoch_steps(rows, args.seed, epoch, args.batch_size) for epoch in range(args.epochs)]
     total = sum(map(len, plan))
-    warmup = math.ceil(args.warmup_ratio * total)
-
-    def rate(step):
-        if step < warmup:
-            return (step + 1) / warmup
-        share = (step - warmup) / max(1, total - warmup)
-        return args.min_lr_ratio + (1 - args.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * share))
-
     step, tokens, started = 0, 0, time.monotonic()
     for epoch, steps in enumerate(plan):
         for batch in steps:
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * rate(step)
-            value, count = loss_sum(model, batch, pad_id)
-            loss = value / count
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
             step += 1
+            share = rate(step, total, "cosine", args.warmup_ratio, args.min_lr_ratio)
+            loss, norm = take_step(model, optimizer, parameters, batch, args.learning_rate * share,
+                                   args.max_grad_norm, pad_id)
             tokens += sum(len(row[0]) for row in batch)
-            print(f"step {step}/{total} loss {loss.item():.4f} norm {norm:.3f} "
+            print(f"step {step}/{total} loss {loss:.4f} norm {norm:.3f} "
                   f"{tokens / (time.monotonic() - started):.0f} tokens/s", flush=True)
             if step == args.max_steps:
                 return step, tokens / (time.monotonic() - started)
-        print(f"epoch {epoch + 1} validation_loss {validation_loss(model, validation, args.batch_size, pad_id):.4f}",
+        print(f"epoch {epoch + 1} validation_loss {evaluate(model, validation, args.batch_size, pad_id)[0]:.4f}",
               flush=True)
     return step, tokens / (time.monotonic() - started)
 
@@ -262,9 +122,7 @@ def main():
     validation_rows = read_rows(os.path.join(args.data, "validation.jsonl"))
     print(f"naive Bayes {naive_bayes(train_rows, validation_rows):.2f}", flush=True)
 
-    folder, name = os.path.split(args.gguf)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    tokenizer, model = load_base(args.gguf)
     model = get_peft_model(model, LoraConfig(r=args.rank, lora_alpha=args.alpha, lora_dropout=0.0,
                                              target_modules="all-linear", task_type="CAUSAL_LM"))
     set_first_values(model, args.seed)
@@ -274,7 +132,7 @@ def main():
           flush=True)
 
     steps, speed = train(model, rows, validation, args, tokenizer.eos_token_id)
-    final = validation_loss(model, validation, args.batch_size, tokenizer.eos_token_id)
+    final, _ = evaluate(model, validation, args.batch_size, tokenizer.eos_token_id)
     given = answers(model, tokenizer, validation_rows, args.max_tokens)
     majority = collections.Counter(row["completion"] for row in train_rows).most_common(1)[0][0]
     line = "\t".join(map(str, (

@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 # run_suites.pl: run the tests of a built tree and count them.
 #
-#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz|soak|faults]…
+#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz|soak|faults|curves]…
 #
 # Called by run_tests.sh with the tree as its working directory, as a user that
 # may run PostgreSQL.  Every suite is brought to TAP and counted by
@@ -46,6 +46,7 @@ push @suites, tap_suite()     if $wanted{tap};
 push @suites, fuzz_suite()    if $wanted{fuzz};
 push @suites, soak_suite()    if $wanted{soak};
 push @suites, fault_suites()  if $wanted{faults};
+push @suites, curve_suite()   if $wanted{curves};
 
 my ($passed, $failed, @table, @failures) = (0, 0);
 for my $suite (@suites)
@@ -62,8 +63,9 @@ print "\n", map({ "$_\n" } @table, @failures), "\n$passed passed, $failed failed
 exit($failed > 0 || $passed == 0 ? 1 : 0);
 
 # Run the files of a suite, {name, tests => [[label, command…]…], before, after,
-# alone, limit}, several at a time unless they share something; returns what
-# passed, failed and was skipped.
+# alone, told, limit}, several at a time unless they share something; returns
+# what passed, failed and was skipped.  Of a suite that is `told`, comments are
+# printed as well.
 sub run_suite
 {
 	my ($suite) = @_;
@@ -99,6 +101,7 @@ sub run_suite
 		$parser->callback(test => sub {
 			push @{ $failed_tests{ $test->[1] } }, $_[0]->number . ' ' . $_[0]->description unless $_[0]->is_ok;
 		});
+		$parser->callback(comment => sub { print $_[0]->as_string, "\n"; }) if $suite->{told};
 	});
 	my $aggregate = $harness->runtests(sort keys %command);
 	$suite->{after}->() if $suite->{after};
@@ -282,6 +285,7 @@ sub soak_suite
 		name  => 'soak',
 		tests => [ [ 'test/soak/soak.pl', @perl, 'test/soak/soak.pl' ] ],
 		limit => $limit + 30 * ($ENV{FAULTS} || 200),
+		told  => 1,
 	};
 }
 
@@ -296,6 +300,19 @@ sub fault_suites
 	die 'test/faults.md names what is not there: ', join(' ', sort keys %named), "\n" if %named;
 	my $fresh = sub { rmtree('tmp_check'); return 1; };
 	return map { { name => "faults, run $_", tests => \@tests, before => $fresh, repeated => $_ } } 1 .. $fault_runs;
+}
+
+# Training beside every reference of test/golden/curves, in f32, and some in bf16, too.
+sub curve_suite
+{
+	my @curves = map { basename($_, '.tsv') } glob('test/golden/curves/*.tsv');
+	return {
+		name  => 'curves',
+		tests => [ map { [ $_, $^X, '-Itest/engine', 'test/engine/028_curves.pl', $_ ] }
+			  @curves, 'lora_r16-bf16', 'full-bf16' ],
+		alone => 1,
+		told  => 1,
+	};
 }
 
 sub fuzz_suite

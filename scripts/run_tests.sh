@@ -4,6 +4,7 @@
 #   scripts/run_tests.sh [style|engine|sql|tap|fuzz|soak]…     (all but soak when none is named)
 #   FUZZ_SECONDS=N scripts/run_tests.sh fuzz                   (N seconds for each target, 20 else)
 #   FAULT_RUNS=N scripts/run_tests.sh faults                   (N runs of the tests of faults)
+#   scripts/run_tests.sh curves                                (losses beside every reference's)
 #
 # TEST_JOBS says how many files are run at a time (as many as there are
 # processors, up to 4): most of the server tests' time is waiting.
@@ -75,12 +76,13 @@ wants engine && wanted+=" unit-tests cuda emulated"
 wants engine tap soak faults && wanted+=" fault-shim"
 runnable=yes
 # shellcheck disable=SC2086 # a list of words
-if wants engine sql tap soak faults; then
+if wants engine sql tap soak faults curves; then
 	check "builds without a warning (gcc)" make "$jobs" WERROR=-Werror COPT=-Werror $wanted || runnable=
 fi
 if wants style; then
 	check "the module compiles without a warning (clang)" make check-clang
 	check "layout is clang-format's" make check-format
+	check "src/engine/README.md names the engine's files" perl test/engine_files.pl
 fi
 if wants engine fuzz; then
 	check "engine and tests build without a warning, with sanitizers (clang)" \

@@ -60,9 +60,18 @@ SELECT try_server(NULL, 'full', 'tuned');
 CREATE SERVER tuned TYPE 'lora' FOREIGN DATA WRAPPER pg_finetune;
 SELECT try('SELECT complete(''tuned'', ''x'')');
 SELECT try('SELECT finetune(''CREATE'', ''m'', ''tuned'', ''SELECT '''''''' AS text'')');
-UPDATE finetune.model SET kind = 'full', weights_digest = 'x' WHERE name = 'tuned';
+
+-- A full model needs its base until it has weights; its files are named by a digest
+BEGIN;
+UPDATE finetune.model SET kind = 'full', storage = 'file' WHERE name = 'tuned';
+SELECT try('DROP SERVER base');
+UPDATE finetune.model SET weights_digest = '../x' WHERE name = 'tuned';
 SELECT try('SELECT complete(''tuned'', ''x'')');
-UPDATE finetune.model SET kind = 'lora' WHERE name = 'tuned';
+SELECT status, size FROM finetune.models WHERE name = 'tuned';
+DROP SERVER base;
+SELECT base_id IS NULL, base FROM finetune.model m JOIN finetune.models USING (name) WHERE name = 'tuned';
+ROLLBACK;
+UPDATE finetune.model SET weights_digest = 'x' WHERE name = 'tuned';
 
 -- A dependency that a restore has not recorded
 BEGIN;

@@ -129,6 +129,20 @@ SELECT type, try_create(format('SELECT prompt, completion, 1::%s AS weight FROM 
 	FROM unnest('{smallint,integer,bigint,real,double precision,numeric}'::text[]) type;
 SELECT try_create('SELECT prompt::varchar(10) AS text, n FROM t', 'SELECT ''x'' AS text') ~ 'absent.gguf';
 
+-- Preference pairs, for the method that trains on them
+SELECT try_create('SELECT prompt, completion AS chosen, prompt AS rejected, n AS weight FROM t',
+	options => '{"method": "dpo", "dpo_beta": 0.2}') ~ 'absent.gguf';
+SELECT try_create('TABLE t', options => '{"method": "dpo"}');
+SELECT try_create('SELECT doc AS messages FROM t', options => '{"method": "dpo"}');
+SELECT try_create('SELECT prompt, completion AS chosen FROM t', options => '{"method": "dpo"}');
+SELECT try_create('SELECT prompt, completion AS chosen, n AS rejected FROM t', options => '{"method": "dpo"}');
+SELECT try_create('SELECT prompt, completion AS chosen, prompt AS rejected FROM t', 'TABLE t', '{"method": "dpo"}');
+SELECT try_create('TABLE t', 'SELECT prompt, completion AS chosen, prompt AS rejected FROM t');
+SELECT try_create('TABLE t', options => '{"dpo_beta": 0.2}');
+SELECT try_create('TABLE t', options => '{"method": "dpo", "dpo_beta": 0}');
+SELECT try_create('TABLE t', options => '{"method": "dpo", "dpo_beta": "auto"}');
+SELECT try_create('TABLE t', options => '{"method": "dpo", "train_on_inputs": true}');
+
 -- Options
 SELECT try_create('TABLE t', options => '[]');
 SELECT try_create('TABLE t', options => '"lora_r"');
@@ -144,11 +158,11 @@ SELECT try_create('TABLE t', options => '{"max_steps": -1}');
 SELECT try_create('TABLE t', options => '{"learning_rate": -1e-4}');
 SELECT try_create('TABLE t', options => '{"learning_rate": true}');
 SELECT try_create('TABLE t', options => '{"lora_dropout": 1}');
-SELECT try_create('TABLE t', options => '{"lora_dropout": 0.1}');
+SELECT try_create('TABLE t', options => '{"lora_dropout": 0.1}') ~ 'absent.gguf';
 SELECT try_create('TABLE t', options => '{"packing": "yes"}');
 SELECT try_create('TABLE t', options => '{"lr_scheduler": "step"}');
 SELECT try_create('TABLE t', options => '{"method": "prefix"}');
-SELECT try_create('TABLE t', options => '{"method": "dpo"}');
+SELECT try_create('TABLE t', options => '{"method": "full", "prompt_template": "{prompt}"}');
 SELECT try_create('TABLE t', options => '{"method": ["lora"]}');
 SELECT try_create('TABLE t', options => '{"lora_target_modules": "all"}');
 SELECT try_create('TABLE t', options => '{"lora_target_modules": []}');
@@ -158,8 +172,17 @@ SELECT try_create('TABLE t', options => '{"validation_fraction": 1}');
 SELECT try_create('TABLE t', options => '{"seed": {"a": 1}}');
 SELECT try_create('TABLE t', options => '{"from_model": 1}');
 SELECT try_create('TABLE t', options => '{"prompt_template": "m"}');
+SELECT try_create('TABLE t', options => '{"dpo_beta": 0.1}');
 SELECT try_create('TABLE t', options => '{"early_stopping_patience": 0}');
 SELECT try_create('TABLE t', options => '{"early_stopping_patience": 2, "validation_fraction": 0}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_r": 8}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_alpha": "auto"}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_dropout": 0}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_target_modules": "all-linear"}');
+SELECT try_create('TABLE t', options => '{"method": "full", "use_rslora": false}');
+SELECT try_create('TABLE t', options => '{"method": "full", "storage": "disk"}');
+SELECT try_create('TABLE t', options => '{"storage": "file"}');
+SELECT try_create('TABLE t', options => '{"method": "full", "lora_r": null, "storage": "database"}') ~ 'absent.gguf';
 SELECT try_create('TABLE t', options => '{"lora_r": 16.0, "lora_alpha": "auto", "max_epochs": "auto",
 	"learning_rate": null, "lora_target_modules": ["q_proj", "v_proj"], "method": "lora"}') ~ 'absent.gguf';
 SELECT try_create('TABLE t', options => NULL) ~ 'absent.gguf';

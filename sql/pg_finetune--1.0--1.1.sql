@@ -72,6 +72,13 @@ REVOKE ALL ON FUNCTION finetune.queue_position(pg_catalog.text, pg_catalog.int4,
 COMMENT ON FUNCTION finetune.queue_position(pg_catalog.text, pg_catalog.int4, pg_catalog.timestamptz, pg_catalog.uuid)
 	IS 'how many jobs that were created there wait up to this one; null when it does not wait';
 
+-- Of a tuned model where its weights are, null being in the database; of a full
+-- one also what the option of its base's server was.
+ALTER TABLE finetune.model
+	ADD COLUMN storage pg_catalog.text,
+	ADD COLUMN template pg_catalog.text,
+	ADD CONSTRAINT model_storage_check CHECK (storage IN ('database', 'file'));
+
 ALTER TABLE finetune.job
 	DROP CONSTRAINT job_phase_check,
 	ADD CONSTRAINT job_phase_check
@@ -165,7 +172,10 @@ CREATE OR REPLACE VIEW finetune.jobs WITH (security_barrier) AS
 CREATE OR REPLACE VIEW finetune.models WITH (security_barrier) AS
 	SELECT s.srvname AS name,
 		   m.kind,
-		   CASE WHEN m.weights_digest IS NOT NULL THEN 'ready'
+		   CASE WHEN m.weights_digest IS NOT NULL
+				THEN CASE WHEN m.kind OPERATOR(pg_catalog.=) 'full' AND NOT k.stored
+							   AND finetune.base_size(s.oid) IS NULL
+						  THEN 'missing' ELSE 'ready' END
 				WHEN m.kind OPERATOR(pg_catalog.=) 'base'
 				THEN CASE WHEN k.stored THEN 'missing' ELSE 'ready' END
 				WHEN m.job IS NULL
@@ -195,8 +205,10 @@ CREATE OR REPLACE VIEW finetune.models WITH (security_barrier) AS
 			ON f.oid OPERATOR(pg_catalog.=) s.srvfdw
 				AND f.fdwname OPERATOR(pg_catalog.=) 'pg_finetune'
 		CROSS JOIN LATERAL (
-			SELECT m.kind OPERATOR(pg_catalog.<>) 'base'
-				   OR COALESCE('storage=database' OPERATOR(pg_catalog.=) ANY (s.srvoptions), false)
+			SELECT CASE WHEN m.kind OPERATOR(pg_catalog.=) 'base'
+						THEN COALESCE('storage=database' OPERATOR(pg_catalog.=) ANY (s.srvoptions),
+									  false)
+						ELSE m.storage IS DISTINCT FROM 'file' END
 				   AS stored) k
 		LEFT JOIN finetune.model b ON b.id OPERATOR(pg_catalog.=) m.base_id
 		LEFT JOIN finetune.job_detail j ON j.id OPERATOR(pg_catalog.=) m.job
@@ -252,7 +264,7 @@ COMMENT ON COLUMN finetune.models.storage IS 'where the weights are: file or dat
 COMMENT ON COLUMN finetune.model.base_digest
 	IS 'SHA-256 of the base''s file: what a tuned model was trained on; of a base, what it has to be';
 COMMENT ON COLUMN finetune.model.weights_digest
-	IS 'digest of the weights in finetune.weights; null while there are none';
+	IS 'digest of the weights, in finetune.weights or in files; null while there are none';
 
 /*
  * Functions: answers without errors, tokens
@@ -321,6 +333,32 @@ COMMENT ON FUNCTION @extschema@.finetune_evaluate(pg_catalog.text, pg_catalog.te
 	IS 'how well a model knows the rows of a query: loss, token accuracy, exact matches';
 
 /*
+ * Full models
+ */
+
+-- A full model needs its base until it is trained, and no longer.
+CREATE TRIGGER release_base AFTER UPDATE OF weights_digest ON finetune.model
+	FOR EACH ROW WHEN (NEW.kind OPERATOR(pg_catalog.=) 'full')
+	EXECUTE FUNCTION finetune.model_row();
+ALTER TABLE finetune.model ENABLE ALWAYS TRIGGER release_base;
+COMMENT ON TRIGGER release_base ON finetune.model
+	IS 'the server of a full model that is trained depends on none';
+COMMENT ON COLUMN finetune.model.storage
+	IS 'where a tuned model''s weights are: database (or null), or file';
+COMMENT ON COLUMN finetune.model.template
+	IS 'chat template that a full model was trained with, where its base''s server names one';
+
+CREATE FUNCTION finetune.model_files(OUT directory pg_catalog.text, OUT size pg_catalog.int8,
+									 OUT written pg_catalog.timestamptz, OUT model pg_catalog.text)
+	RETURNS SETOF pg_catalog.record
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+	AS 'MODULE_PATHNAME', 'pgft_model_files';
+REVOKE EXECUTE ON FUNCTION finetune.model_files() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION finetune.model_files() TO pg_monitor;
+COMMENT ON FUNCTION finetune.model_files()
+	IS 'directories of full models in pg_finetune.model_directory, each with a model of this database that needs it';
+
+/*
  * Comments on what 1.0 made
  */
 COMMENT ON SCHEMA finetune IS 'models and fine-tuning jobs of the extension pg_finetune';
@@ -376,7 +414,7 @@ COMMENT ON COLUMN finetune.weights.data IS 'the bytes';
 COMMENT ON VIEW finetune.models IS 'models that you may use';
 COMMENT ON COLUMN finetune.models.name IS 'name, also of the foreign server';
 COMMENT ON COLUMN finetune.models.kind IS 'base, lora or full';
-COMMENT ON COLUMN finetune.models.status IS 'ready, training, untrained, or missing: a base whose file should stand in the database';
+COMMENT ON COLUMN finetune.models.status IS 'ready, training, untrained, or missing: a base whose file should stand in the database, a full model whose directory is not there';
 COMMENT ON COLUMN finetune.models.base IS 'base of a tuned model';
 COMMENT ON COLUMN finetune.models.owner IS 'role that owns the foreign server';
 COMMENT ON COLUMN finetune.models.architecture IS 'family of models, as the file names it';

@@ -8,6 +8,7 @@
 #   make test-faults     crashes, hangs, full disks … N=20 times, until one fails
 #   make test-fuzz       each fuzz target over its corpus, and a little further
 #   make fuzz            the same, FUZZ_SECONDS=600 further
+#   make test-curves     losses beside PEFT's, all references: some minutes
 #   make soak            random faults: FAULTS=200, SEED=…, CRASHES=1 for restarts of the server
 #   make format          lay out every source file
 #
@@ -36,6 +37,13 @@ CRASHES =
 soak:
 	scripts/install_packages.sh test
 	FAULTS='$(FAULTS)' SEED='$(SEED)' CRASHES='$(CRASHES)' scripts/run_tests.sh soak
+
+# Not part of `make test` but for one: a minute each.
+.PHONY: test-curves
+test-curves:
+	scripts/install_packages.sh test
+	scripts/fetch_model.sh
+	scripts/run_tests.sh curves
 
 N ?= 1
 test-faults:

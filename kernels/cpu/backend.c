@@ -116,6 +116,7 @@ device_info(ft_device *device, ft_device_info *info)
 	snprintf(info->name, sizeof info->name, "cpu");
 	snprintf(info->features, sizeof info->features, "%s", device->features);
 	info->threads = ft_pool_threads(device->pool);
+	info->numerics = device->numerics;
 	info->compute_dtype = device->compute_dtype;
 	info->memory_total = (int64_t) sysconf(_SC_PHYS_PAGES) * page;
 	info->memory_free = (int64_t) sysconf(_SC_AVPHYS_PAGES) * page;
@@ -247,8 +248,10 @@ static const ft_ops cpu_ops = {
 	.copy = ft_cpu_copy,
 	.zero = ft_cpu_zero,
 	.weight_create = ft_cpu_weight_create,
+	.weight_view = ft_cpu_weight_view,
 	.weight_free = ft_cpu_weight_free,
 	.weight_bytes = ft_cpu_weight_bytes,
+	.dequantise = ft_cpu_dequantise,
 	.linear = ft_cpu_linear,
 	.linear_grad_input = ft_cpu_linear_grad_input,
 	.matmul = ft_cpu_matmul,
@@ -268,6 +271,7 @@ static const ft_ops cpu_ops = {
 	.rope = ft_cpu_rope,
 	.swiglu = ft_cpu_swiglu,
 	.swiglu_grad = ft_cpu_swiglu_grad,
+	.dropout = ft_cpu_dropout,
 	.attention = ft_cpu_attention,
 	.attention_grad = ft_cpu_attention_grad,
 	.kv_store = ft_cpu_kv_store,
@@ -281,6 +285,7 @@ static const ft_ops cpu_ops = {
 	.cross_entropy = ft_cpu_cross_entropy,
 	.sum_squares = ft_cpu_sum_squares,
 	.adamw = ft_cpu_adamw,
+	.adamw_8bit = ft_cpu_adamw_8bit,
 	.sample = ft_cpu_sample,
 };
 

@@ -42,7 +42,7 @@ typedef struct ft_part
 	int64_t rows;
 	int64_t first_group;
 	int64_t group_bytes;
-	uint8_t *groups; /* [ceil(rows / 16)][group_bytes] */
+	uint8_t *groups; /* [ceil(rows / 16)][group_bytes]; of NF4 its bytes, which are not packed */
 } ft_part;
 
 struct ft_weight
@@ -52,6 +52,7 @@ struct ft_weight
 	int64_t rows;
 	int64_t cols;
 	uint16_t *dense; /* bf16 [rows, cols] row-major for library products, or NULL */
+	ft_mat view;     /* the caller's own matrix, in place of all else; data NULL: none */
 	int n_parts;     /* 0 when not packed */
 	int64_t n_groups;
 	ft_part *parts;
@@ -114,8 +115,10 @@ ft_status ft_check_f32(const char *operation, ft_mat m);
 /* c = alpha · op(a) · op(b) + beta · c by our own kernel; any combination of f32 and bf16. */
 ft_status ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, float alpha,
 						float beta);
-/* The same of bf16 by oneDNN, on a device that computes in bf16; *done is false where a or b is f32
- * or the library cannot be had. */
+/* dx = dy · W + beta · dx of a plain matrix, summed in parts (product.h). */
+ft_status ft_own_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, ft_mat matrix, float beta);
+/* ft_own_matmul of bf16 by oneDNN, on a device that computes in bf16; *done is false where a or b
+ * is f32 or the library cannot be had. */
 ft_status ft_onednn_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb,
 						   float alpha, float beta, bool *done);
 /* y = x · Wᵀ + beta · y and dx = dy · W + beta · dx of a packed weight; row-fixed. */
@@ -129,8 +132,10 @@ ft_status ft_cpu_copy(ft_stream *s, void *to, const void *from, size_t bytes);
 ft_status ft_cpu_zero(ft_stream *s, void *memory, size_t bytes);
 ft_status ft_cpu_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsigned use,
 							   ft_weight **weight);
+ft_status ft_cpu_weight_view(ft_device *device, ft_mat matrix, ft_weight **weight);
 void ft_cpu_weight_free(ft_weight *weight);
 int64_t ft_cpu_weight_bytes(const ft_weight *weight);
+ft_status ft_cpu_dequantise(ft_stream *s, ft_mat y, const ft_weight *w);
 ft_status
 ft_cpu_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, bool row_fixed);
 ft_status
@@ -158,6 +163,7 @@ ft_status ft_cpu_rope(ft_stream *s, ft_mat x, int head_dim, const int32_t *posit
 					  const float *cos_table, const float *sin_table, bool inverse);
 ft_status ft_cpu_swiglu(ft_stream *s, ft_mat y, ft_mat gate_up);
 ft_status ft_cpu_swiglu_grad(ft_stream *s, ft_mat dgate_up, ft_mat dy, ft_mat gate_up);
+ft_status ft_cpu_dropout(ft_stream *s, ft_mat y, ft_mat x, const ft_dropout *settings, float beta);
 ft_status ft_cpu_attention(ft_stream *s, const ft_attention *a, ft_mat out, float *lse, ft_mat q,
 						   ft_mat k, ft_mat v);
 ft_status
@@ -183,6 +189,9 @@ ft_status ft_cpu_cross_entropy(ft_stream *s, ft_mat logits, const int32_t *targe
 ft_status ft_cpu_sum_squares(ft_stream *s, double *result, const float *x, int64_t n);
 ft_status ft_cpu_adamw(ft_stream *s, float *param, float *m, float *v, const float *grad, int64_t n,
 					   const ft_adamw *settings);
+ft_status
+ft_cpu_adamw_8bit(ft_stream *s, ft_mat param, uint8_t *m, uint8_t *v, uint8_t *m_exponents,
+				  uint8_t *v_exponents, const float *grad, const ft_adamw *settings);
 ft_status
 ft_cpu_sample(ft_stream *s, ft_mat logits, const ft_sample *params, int32_t *ids, float *logprobs);
 

@@ -32,6 +32,9 @@ typedef struct ft_kernels
 	void (*unpack[FT_DTYPE_COUNT])(float *panel, const uint8_t *group, int64_t first, int64_t k,
 								   const uint8_t *ahead);
 
+	/* 64 values a block of NF4 codes, each times its block's scale. */
+	void (*nf4)(float *y, const uint8_t *codes, const float *scales, int64_t blocks);
+
 	/* panel[t][16] = rows[j · ld + t], for j < n <= 16 and t < k, zero for the other columns. */
 	void (*fill_panel)(float *panel, const float *rows, int64_t ld, int64_t n, int64_t k);
 
@@ -59,6 +62,10 @@ typedef struct ft_kernels
 	void (*swiglu)(void *y, bool y_bf16, const void *gate, const void *up, bool bf16, int64_t n);
 	void (*swiglu_grad)(void *dgate, void *dup, bool d_bf16, const void *dy, bool dy_bf16,
 						const void *gate, const void *up, bool bf16, int64_t n);
+	/* One row, at place {position, document, slot} (ops.h); add: y (f32) += the result. */
+	void (*dropout)(void *y, bool y_bf16, const void *x, bool x_bf16, bool add,
+					const uint32_t place[3], uint64_t seed, uint32_t threshold, float scale,
+					int64_t n);
 
 	/* x = exp(scale · x - shift) for n values; returns their sum. */
 	float (*exp_row)(float *x, float scale, float shift, int64_t n);
@@ -76,6 +83,10 @@ typedef struct ft_kernels
 
 	void (*adamw)(float *param, float *m, float *v, const float *grad, int64_t n,
 				  const ft_adamw *settings);
+	/* Whole blocks of moments of 8 bits, [first, first + blocks), the last one up to value n. */
+	void (*adamw_8bit)(void *param, bool bf16, uint8_t *m, uint8_t *v, uint8_t *m_exponents,
+					   uint8_t *v_exponents, const float *grad, int64_t first, int64_t blocks,
+					   int64_t n, const ft_adamw *settings);
 } ft_kernels;
 
 extern const ft_kernels ft_kernels_portable;

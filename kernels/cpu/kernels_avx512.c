@@ -3,7 +3,10 @@
  */
 #include "kernels.h"
 
+#include "adamw_kernel.h"
+#include "dropout_kernel.h"
 #include "gemm_kernel.h"
+#include "nf4_kernel.h"
 #include "panel_kernel.h"
 #include "rows_kernel.h"
 #include "softmax_kernel.h"

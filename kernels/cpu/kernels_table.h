@@ -21,6 +21,7 @@ const ft_kernels KERNELS_NAME = {
 			[FT_Q5_K] = unpack_q5_k,
 			[FT_Q6_K] = unpack_q6_k,
 		},
+	.nf4 = nf4,
 	.fill_panel = fill_panel,
 	.to_f32 = to_f32,
 	.to_bf16 = to_bf16,
@@ -35,6 +36,7 @@ const ft_kernels KERNELS_NAME = {
 	.rope = rope,
 	.swiglu = swiglu,
 	.swiglu_grad = swiglu_grad,
+	.dropout = dropout,
 	.exp_row = exp_row,
 	.max_row = max_row,
 	.softmax_grad = softmax_grad,
@@ -43,4 +45,5 @@ const ft_kernels KERNELS_NAME = {
 	.find_above = find_above,
 	.exp_scale = exp_scale,
 	.adamw = adamw,
+	.adamw_8bit = adamw_8bit,
 };

@@ -59,10 +59,22 @@ dense_matrix(const ft_weight *w)
 	return ft_mat_make(w->dense, FT_BF16, w->rows, w->cols);
 }
 
+/* Our own kernel is row-fixed; the library is not. */
+static ft_status
+linear_view(ft_stream *s, ft_mat y, ft_mat x, ft_mat matrix, float beta, bool row_fixed)
+{
+	if (y.rows == 0 || y.cols == 0)
+		return FT_OK;
+	return row_fixed ? ft_own_matmul(s, y, x, false, matrix, true, 1, beta)
+					 : multiply(s, y, x, false, matrix, true, 1, beta);
+}
+
 ft_status
 ft_cpu_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, bool row_fixed)
 {
 	FT_TRY(check_linear("linear", y, x, w->rows, w->cols, beta));
+	if (w->view.data != NULL)
+		return linear_view(s, y, x, w->view, beta, row_fixed);
 	if (!(w->use & (row_fixed ? FT_USE_SERVE : FT_USE_TRAIN)))
 		return ft_fail(FT_UNSUPPORTED, "linear: weight was not made for %s",
 					   row_fixed ? "serving" : "training");
@@ -73,6 +85,15 @@ ft_cpu_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, 
 	return multiply(s, y, x, false, dense_matrix(w), true, 1, beta);
 }
 
+static ft_status
+view_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, ft_mat matrix, float beta)
+{
+	bool done;
+
+	FT_TRY(ft_onednn_matmul(s, dx, dy, false, matrix, false, 1, beta, &done));
+	return done ? FT_OK : ft_own_grad_input(s, dx, dy, matrix, beta);
+}
+
 ft_status
 ft_cpu_linear_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w, float beta)
 {
@@ -81,6 +102,8 @@ ft_cpu_linear_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w,
 		return ft_fail(FT_UNSUPPORTED, "linear_grad_input: weight was not made for training");
 	if (dx.rows == 0 || dx.cols == 0)
 		return FT_OK;
+	if (w->view.data != NULL)
+		return view_grad_input(s, dx, dy, w->view, beta);
 	if (w->dense == NULL)
 		return ft_packed_grad_input(s, dx, dy, w, beta);
 	return multiply(s, dx, dy, false, dense_matrix(w), false, 1, beta);

@@ -160,6 +160,7 @@ ft_packed_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, const ft_weight *w, flo
 					.c = dx,
 					.alpha = 1,
 					.beta = beta,
+					.chain = FT_GRADIENT_CHAIN,
 					.context = w,
 					.fill = fill_columns};
 

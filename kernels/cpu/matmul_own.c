@@ -63,6 +63,7 @@ ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, floa
 					.tc = turn,
 					.alpha = alpha,
 					.beta = beta,
+					.chain = tb ? 0 : FT_GRADIENT_CHAIN,
 					.context = &operand,
 					.fill = fill_plain};
 
@@ -72,4 +73,10 @@ ft_own_matmul(ft_stream *s, ft_mat c, ft_mat a, bool ta, ft_mat b, bool tb, floa
 		p.plain_ld = operand.b.ld;
 	}
 	return ft_product_run(s, &p);
+}
+
+ft_status
+ft_own_grad_input(ft_stream *s, ft_mat dx, ft_mat dy, ft_mat matrix, float beta)
+{
+	return ft_own_matmul(s, dx, dy, false, matrix, false, 1, beta);
 }

@@ -45,7 +45,7 @@ typedef struct product_job
 typedef struct tile_scratch
 {
 	_Alignas(64) float panel[FT_TILE_COLUMNS * FT_PANEL_K];
-	_Alignas(64) float tile[]; /* [rows][FT_TILE_COLUMNS] */
+	_Alignas(64) float tile[]; /* [rows][FT_TILE_COLUMNS]; twice where chains are added up */
 } tile_scratch;
 
 /* --- tiles --- */
@@ -96,19 +96,19 @@ store_tile(const product_job *job, const float *tile, int64_t row, int64_t rows,
 		}
 }
 
-/* tile += x · b */
+/* tile += x · b over k from `begin` to `end` */
 static void
 sum_tile(const product_job *job, float *tile, int64_t ld, float *panel, int64_t row, int64_t rows,
-		 int64_t column, int64_t columns)
+		 int64_t column, int64_t columns, int64_t begin, int64_t end)
 {
 	const ft_product *p = job->p;
 	int groups = (int) ft_divide_up(columns, FT_GROUP);
 	/* with few rows a short step, so that reading b goes on beside the arithmetic */
 	int64_t step = rows <= FEW_ROWS && !job->plain ? FT_PANEL_K / 4 : FT_PANEL_K;
 
-	for (int64_t k0 = 0; k0 < p->k; k0 += step)
+	for (int64_t k0 = begin; k0 < end; k0 += step)
 	{
-		int64_t k = ft_min(step, p->k - k0);
+		int64_t k = ft_min(step, end - k0);
 		const float *x =
 			job->x + k0 / FT_PANEL_K * job->chunk + row * job->xm + k0 % FT_PANEL_K * job->xk;
 
@@ -121,6 +121,34 @@ sum_tile(const product_job *job, float *tile, int64_t ld, float *panel, int64_t 
 		p->fill(p, panel, column, columns, k0, k);
 		p->kernels->gemm(tile, ld, x, job->xm, job->xk, panel, FT_GROUP, FT_PANEL_K * FT_GROUP,
 						 rows, groups, k);
+	}
+}
+
+static bool
+has_chains(const ft_product *p)
+{
+	return p->chain > 0 && p->k > p->chain;
+}
+
+/* scratch->tile = x · b, chain by chain */
+static void
+sum_chains(const product_job *job, tile_scratch *scratch, int64_t row, int64_t rows, int64_t column,
+		   int64_t columns)
+{
+	const ft_product *p = job->p;
+	int64_t chain = has_chains(p) ? p->chain : p->k;
+	int64_t n = rows * FT_TILE_COLUMNS;
+	float *part = scratch->tile + n;
+
+	memset(scratch->tile, 0, (size_t) n * sizeof(float));
+	sum_tile(job, scratch->tile, FT_TILE_COLUMNS, scratch->panel, row, rows, column, columns, 0,
+			 ft_min(chain, p->k));
+	for (int64_t k = chain; k < p->k; k += chain)
+	{
+		memset(part, 0, (size_t) n * sizeof(float));
+		sum_tile(job, part, FT_TILE_COLUMNS, scratch->panel, row, rows, column, columns, k,
+				 ft_min(k + chain, p->k));
+		p->kernels->axpy(scratch->tile, part, 1, n);
 	}
 }
 
@@ -137,11 +165,10 @@ multiply_tile(const product_job *job, tile_scratch *scratch, int64_t row, int64_
 
 		for (int64_t i = 0; i < rows && p->beta == 0; i++)
 			memset(ft_at(c, i, 0), 0, (size_t) columns * sizeof(float));
-		sum_tile(job, c.data, c.ld, scratch->panel, row, rows, column, columns);
+		sum_tile(job, c.data, c.ld, scratch->panel, row, rows, column, columns, 0, p->k);
 		return;
 	}
-	memset(scratch->tile, 0, (size_t) (rows * FT_TILE_COLUMNS) * sizeof(float));
-	sum_tile(job, scratch->tile, FT_TILE_COLUMNS, scratch->panel, row, rows, column, columns);
+	sum_chains(job, scratch, row, rows, column, columns);
 	store_tile(job, scratch->tile, job->first + row, rows, column, columns);
 }
 
@@ -296,8 +323,9 @@ ft_product_run(ft_stream *s, ft_product *p)
 	pass = p->k > 0 ? plan_pass(p) : MAX_ROWS;
 	plan_tiles(&job, ft_min(pass, p->rows));
 	job.plain = p->plain != NULL && (p->rows <= PLAIN_ROWS || p->plain_ld == FT_GROUP);
-	FT_TRY(ft_worker_scratch_reserve(
-		s, sizeof(tile_scratch) + (size_t) (job.tile_rows * FT_TILE_COLUMNS) * sizeof(float)));
+	FT_TRY(ft_worker_scratch_reserve(s, sizeof(tile_scratch) +
+											(size_t) (job.tile_rows * FT_TILE_COLUMNS) *
+												(has_chains(p) ? 2 : 1) * sizeof(float)));
 	for (job.first = 0; job.first < p->rows; job.first += pass)
 	{
 		int64_t tiles;

@@ -3,8 +3,8 @@
  *
  * What b is is the caller's (a packed weight, one read across, a plain matrix):
  * it fills panels of 16 columns.  Every element of the product is one chain of
- * multiply-adds over k, whatever the number of rows is and however the tiles
- * are cut ("row-fixed", ops.h).
+ * multiply-adds over k, or a sum of chains that are cut by k alone, whatever the
+ * number of rows is and however the tiles are cut ("row-fixed", ops.h).
  */
 #ifndef FT_CPU_PRODUCT_H
 #define FT_CPU_PRODUCT_H
@@ -13,6 +13,10 @@
 
 /* Columns of a tile, at most. */
 #define FT_TILE_COLUMNS (4 * FT_GROUP)
+
+/* The head's gradient is a sum over the vocabulary whose terms nearly cancel: one chain of f32 over
+ * tens of thousands of words would leave it four digits. */
+#define FT_GRADIENT_CHAIN 1024
 
 typedef struct ft_product
 {
@@ -25,6 +29,7 @@ typedef struct ft_product
 	bool tc;  /* c is the transpose of the product */
 	float alpha;
 	float beta;
+	int64_t chain; /* a multiple of FT_PANEL_K: so long chains, added up; 0: one chain */
 	const ft_kernels *kernels; /* set by ft_product_run() */
 	const void *context;       /* the caller's */
 

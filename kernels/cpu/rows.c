@@ -23,6 +23,11 @@ weight_row(float *y, const ft_weight *w, int64_t id)
 {
 	int i = w->n_parts - 1;
 
+	if (w->view.data != NULL)
+	{
+		ft_stored_row(y, w->view.dtype, ft_at(w->view, id, 0), w->cols);
+		return;
+	}
 	if (w->n_parts == 0)
 	{
 		ft_stored_row(y, FT_BF16, w->dense + id * w->cols, w->cols);

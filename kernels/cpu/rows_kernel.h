@@ -294,20 +294,6 @@ swiglu_grad(void *dgate, void *dup, bool d_bf16, const void *dy, bool dy_bf16, c
 		swiglu_grad_as(dgate, dup, d_bf16, dy, dy_bf16, gate, up, bf16, n);
 }
 
-INLINE vf
-v_sqrt(vf x)
-{
-#if VW == 16
-	return (vf) _mm512_sqrt_ps((__m512) x);
-#elif VW == 8
-	return (vf) _mm256_sqrt_ps((__m256) x);
-#else
-	for (int j = 0; j < VW; j++)
-		x[j] = sqrtf(x[j]);
-	return x;
-#endif
-}
-
 /* Loshchilov and Hutter, "Decoupled weight decay regularization", algorithm 2, in PyTorch's order:
  * decay first, then the bias-corrected step. */
 static void

@@ -76,6 +76,20 @@ v_fma(vf a, vf b, vf c)
 #endif
 }
 
+INLINE vf
+v_sqrt(vf x)
+{
+#if VW == 16
+	return (vf) _mm512_sqrt_ps((__m512) x);
+#elif VW == 8
+	return (vf) _mm256_sqrt_ps((__m256) x);
+#else
+	for (int j = 0; j < VW; j++)
+		x[j] = sqrtf(x[j]);
+	return x;
+#endif
+}
+
 /* The larger; where either is NaN, the second. */
 INLINE vf
 v_max(vf a, vf b)

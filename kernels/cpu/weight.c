@@ -3,7 +3,8 @@
  *
  * The stored types are kept, packed (pack.h), for all uses; where products are
  * in bf16, FT_USE_TRAIN keeps a dense row-major bf16 matrix for the library
- * instead.  embed() prefers the packed form, which is exact.
+ * instead.  embed() prefers the packed form, which is exact.  NF4, which is only
+ * dequantised, is kept as it comes.
  */
 #include "cpu.h"
 
@@ -85,6 +86,30 @@ fill_dense(ft_weight *w, const ft_mat *parts, int n_parts)
 }
 
 static ft_status
+fill_part(ft_weight *w, ft_part *part, const ft_mat *source)
+{
+	bool packed = source->dtype != FT_NF4;
+	int64_t groups = packed ? ft_divide_up(source->rows, FT_GROUP) : 0;
+	fill_job job = {.weight = w, .source = source, .part = part};
+	int64_t bytes;
+	void *memory;
+
+	part->first_group = w->n_groups;
+	part->group_bytes = packed ? ft_pack_group_bytes(part->dtype, w->cols) : 0;
+	bytes = packed ? groups * part->group_bytes : ft_nf4_bytes(source->rows * source->cols);
+	FT_TRY(ft_cpu_mem_alloc(w->device, FT_MEM_DEVICE, (size_t) bytes, &memory));
+	part->groups = memory;
+	w->n_parts++;
+	w->bytes += bytes;
+	w->n_groups += groups;
+	if (packed)
+		ft_pool_run(w->device->pool, groups, 4, pack_task, &job);
+	else
+		memcpy(memory, source->data, (size_t) bytes);
+	return FT_OK;
+}
+
+static ft_status
 fill_packed(ft_weight *w, const ft_mat *parts, int n_parts)
 {
 	int64_t first_row = 0;
@@ -95,29 +120,18 @@ fill_packed(ft_weight *w, const ft_mat *parts, int n_parts)
 	for (int i = 0; i < n_parts; i++)
 	{
 		ft_part *part = &w->parts[i];
-		int64_t groups = ft_divide_up(parts[i].rows, FT_GROUP);
-		fill_job job = {.weight = w, .source = &parts[i], .part = part};
-		void *memory;
 
 		part->dtype = parts[i].dtype;
 		part->first_row = first_row;
 		part->rows = parts[i].rows;
-		part->first_group = w->n_groups;
-		part->group_bytes = ft_pack_group_bytes(part->dtype, w->cols);
-		FT_TRY(ft_cpu_mem_alloc(w->device, FT_MEM_DEVICE, (size_t) (groups * part->group_bytes),
-								&memory));
-		part->groups = memory;
-		w->n_parts++;
-		w->bytes += groups * part->group_bytes;
-		ft_pool_run(w->device->pool, groups, 4, pack_task, &job);
-		w->n_groups += groups;
+		FT_TRY(fill_part(w, part, &parts[i]));
 		first_row += part->rows;
 	}
 	return FT_OK;
 }
 
 static ft_status
-check_parts(const ft_mat *parts, int n_parts, int64_t *rows)
+check_parts(const ft_mat *parts, int n_parts, unsigned use, int64_t *rows)
 {
 	*rows = 0;
 	if (n_parts < 1)
@@ -128,6 +142,9 @@ check_parts(const ft_mat *parts, int n_parts, int64_t *rows)
 
 		if (m->cols != parts[0].cols || m->rows < 0 || m->cols < 1 || m->ld < m->cols)
 			return ft_bad_shape("weight", "a part", *m, m->rows, parts[0].cols);
+		*rows += m->rows;
+		if (m->dtype == FT_NF4 && use == FT_USE_DEQUANTISE && m->ld == m->cols)
+			continue;
 		if (ft_pack_block_bytes(m->dtype) < 0)
 			return ft_fail(FT_UNSUPPORTED, "weight of type %s is not supported",
 						   ft_dtype_get(m->dtype)->name);
@@ -136,7 +153,6 @@ check_parts(const ft_mat *parts, int n_parts, int64_t *rows)
 						   (long long) m->cols, ft_dtype_get(m->dtype)->name);
 		if (ft_dtype_get(m->dtype)->block_values > 1 && m->ld != m->cols)
 			return ft_bad_shape("weight", "a quantised part", *m, m->rows, m->cols);
-		*rows += m->rows;
 	}
 	return FT_OK;
 }
@@ -150,8 +166,8 @@ ft_cpu_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsign
 	bool dense;
 	ft_status status = FT_OK;
 
-	FT_TRY(check_parts(parts, n_parts, &rows));
-	if ((use & (FT_USE_TRAIN | FT_USE_SERVE | FT_USE_EMBED)) == 0)
+	FT_TRY(check_parts(parts, n_parts, use, &rows));
+	if ((use & (FT_USE_TRAIN | FT_USE_SERVE | FT_USE_EMBED | FT_USE_DEQUANTISE)) == 0)
 		return ft_fail(FT_INVALID, "weight has no use (%u)", use);
 	w = calloc(1, sizeof *w);
 	if (w == NULL)
@@ -163,13 +179,33 @@ ft_cpu_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsign
 	dense = use & FT_USE_TRAIN && device->compute_dtype == FT_BF16;
 	if (dense)
 		status = fill_dense(w, parts, n_parts);
-	if (status == FT_OK && (use & FT_USE_SERVE || !dense))
+	if (status == FT_OK && (use & (FT_USE_SERVE | FT_USE_DEQUANTISE) || !dense))
 		status = fill_packed(w, parts, n_parts);
 	if (status != FT_OK)
 	{
 		ft_cpu_weight_free(w);
 		return status;
 	}
+	*result = w;
+	return FT_OK;
+}
+
+ft_status
+ft_cpu_weight_view(ft_device *device, ft_mat matrix, ft_weight **result)
+{
+	ft_weight *w;
+
+	FT_TRY(ft_check_float("weight_view", matrix));
+	if (matrix.rows < 0 || matrix.cols < 1 || matrix.ld != matrix.cols)
+		return ft_bad_shape("weight_view", "the matrix", matrix, matrix.rows, matrix.cols);
+	w = calloc(1, sizeof *w);
+	if (w == NULL)
+		return ft_fail(FT_NO_MEMORY, "out of memory for a weight");
+	w->device = device;
+	w->use = FT_USE_TRAIN | FT_USE_EMBED;
+	w->rows = matrix.rows;
+	w->cols = matrix.cols;
+	w->view = matrix;
 	*result = w;
 	return FT_OK;
 }

@@ -31,8 +31,10 @@ static const ft_ops cuda_ops = {
 	ft_cuda_copy,
 	ft_cuda_zero,
 	ft_cuda_weight_create,
+	ft_cuda_weight_view,
 	ft_cuda_weight_free,
 	ft_cuda_weight_bytes,
+	ft_cuda_dequantise,
 	ft_cuda_linear,
 	ft_cuda_linear_grad_input,
 	ft_cuda_matmul,
@@ -52,6 +54,7 @@ static const ft_ops cuda_ops = {
 	ft_cuda_rope,
 	ft_cuda_swiglu,
 	ft_cuda_swiglu_grad,
+	ft_cuda_dropout,
 	ft_cuda_attention,
 	ft_cuda_attention_grad,
 	ft_cuda_kv_store,
@@ -65,6 +68,7 @@ static const ft_ops cuda_ops = {
 	ft_cuda_cross_entropy,
 	ft_cuda_sum_squares,
 	ft_cuda_adamw,
+	ft_cuda_adamw_8bit,
 	ft_cuda_sample,
 };
 

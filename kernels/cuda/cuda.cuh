@@ -95,10 +95,13 @@ struct ft_weight
 	int64_t pitch; /* values from one row of dense to the next */
 	unsigned use;
 	void *dense; /* [rows, pitch] bf16 or f32, with FT_USE_TRAIN */
+	bool is_view; /* dense is the caller's own, and all there is */
 	ft_dtype dense_type;
 	int n_parts;
 	ft_packed *parts; /* with FT_USE_SERVE or FT_USE_EMBED */
 	void *packed;     /* memory of all parts that are not views of dense */
+	ft_mat *stored;   /* [n_parts] as they came, with FT_USE_DEQUANTISE */
+	void *raw;        /* their memory */
 	int64_t bytes;
 };
 
@@ -277,8 +280,10 @@ ft_status ft_cuda_copy(ft_stream *s, void *to, const void *from, size_t bytes);
 ft_status ft_cuda_zero(ft_stream *s, void *memory, size_t bytes);
 ft_status ft_cuda_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsigned use,
 								ft_weight **weight);
+ft_status ft_cuda_weight_view(ft_device *device, ft_mat matrix, ft_weight **weight);
 void ft_cuda_weight_free(ft_weight *weight);
 int64_t ft_cuda_weight_bytes(const ft_weight *weight);
+ft_status ft_cuda_dequantise(ft_stream *s, ft_mat y, const ft_weight *w);
 ft_status
 ft_cuda_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta, bool row_fixed);
 ft_status
@@ -306,6 +311,8 @@ ft_status ft_cuda_rope(ft_stream *s, ft_mat x, int head_dim, const int32_t *posi
 					   const float *cos_table, const float *sin_table, bool inverse);
 ft_status ft_cuda_swiglu(ft_stream *s, ft_mat y, ft_mat gate_up);
 ft_status ft_cuda_swiglu_grad(ft_stream *s, ft_mat dgate_up, ft_mat dy, ft_mat gate_up);
+ft_status
+ft_cuda_dropout(ft_stream *s, ft_mat y, ft_mat x, const ft_dropout *settings, float beta);
 ft_status ft_cuda_attention(ft_stream *s, const ft_attention *a, ft_mat out, float *lse, ft_mat q,
 							ft_mat k, ft_mat v);
 ft_status
@@ -332,6 +339,9 @@ ft_cuda_cross_entropy(ft_stream *s, ft_mat logits, const int32_t *targets, const
 ft_status ft_cuda_sum_squares(ft_stream *s, double *result, const float *x, int64_t n);
 ft_status ft_cuda_adamw(ft_stream *s, float *param, float *m, float *v, const float *grad,
 						int64_t n, const ft_adamw *settings);
+ft_status ft_cuda_adamw_8bit(ft_stream *s, ft_mat param, uint8_t *m, uint8_t *v,
+							 uint8_t *m_exponents, uint8_t *v_exponents, const float *grad,
+							 const ft_adamw *settings);
 ft_status
 ft_cuda_sample(ft_stream *s, ft_mat logits, const ft_sample *params, int32_t *ids, float *logprobs);
 

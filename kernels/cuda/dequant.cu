@@ -1,5 +1,5 @@
 /*
- * dequant.cu: conversions between element types.
+ * dequant.cu: conversions between element types, and the values of weights.
  */
 #include "packed.cuh"
 
@@ -106,4 +106,68 @@ ft_cuda_convert(ft_stream *s, ft_mat y, ft_mat x)
 												return ft_cuda_launched("convert");
 											});
 					  });
+}
+
+/* --- weights --- */
+
+/* A thread a byte of codes: two values.  Products and sums are rounded apart. */
+template <typename Y>
+static __global__ void
+nf4_values(Y *y, int64_t n, ft_nf4 t)
+{
+	const float values[16] = FT_NF4_VALUES;
+	int64_t i = blockIdx.x * (int64_t) THREADS + threadIdx.x;
+	int64_t block = 2 * i / FT_NF4_BLOCK;
+	float scale;
+
+	if (2 * i >= n)
+		return;
+	scale = rounded_product(t.map[t.absmax[block]], t.group[block / FT_NF4_GROUP]) + *t.offset;
+	set_value(y[2 * i], values[t.codes[i] >> 4] * scale);
+	if (2 * i + 1 < n)
+		set_value(y[2 * i + 1], values[t.codes[i] & 15] * scale);
+}
+
+static ft_status
+from_nf4(ft_stream *s, ft_mat y, ft_mat x)
+{
+	int64_t n = x.rows * x.cols;
+	ft_nf4 t = ft_nf4_parts(x.data, n);
+
+	return with_type("dequantise", y.dtype,
+					 [&](auto to)
+					 {
+						 typedef typename decltype(to)::type Y;
+
+						 FT_LAUNCH((nf4_values<Y>), (unsigned) ft_divide_up(n, 2 * THREADS),
+								   THREADS, 0, s->stream, (Y *) y.data, n, t);
+						 return ft_cuda_launched("dequantise");
+					 });
+}
+
+ft_status
+ft_cuda_dequantise(ft_stream *s, ft_mat y, const ft_weight *w)
+{
+	int64_t first = 0;
+
+	FT_TRY(ft_cuda_enter(s));
+	if (y.dtype != FT_F32 && y.dtype != FT_BF16)
+		return ft_cuda_unsupported("dequantise", y.dtype, y.dtype);
+	FT_TRY(ft_cuda_shape("dequantise", "y", y, w->rows, w->cols));
+	if (!(w->use & FT_USE_DEQUANTISE))
+		return ft_fail(FT_UNSUPPORTED, "dequantise: the weight was not made for it");
+	if (y.ld != y.cols)
+		return ft_fail(FT_INVALID, "dequantise: rows of %lld values are %lld apart",
+					   (long long) y.cols, (long long) y.ld);
+	for (int i = 0; i < w->n_parts; i++)
+	{
+		ft_mat rows = ft_mat_rows(y, first, w->stored[i].rows);
+
+		if (w->stored[i].dtype == FT_NF4)
+			FT_TRY(from_nf4(s, rows, w->stored[i]));
+		else
+			FT_TRY(ft_cuda_convert(s, rows, w->stored[i]));
+		first += w->stored[i].rows;
+	}
+	return FT_OK;
 }

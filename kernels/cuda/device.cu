@@ -199,6 +199,7 @@ ft_cuda_device_info(ft_device *device, ft_device_info *info)
 	snprintf(info->name, sizeof info->name, "%s", device->name);
 	snprintf(info->features, sizeof info->features, "sm_%d%d, %d multiprocessors", device->major,
 			 device->minor, device->multiprocessors);
+	info->numerics = device->numerics;
 	info->compute_dtype = device->numerics == FT_NUMERICS_FAST ? FT_BF16 : FT_F32;
 	info->memory_total = (int64_t) total;
 	info->memory_free = (int64_t) available;

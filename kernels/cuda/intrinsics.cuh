@@ -27,6 +27,13 @@ bits_to_float(uint32_t bits)
 	return __uint_as_float(bits);
 }
 
+/* a · b, which is not fused with what is added to it. */
+__device__ __forceinline__ float
+rounded_product(float a, float b)
+{
+	return __fmul_rn(a, b);
+}
+
 __device__ __forceinline__ uint16_t
 f32_to_bf16(float x)
 {

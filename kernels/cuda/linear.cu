@@ -86,6 +86,9 @@ ft_cuda_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float beta,
 	FT_TRY(ft_cuda_shape("linear", "x", x, y.rows, w->cols));
 	FT_TRY(ft_cuda_shape("linear", "y", y, x.rows, w->rows));
 	FT_TRY(check_adds("linear", y, beta));
+	if (w->is_view && row_fixed)
+		return y.rows == 0 ? FT_OK
+						   : ft_cuda_gemm_own(s, y, x, false, dense_of(w), true, 1.0f, beta);
 	if (!(w->use & (row_fixed ? FT_USE_SERVE : FT_USE_TRAIN)))
 		return ft_fail(FT_UNSUPPORTED, "linear: the weight was not made for %s",
 					   row_fixed ? "serving" : "training");

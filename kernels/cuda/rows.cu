@@ -45,6 +45,42 @@ embed_part(view<Y> y, ft_packed part, int64_t all_rows, const int32_t *ids)
 	}
 }
 
+/* The same from a plain matrix. */
+template <typename W, typename Y>
+static __global__ void
+embed_plain(view<Y> y, view<const W> matrix, const int32_t *ids)
+{
+	for (int64_t i = blockIdx.y; i < y.rows; i += gridDim.y)
+	{
+		int64_t id = ids[i];
+		bool known = id >= 0 && id < matrix.rows;
+		int64_t end = ft_min64((blockIdx.x + 1) * (int64_t) CHUNK, y.cols);
+
+		for (int64_t j = blockIdx.x * (int64_t) CHUNK + threadIdx.x; j < end; j += THREADS)
+			set_value(y.row(i)[j], known ? value(matrix.row(id)[j]) : 0.0f);
+	}
+}
+
+static ft_status
+embed_view(ft_stream *s, ft_mat y, ft_mat matrix, const int32_t *ids)
+{
+	return with_type("embed", matrix.dtype,
+					 [&](auto from)
+					 {
+						 return with_type("embed", y.dtype,
+										  [&](auto to)
+										  {
+											  typedef typename decltype(from)::type W;
+											  typedef typename decltype(to)::type Y;
+
+											  FT_LAUNCH((embed_plain<W, Y>), grid_of(y), THREADS, 0,
+														s->stream, view_of<Y>(y),
+														view_of<const W>(matrix), ids);
+											  return ft_cuda_launched("embed");
+										  });
+					 });
+}
+
 ft_status
 ft_cuda_embed(ft_stream *s, ft_mat y, const ft_weight *w, const int32_t *ids)
 {
@@ -54,6 +90,8 @@ ft_cuda_embed(ft_stream *s, ft_mat y, const ft_weight *w, const int32_t *ids)
 		return ft_fail(FT_UNSUPPORTED, "embed: the weight was not made for it");
 	if (is_empty(y))
 		return FT_OK;
+	if (w->is_view)
+		return embed_view(s, y, ft_mat_make(w->dense, w->dense_type, w->rows, w->cols), ids);
 	for (int i = 0; i < w->n_parts; i++)
 	{
 		const ft_packed *part = &w->parts[i];

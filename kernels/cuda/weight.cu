@@ -6,6 +6,8 @@
  * (packed.cuh).  A part whose stored type is that of the dense matrix is not
  * held twice: its packed form is a view of the dense rows.
  *
+ * FT_USE_DEQUANTISE keeps the parts as they come, which are NF4 or a file's blocks.
+ *
  * Each part travels as it is in the file and is unpacked on the device, so the
  * host never holds a larger copy of it.
  */
@@ -123,16 +125,18 @@ aligned(size_t bytes)
 }
 
 static ft_status
-check_parts(const ft_mat *parts, int n)
+check_parts(const ft_mat *parts, int n, unsigned use)
 {
 	if (n < 1)
 		return ft_fail(FT_INVALID, "a weight of %d parts", n);
 	for (int i = 0; i < n; i++)
 	{
-		if (parts[i].dtype == FT_I32 || ft_dtype_get(parts[i].dtype)->block_values == 0)
+		bool nf4 = parts[i].dtype == FT_NF4 && use == FT_USE_DEQUANTISE;
+
+		if (!nf4 && (parts[i].dtype == FT_I32 || ft_dtype_get(parts[i].dtype)->block_values == 0))
 			return ft_fail(FT_UNSUPPORTED, "a weight of type %s",
 						   ft_dtype_get(parts[i].dtype)->name);
-		if (ft_row_bytes(parts[i].dtype, parts[i].cols) <= 0)
+		if (!nf4 && ft_row_bytes(parts[i].dtype, parts[i].cols) <= 0)
 			return ft_fail(FT_INVALID, "a weight with rows of %lld values of type %s",
 						   (long long) parts[i].cols, ft_dtype_get(parts[i].dtype)->name);
 		if (parts[i].cols != parts[0].cols || parts[i].ld != parts[i].cols || parts[i].rows < 1)
@@ -188,11 +192,41 @@ place_parts(ft_weight *w, const ft_mat *parts, uint8_t *base)
 	return at;
 }
 
+static size_t
+part_bytes(ft_mat part)
+{
+	if (part.dtype == FT_NF4)
+		return (size_t) ft_nf4_bytes(part.rows * part.cols);
+	return (size_t) (part.rows * ft_row_bytes(part.dtype, part.cols));
+}
+
+/* Memory for the parts as they are; its bytes. */
+static ft_status
+allocate_stored(ft_weight *w, const ft_mat *parts, size_t *bytes)
+{
+	size_t at = 0;
+
+	w->stored = (ft_mat *) calloc((size_t) w->n_parts, sizeof *w->stored);
+	if (w->stored == NULL)
+		return ft_fail(FT_NO_MEMORY, "out of memory");
+	for (int i = 0; i < w->n_parts; i++)
+		*bytes += aligned(part_bytes(parts[i]));
+	FT_TRY(ft_cuda_mem_alloc(w->device, FT_MEM_DEVICE, *bytes, &w->raw));
+	for (int i = 0; i < w->n_parts; i++)
+	{
+		w->stored[i] = parts[i];
+		w->stored[i].data = (uint8_t *) w->raw + at;
+		at += aligned(part_bytes(parts[i]));
+	}
+	return FT_OK;
+}
+
 static ft_status
 allocate(ft_weight *w, const ft_mat *parts)
 {
 	size_t dense = 0;
 	size_t packed = 0;
+	size_t stored = 0;
 
 	if (w->use & FT_USE_TRAIN)
 	{
@@ -209,7 +243,9 @@ allocate(ft_weight *w, const ft_mat *parts)
 			FT_TRY(ft_cuda_mem_alloc(w->device, FT_MEM_DEVICE, packed, &w->packed));
 		place_parts(w, parts, (uint8_t *) w->packed);
 	}
-	w->bytes = (int64_t) (dense + packed);
+	if (w->use & FT_USE_DEQUANTISE)
+		FT_TRY(allocate_stored(w, parts, &stored));
+	w->bytes = (int64_t) (dense + packed + stored);
 	return FT_OK;
 }
 
@@ -232,6 +268,28 @@ unpack_part(ft_stream *s, ft_weight *w, int i, int64_t first, ft_mat raw)
 	return FT_OK;
 }
 
+/* One part onto the device: to stay there as it is, or to be unpacked from there. */
+static ft_status
+fill_part(ft_stream *s, ft_weight *w, const ft_mat *parts, int i, int64_t first)
+{
+	bool stays = w->stored != NULL;
+	ft_mat raw = stays ? w->stored[i] : parts[i];
+	ft_status status = FT_OK;
+
+	if (!stays)
+		FT_TRY(ft_cuda_mem_alloc(w->device, FT_MEM_DEVICE, part_bytes(raw), &raw.data));
+	status = ft_cuda_check(cudaMemcpyAsync(raw.data, parts[i].data, part_bytes(raw),
+										   cudaMemcpyHostToDevice, s->stream),
+						   "copying a weight to the device");
+	if (status == FT_OK)
+		status = unpack_part(s, w, i, first, raw);
+	if (status == FT_OK)
+		status = ft_cuda_stream_synchronize(s);
+	if (!stays)
+		ft_cuda_mem_free(w->device, FT_MEM_DEVICE, raw.data);
+	return status;
+}
+
 static ft_status
 fill(ft_weight *w, const ft_mat *parts)
 {
@@ -246,20 +304,7 @@ fill(ft_weight *w, const ft_mat *parts)
 	status = FT_OK;
 	for (int i = 0; i < w->n_parts && status == FT_OK; i++)
 	{
-		size_t bytes = (size_t) (parts[i].rows * ft_row_bytes(parts[i].dtype, parts[i].cols));
-		ft_mat raw = parts[i];
-
-		status = ft_cuda_mem_alloc(w->device, FT_MEM_DEVICE, bytes, &raw.data);
-		if (status != FT_OK)
-			break;
-		status = ft_cuda_check(
-			cudaMemcpyAsync(raw.data, parts[i].data, bytes, cudaMemcpyHostToDevice, s.stream),
-			"copying a weight to the device");
-		if (status == FT_OK)
-			status = unpack_part(&s, w, i, first, raw);
-		if (status == FT_OK)
-			status = ft_cuda_stream_synchronize(&s);
-		ft_cuda_mem_free(w->device, FT_MEM_DEVICE, raw.data);
+		status = fill_part(&s, w, parts, i, first);
 		first += parts[i].rows;
 	}
 	cudaStreamDestroy(s.stream);
@@ -273,7 +318,7 @@ ft_cuda_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsig
 	ft_weight *w;
 	ft_status status;
 
-	FT_TRY(check_parts(parts, n_parts));
+	FT_TRY(check_parts(parts, n_parts, use));
 	if (use == 0)
 		return ft_fail(FT_INVALID, "a weight without a use");
 	FT_TRY(ft_cuda_enter_device(device));
@@ -300,14 +345,42 @@ ft_cuda_weight_create(ft_device *device, const ft_mat *parts, int n_parts, unsig
 	return FT_OK;
 }
 
+ft_status
+ft_cuda_weight_view(ft_device *device, ft_mat matrix, ft_weight **result)
+{
+	ft_weight *w;
+
+	if (matrix.dtype != FT_F32 && matrix.dtype != FT_BF16)
+		return ft_cuda_unsupported("weight_view", matrix.dtype, FT_F32);
+	if (matrix.rows < 0 || matrix.cols < 1 || matrix.ld != matrix.cols)
+		return ft_fail(FT_INVALID, "weight_view: the matrix is [%lld, %lld] with row stride %lld",
+					   (long long) matrix.rows, (long long) matrix.cols, (long long) matrix.ld);
+	w = (ft_weight *) calloc(1, sizeof *w);
+	if (w == NULL)
+		return ft_fail(FT_NO_MEMORY, "out of memory");
+	w->device = device;
+	w->rows = matrix.rows;
+	w->cols = matrix.cols;
+	w->pitch = matrix.ld;
+	w->use = FT_USE_TRAIN | FT_USE_EMBED;
+	w->dense = matrix.data;
+	w->is_view = true;
+	w->dense_type = matrix.dtype;
+	*result = w;
+	return FT_OK;
+}
+
 void
 ft_cuda_weight_free(ft_weight *w)
 {
 	if (w == NULL)
 		return;
-	ft_cuda_mem_free(w->device, FT_MEM_DEVICE, w->dense);
+	if (!w->is_view)
+		ft_cuda_mem_free(w->device, FT_MEM_DEVICE, w->dense);
 	ft_cuda_mem_free(w->device, FT_MEM_DEVICE, w->packed);
+	ft_cuda_mem_free(w->device, FT_MEM_DEVICE, w->raw);
 	free(w->parts);
+	free(w->stored);
 	free(w);
 }
 

@@ -139,6 +139,7 @@ ft_adapter_free(ft_adapter *adapter)
 		return;
 	if (adapter->values)
 		adapter->ops->mem_free(adapter->device, FT_MEM_DEVICE, adapter->values);
+	free(adapter->prompt_template);
 	free(adapter->a_at);
 	free(adapter->b_at);
 	free(adapter);

@@ -17,8 +17,10 @@ typedef struct ft_adapter
 	int rank;
 	float alpha;
 	bool use_rslora;
-	float scale;      /* alpha / rank, with rslora alpha / √rank */
-	unsigned targets; /* bit per ft_target */
+	float scale;           /* alpha / rank, with rslora alpha / √rank */
+	unsigned targets;      /* bit per ft_target */
+	double dropout;        /* share of the input that training drops; 0 in all that is loaded */
+	char *prompt_template; /* prompt_template.h; NULL: none */
 	int layers;
 	int64_t n;     /* values in all */
 	float *values; /* device [n] */
@@ -48,6 +50,9 @@ typedef struct ft_peft_config
 
 /* Of a PEFT directory; FT_UNSUPPORTED names what an adapter may not ask for. */
 ft_status ft_peft_read_config(const char *directory, ft_peft_config *config);
+
+/* The prompt template of the adapter in a PEFT directory (NULL: none); free. */
+ft_status ft_peft_read_prompt_template(const char *directory, char **prompt_template);
 
 /* PEFT directory: adapter_config.json and adapter_model.safetensors (peft.c). */
 ft_status ft_peft_load(const ft_model *model, const char *directory, ft_adapter **adapter);

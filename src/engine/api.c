@@ -178,6 +178,13 @@ inspect_work(job *j, json_t **reply)
 	return ft_inspect(path, template_name, reply);
 }
 
+/* NULL: the base's chat template it is. */
+static const char *
+prompt_template_of(const ft_model_ref *model)
+{
+	return model->lora != NULL ? model->lora->adapter->prompt_template : NULL;
+}
+
 static ft_status
 tokenize_work(job *j, json_t **reply)
 {
@@ -187,7 +194,8 @@ tokenize_work(job *j, json_t **reply)
 	ft_status status = ft_request_parse(j->body, FT_INPUT_TOKENIZE, &input, NULL);
 
 	if (status == FT_OK)
-		status = ft_input_encode(&input, base->tokenizer, base->chat_template, base->bos,
+		status = ft_input_encode(&input, base->tokenizer, base->chat_template,
+								 prompt_template_of(&j->model), base->bos,
 								 (size_t) base->model->config.vocab, &ids);
 	if (status == FT_OK)
 		*reply = ft_api_tokens(&ids, base->context);
@@ -231,6 +239,7 @@ completion_reply(void *argument)
 	if (r->status == FT_OK)
 		r->status = ft_generation_text(&r->generation, &text);
 	if (r->status == FT_OK && c->chat && text.data[0] == ' ' &&
+		prompt_template_of(&r->model) == NULL &&
 		ft_chat_template_answers_space(r->model.base->chat_template))
 	{
 		text.length--;
@@ -302,7 +311,8 @@ prepare_completion(completion *c, const json_t *body, ft_model_ref *model)
 	if (status == FT_OK)
 		status = check_length(base, &input);
 	if (status == FT_OK)
-		status = ft_input_encode(&input, base->tokenizer, base->chat_template, base->bos,
+		status = ft_input_encode(&input, base->tokenizer, base->chat_template,
+								 prompt_template_of(&r->model), base->bos,
 								 (size_t) base->model->config.vocab, &r->prompt);
 	ft_input_free(&input);
 	FT_TRY(status);

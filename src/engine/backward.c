@@ -23,7 +23,7 @@ adapted_linear_grad(ft_transformer *t, int layer, ft_lora_group group, ft_mat dx
 					ft_mat x, const ft_weight *weight, float *dweight)
 {
 	if (dx.data != NULL)
-		FT_TRY(t->ops->linear_grad_input(t->stream, dx, dy, weight, 0.0f));
+		FT_TRY(ft_transformer_product(t, dx, dy, weight, true));
 	if (dweight != NULL)
 		FT_TRY(t->ops->matmul(t->stream, ft_mat_make(dweight, FT_F32, dy.cols, x.cols), dy, true, x,
 							  false, 1.0f, 1.0f));

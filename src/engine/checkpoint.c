@@ -104,11 +104,7 @@ add_digest(json_t *files, const char *directory, const char *name)
 	return FT_OK;
 }
 
-/* The last one only where there is a best adapter beside. */
-static const char *const digested[] = {"adapter/adapter_model.safetensors", "optimizer.safetensors",
-									   "best/adapter_model.safetensors"};
-
-/* Is the best adapter kept beside the newest one? */
+/* Are the best weights kept beside the newest ones? */
 static bool
 best_beside(const ft_run_state *s)
 {
@@ -118,7 +114,7 @@ best_beside(const ft_run_state *s)
 static size_t
 count_digested(const ft_run_state *s)
 {
-	return sizeof digested / sizeof digested[0] - (best_beside(s) ? 0 : 1);
+	return best_beside(s) ? 3 : 2;
 }
 
 static json_t *
@@ -131,7 +127,8 @@ best_json(const ft_best *best)
 }
 
 static ft_status
-save_state(const char *directory, const char *identity, const ft_run_state *s)
+save_state(const char *directory, const char *identity, const ft_run_state *s,
+		   const char *const *digested)
 {
 	char path[FT_PATH_SIZE];
 	json_t *files = json_object();
@@ -165,25 +162,12 @@ save_state(const char *directory, const char *identity, const ft_run_state *s)
 
 static ft_status
 save_into(const char *directory, const char *identity, const ft_run_state *state,
-		  const ft_adapter *adapter, const ft_adapter *best, const ft_config *config,
-		  const char *base_name, const ft_moments *moments)
+		  const ft_checkpoint_contents *contents)
 {
-	char path[FT_PATH_SIZE];
-	const ft_safetensor_out tensors[2] = {{"exp_avg", -1, moments->n, moments->m},
-										  {"exp_avg_sq", -1, moments->n, moments->v}};
-
 	if (mkdir(directory, 0700) < 0)
 		return ft_fail_errno("could not create directory \"%s\"", directory);
-	FT_TRY(ft_path_join(path, directory, "adapter"));
-	FT_TRY(ft_peft_save(adapter, config, base_name, path));
-	if (best_beside(state))
-	{
-		FT_TRY(ft_path_join(path, directory, "best"));
-		FT_TRY(ft_peft_save(best, config, base_name, path));
-	}
-	FT_TRY(ft_path_join(path, directory, "optimizer.safetensors"));
-	FT_TRY(ft_safetensors_write(path, tensors, 2));
-	return save_state(directory, identity, state);
+	FT_TRY(contents->save(contents->context, directory, best_beside(state)));
+	return save_state(directory, identity, state, contents->files);
 }
 
 /* Remove these checkpoints, of which the first `kept` stay. */
@@ -210,9 +194,8 @@ remove_old(const char *directory, const int64_t *steps, size_t n, size_t kept)
 }
 
 ft_status
-ft_checkpoint_save(const char *directory, const char *identity, const ft_run_state *state,
-				   const ft_adapter *adapter, const ft_adapter *best, const ft_config *config,
-				   const char *base_name, const ft_moments *moments)
+ft_checkpoint_save_contents(const char *directory, const char *identity, const ft_run_state *state,
+							const ft_checkpoint_contents *contents)
 {
 	char path[FT_PATH_SIZE];
 	char temporary[FT_PATH_SIZE];
@@ -223,7 +206,7 @@ ft_checkpoint_save(const char *directory, const char *identity, const ft_run_sta
 	FT_TRY(checkpoint_path(directory, state->step, "", path));
 	FT_TRY(checkpoint_path(directory, state->step, ".tmp", temporary));
 	FT_TRY(ft_remove_tree(temporary));
-	status = save_into(temporary, identity, state, adapter, best, config, base_name, moments);
+	status = save_into(temporary, identity, state, contents);
 	/* one of this step that is there already did not pass as whole, or the run would not be here */
 	if (status == FT_OK)
 		status = ft_remove_tree(path);
@@ -282,7 +265,8 @@ read_best(const json_t *json, ft_best *best)
 }
 
 static ft_status
-read_state(const json_t *json, const char *directory, const char *identity, ft_run_state *s)
+read_state(const json_t *json, const char *directory, const char *identity,
+		   const char *const *digested, ft_run_state *s)
 {
 	const char *whose = json_string_value(json_object_get(json, "identity"));
 
@@ -307,7 +291,8 @@ read_state(const json_t *json, const char *directory, const char *identity, ft_r
 }
 
 static ft_status
-load_state(const char *directory, const char *identity, ft_run_state *state)
+load_state(const char *directory, const char *identity, const char *const *digested,
+		   ft_run_state *state)
 {
 	char path[FT_PATH_SIZE];
 	ft_text text = {0};
@@ -320,10 +305,131 @@ load_state(const char *directory, const char *identity, ft_run_state *state)
 		(json = json_loadb(text.data, text.length, JSON_REJECT_DUPLICATES, NULL)) == NULL)
 		status = ft_fail(FT_CORRUPT, "\"%s\" is not valid JSON", path);
 	if (status == FT_OK)
-		status = read_state(json, directory, identity, state);
+		status = read_state(json, directory, identity, digested, state);
 	json_decref(json);
 	ft_text_free(&text);
 	return status;
+}
+
+static ft_status
+load_from(const char *directory, const char *identity, ft_run_state *state,
+		  const ft_checkpoint_contents *contents)
+{
+	FT_TRY(load_state(directory, identity, contents->files, state));
+	return contents->load(contents->context, directory, state, best_beside(state));
+}
+
+ft_status
+ft_checkpoint_load_contents(const char *directory, const char *identity, ft_run_state *state,
+							const ft_checkpoint_contents *contents, bool *found)
+{
+	int64_t *steps;
+	size_t n;
+	ft_status status = list_steps(directory, &steps, &n);
+
+	*found = false;
+	for (size_t i = 0; status == FT_OK && i < n && !*found; i++)
+	{
+		char path[FT_PATH_SIZE];
+
+		status = checkpoint_path(directory, steps[i], "", path);
+		if (status != FT_OK)
+			break;
+		status = load_from(path, identity, state, contents);
+		*found = status == FT_OK;
+		if (status == FT_CORRUPT || status == FT_NOT_FOUND)
+		{
+			ft_log("warning", "checkpoint at step %lld is passed over: %s", (long long) steps[i],
+				   ft_error_message());
+			status = FT_OK;
+		}
+		/* a run that was killed in between may have left one more than it keeps */
+		else if (status == FT_OK)
+			status = remove_old(directory, steps, n, i + KEPT);
+	}
+	free(steps);
+	if (status == FT_OK && !*found)
+		*state = (ft_run_state){
+			.training_loss = NAN, .validation_loss = NAN, .validation_accuracy = NAN};
+	return status;
+}
+
+ft_status
+ft_checkpoint_clean(const char *directory)
+{
+	DIR *d = opendir(directory);
+	struct dirent *entry;
+	ft_status status = FT_OK;
+
+	if (d == NULL)
+		return ft_fail_errno("could not open directory \"%s\"", directory);
+	while (status == FT_OK && (entry = readdir(d)) != NULL)
+	{
+		size_t n = strlen(entry->d_name);
+		char path[FT_PATH_SIZE];
+
+		if (n < 4 || strcmp(entry->d_name + n - 4, ".tmp") != 0)
+			continue;
+		status = ft_path_join(path, directory, entry->d_name);
+		if (status == FT_OK)
+			status = ft_remove_tree(path);
+	}
+	closedir(d);
+	return status;
+}
+
+/* --- an adapter --- */
+
+static const char *const adapter_files[3] = {
+	"adapter/adapter_model.safetensors", "optimizer.safetensors", "best/adapter_model.safetensors"};
+
+typedef struct adapter_saving
+{
+	const ft_adapter *adapter;
+	const ft_adapter *best;
+	const ft_config *config;
+	const char *base_name;
+	const ft_moments *moments;
+} adapter_saving;
+
+typedef struct adapter_loading
+{
+	const ft_model *model;
+	ft_adapter **adapter;
+	ft_adapter **best;
+	ft_moments *moments;
+} adapter_loading;
+
+static ft_status
+save_adapter(void *context, const char *directory, bool beside)
+{
+	const adapter_saving *from = context;
+	const ft_moments *moments = from->moments;
+	char path[FT_PATH_SIZE];
+	const ft_safetensor_out tensors[2] = {{"exp_avg", -1, moments->n, moments->m},
+										  {"exp_avg_sq", -1, moments->n, moments->v}};
+
+	FT_TRY(ft_path_join(path, directory, "adapter"));
+	FT_TRY(ft_peft_save(from->adapter, from->config, from->base_name, path));
+	if (beside)
+	{
+		FT_TRY(ft_path_join(path, directory, "best"));
+		FT_TRY(ft_peft_save(from->best, from->config, from->base_name, path));
+	}
+	FT_TRY(ft_path_join(path, directory, "optimizer.safetensors"));
+	return ft_safetensors_write(path, tensors, 2);
+}
+
+ft_status
+ft_checkpoint_save(const char *directory, const char *identity, const ft_run_state *state,
+				   const ft_adapter *adapter, const ft_adapter *best, const ft_config *config,
+				   const char *base_name, const ft_moments *moments)
+{
+	adapter_saving from = {adapter, best, config, base_name, moments};
+	ft_checkpoint_contents contents = {.save = save_adapter, .context = &from};
+
+	memcpy(contents.files, adapter_files, sizeof adapter_files);
+	return ft_checkpoint_save_contents(directory, identity, state, &contents);
 }
 
 static ft_status
@@ -370,21 +476,20 @@ load_adapter(const char *directory, const char *name, const ft_model *model,
 }
 
 static ft_status
-load_from(const char *directory, const char *identity, const ft_model *model, ft_run_state *state,
-		  ft_adapter **adapter, ft_adapter **best, ft_moments *moments)
+load_adapters(void *context, const char *directory, const ft_run_state *state, bool beside)
 {
+	const adapter_loading *to = context;
 	ft_status status;
 
-	FT_TRY(load_state(directory, identity, state));
-	FT_TRY(load_moments(directory, moments));
-	FT_TRY(load_adapter(directory, "adapter", model, moments, adapter));
+	FT_TRY(load_moments(directory, to->moments));
+	FT_TRY(load_adapter(directory, "adapter", to->model, to->moments, to->adapter));
 	if (state->best.step == 0)
 		return FT_OK;
-	status = load_adapter(directory, best_beside(state) ? "best" : "adapter", model, moments, best);
+	status = load_adapter(directory, beside ? "best" : "adapter", to->model, to->moments, to->best);
 	if (status != FT_OK)
 	{
-		ft_adapter_free(*adapter);
-		*adapter = NULL;
+		ft_adapter_free(*to->adapter);
+		*to->adapter = NULL;
 	}
 	return status;
 }
@@ -394,63 +499,20 @@ ft_checkpoint_load(const char *directory, const char *identity, const ft_model *
 				   ft_run_state *state, ft_adapter **adapter, ft_adapter **best,
 				   ft_moments *moments)
 {
-	int64_t *steps;
-	size_t n;
-	ft_status status = list_steps(directory, &steps, &n);
+	adapter_loading to = {model, adapter, best, moments};
+	ft_checkpoint_contents contents = {.load = load_adapters, .context = &to};
+	bool found;
+	ft_status status;
 
 	*adapter = NULL;
 	*best = NULL;
-	for (size_t i = 0; status == FT_OK && i < n && *adapter == NULL; i++)
-	{
-		char path[FT_PATH_SIZE];
-
-		status = checkpoint_path(directory, steps[i], "", path);
-		if (status != FT_OK)
-			break;
-		status = load_from(path, identity, model, state, adapter, best, moments);
-		if (status == FT_CORRUPT || status == FT_NOT_FOUND)
-		{
-			ft_log("warning", "checkpoint at step %lld is passed over: %s", (long long) steps[i],
-				   ft_error_message());
-			status = FT_OK;
-		}
-		/* a run that was killed in between may have left one more than it keeps */
-		else if (status == FT_OK)
-			status = remove_old(directory, steps, n, i + KEPT);
-	}
-	free(steps);
+	memcpy(contents.files, adapter_files, sizeof adapter_files);
+	status = ft_checkpoint_load_contents(directory, identity, state, &contents, &found);
 	if (status != FT_OK)
 	{
 		ft_adapter_free(*adapter);
 		ft_adapter_free(*best);
 		*adapter = *best = NULL;
 	}
-	if (status == FT_OK && *adapter == NULL)
-		*state = (ft_run_state){
-			.training_loss = NAN, .validation_loss = NAN, .validation_accuracy = NAN};
-	return status;
-}
-
-ft_status
-ft_checkpoint_clean(const char *directory)
-{
-	DIR *d = opendir(directory);
-	struct dirent *entry;
-	ft_status status = FT_OK;
-
-	if (d == NULL)
-		return ft_fail_errno("could not open directory \"%s\"", directory);
-	while (status == FT_OK && (entry = readdir(d)) != NULL)
-	{
-		size_t n = strlen(entry->d_name);
-		char path[FT_PATH_SIZE];
-
-		if (n < 4 || strcmp(entry->d_name + n - 4, ".tmp") != 0)
-			continue;
-		status = ft_path_join(path, directory, entry->d_name);
-		if (status == FT_OK)
-			status = ft_remove_tree(path);
-	}
-	closedir(d);
 	return status;
 }

@@ -6,6 +6,9 @@
  *     checkpoint-<step>/optimizer.safetensors  AdamW's moments
  *     checkpoint-<step>/state.json             counters, sums, digests of the files
  *
+ * Where all weights are trained there are, in place of adapter/ and best/,
+ * weights.safetensors and best.safetensors (full.h).
+ *
  * The place in the data, the schedule and every random number follow from the
  * step and the job (packing.h, random.h), so they need no state of their own.
  * A directory is written under a temporary name, synced and renamed; the last
@@ -64,6 +67,28 @@ ft_checkpoint_save(const char *directory, const char *identity, const ft_run_sta
 ft_status ft_checkpoint_load(const char *directory, const char *identity, const ft_model *model,
 							 ft_run_state *state, ft_adapter **adapter, ft_adapter **best,
 							 ft_moments *moments);
+
+/* What a checkpoint holds beside the run's state, for who has something else than an adapter. */
+typedef struct ft_checkpoint_contents
+{
+	/* Digested; the last one is of the best weights, which are there only where they are others
+	 * than the newest. */
+	const char *files[3];
+	/* Write them into, and read them from, a checkpoint's directory; best_beside: of the best
+	 * weights there is an own file.  What is read has been found whole. */
+	ft_status (*save)(void *context, const char *directory, bool best_beside);
+	ft_status (*load)(void *context, const char *directory, const ft_run_state *state,
+					  bool best_beside);
+	void *context;
+} ft_checkpoint_contents;
+
+/* As the two above. */
+ft_status
+ft_checkpoint_save_contents(const char *directory, const char *identity, const ft_run_state *state,
+							const ft_checkpoint_contents *contents);
+ft_status
+ft_checkpoint_load_contents(const char *directory, const char *identity, ft_run_state *state,
+							const ft_checkpoint_contents *contents, bool *found);
 
 /* Remove what a killed run left half-written (names that end in ".tmp"). */
 ft_status ft_checkpoint_clean(const char *directory);

@@ -2,7 +2,8 @@
  * dataset.c: training rows, tokenised once into dataset.bin.
  *
  * Layout: a header, each document's ids (i32), targets (i32) and weights (f32), then
- * the index of the documents, training before validation.  Little-endian, as all
+ * the index of the documents, training before validation.  A pair is a document: the
+ * chosen side, then the rejected one, each with its prompt.  Little-endian, as all
  * machines that the kernels run on.
  */
 #include "dataset.h"
@@ -20,7 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MAGIC "FTDATA2"
+#define MAGIC "FTDATA3"
 #define TOKEN_BYTES 12 /* id, target, weight */
 #define WRITE_BUFFER (1 << 20)
 
@@ -32,6 +33,7 @@ typedef struct file_header
 	int64_t rows_used;
 	int64_t rows_skipped_null;
 	int64_t rows_truncated;
+	uint64_t pairs; /* 1: the documents are pairs */
 	uint64_t n_train;
 	uint64_t n_validation;
 	uint64_t index_at;
@@ -86,13 +88,16 @@ static ft_status
 put_document(builder *b, index_list *list)
 {
 	const ft_row_encoder *e = &b->encoder;
-	ft_document document = {.at = b->at, .length = (int32_t) e->ids.length};
+	ft_document document = {
+		.at = b->at, .length = (int32_t) e->ids.length, .chosen = (int32_t) e->chosen};
 
 	for (size_t i = 0; i < e->ids.length; i++)
 	{
 		document.trained += e->weights.data[i] > 0.0f;
 		document.weight += e->weights.data[i];
 	}
+	if (e->chosen > 0)
+		document.weight = e->weight;
 	FT_TRY(ft_grow((void **) &list->documents, &list->capacity, list->n + 1, sizeof document));
 	list->documents[list->n++] = document;
 	FT_TRY(put(b, e->ids.data, e->ids.length * sizeof(int32_t)));
@@ -218,6 +223,7 @@ put_index(builder *b)
 {
 	FT_TRY(finish_hash(b));
 	memcpy(b->header.magic, MAGIC, sizeof b->header.magic);
+	b->header.pairs = b->options->pairs;
 	b->header.n_train = b->train.n;
 	b->header.n_validation = b->validation.n;
 	b->header.index_at = b->at;
@@ -263,8 +269,10 @@ ft_dataset_build(const char *directory, const ft_dataset_options *options, const
 							 .vocabulary = vocabulary,
 							 .tokenizer = tokenizer,
 							 .chat_template = chat_template,
+							 .prompt_template = options->prompt_template,
 							 .max_length = options->max_length,
-							 .train_on_inputs = options->train_on_inputs},
+							 .train_on_inputs = options->train_on_inputs,
+							 .pairs = options->pairs},
 				 .tick = tick,
 				 .context = context};
 	char final[FT_PATH_SIZE];
@@ -305,7 +313,9 @@ check_documents(const ft_dataset *d, const ft_document *documents, uint32_t n, u
 
 		if (document->length < 2 || document->trained < 1 ||
 			document->trained >= document->length || document->at < sizeof(file_header) ||
-			document->at > end || (uint64_t) document->length * TOKEN_BYTES > end - document->at)
+			document->at > end || (uint64_t) document->length * TOKEN_BYTES > end - document->at ||
+			!(d->pairs ? document->chosen >= 2 && document->chosen <= document->length - 2
+					   : document->chosen == 0))
 			return ft_fail(FT_CORRUPT, "\"%s\": document %u is out of bounds", d->path, i);
 	}
 	return FT_OK;
@@ -317,6 +327,7 @@ read_index(ft_dataset *d, const file_header *h)
 	size_t n_train = (size_t) h->n_train;
 	size_t n_validation = (size_t) h->n_validation;
 
+	d->pairs = h->pairs != 0;
 	FT_TRY(ft_alloc((void **) &d->train, n_train, sizeof(ft_document)));
 	FT_TRY(ft_alloc((void **) &d->validation, n_validation, sizeof(ft_document)));
 	FT_TRY(ft_read_at(d->fd, d->train, n_train * sizeof(ft_document), h->index_at, d->path));
@@ -326,6 +337,8 @@ read_index(ft_dataset *d, const file_header *h)
 	d->n_validation = (uint32_t) n_validation;
 	FT_TRY(check_documents(d, d->train, d->n_train, h->index_at));
 	FT_TRY(check_documents(d, d->validation, d->n_validation, h->index_at));
+	if (d->pairs)
+		FT_TRY(ft_alloc((void **) &d->reference, 2 * (n_train + n_validation), sizeof(double)));
 	for (size_t i = 0; i < n_train + n_validation; i++)
 	{
 		const ft_document *document = i < n_train ? &d->train[i] : &d->validation[i - n_train];
@@ -401,6 +414,7 @@ ft_dataset_close(ft_dataset *d)
 	free(d->path);
 	free(d->train);
 	free(d->validation);
+	free(d->reference);
 	free(d);
 }
 

@@ -14,19 +14,24 @@
 
 typedef struct ft_dataset_options
 {
-	int max_length; /* tokens of a document, at least 16 */
+	int max_length; /* tokens of a document, or of each side of a pair; at least 16 */
 	bool train_on_inputs;
-	double validation_fraction; /* of the training rows, when there is no validation file */
-	uint64_t seed;              /* of that split */
+	bool pairs; /* rows are a chosen and a rejected answer (method dpo), and nothing else */
+	const char *prompt_template; /* prompt_template.h; NULL: none */
+	double validation_fraction;  /* of the training rows, when there is no validation file */
+	uint64_t seed;               /* of that split */
 } ft_dataset_options;
 
-/* A tokenised row. */
+/* A tokenised row.  A pair is one document, so that its sides, which stand one after the other, are
+ * never parted: not by a split, a step or a batch. */
 typedef struct ft_document
 {
 	uint64_t at;     /* byte of its ids in the file; targets and weights follow them */
-	int32_t length;  /* tokens */
+	int32_t length;  /* tokens, of both sides where it is a pair */
 	int32_t trained; /* tokens with a weight, the first token never being one */
-	double weight;   /* their sum */
+	double weight;   /* their sum; of a pair the row's weight */
+	int32_t chosen;  /* tokens of a pair's chosen side; 0: no pair */
+	int32_t unused;
 } ft_document;
 
 typedef struct ft_dataset
@@ -45,6 +50,11 @@ typedef struct ft_dataset
 	int64_t tokens;     /* of the training documents */
 	int64_t trained;    /* trained tokens of the training documents */
 	int32_t max_length; /* of the longest document */
+	bool pairs;         /* the documents are pairs */
+	/* [2 · (n_train + n_validation)] of pairs: what the reference model gives the chosen and the
+	 * rejected side (reference.h), training documents first; 0 until it is known.  NULL: no pairs
+	 */
+	double *reference;
 } ft_dataset;
 
 /* Told of progress, once a row or so; anything but FT_OK ends the work with that status. */
@@ -62,6 +72,16 @@ ft_dataset_build(const char *directory, const ft_dataset_options *options, const
 /* FT_NOT_FOUND; FT_CORRUPT when the file contradicts itself. */
 ft_status ft_dataset_open(const char *directory, ft_dataset **dataset);
 void ft_dataset_close(ft_dataset *dataset);
+
+/* Place of one of its documents among them all, training documents first. */
+static inline size_t
+ft_dataset_index(const ft_dataset *dataset, const ft_document *document)
+{
+	bool train = document >= dataset->train && document < dataset->train + dataset->n_train;
+
+	return train ? (size_t) (document - dataset->train)
+				 : dataset->n_train + (size_t) (document - dataset->validation);
+}
 
 /* ids, targets and weights of document->length tokens: the model that has read ids up to i - 1 is
  * to predict targets[i], which is ids[i] but where a row brought labels of its own. */

@@ -17,10 +17,11 @@ typedef struct ft_decoder ft_decoder;
 /* The next rows of one sequence. */
 typedef struct ft_decode_item
 {
-	const int32_t *tokens;     /* [rows] */
-	int rows;                  /* at least 1 */
-	int context;               /* position of the first: tokens that are in the cache already */
-	const int32_t *blocks;     /* cache blocks of positions 0 … context + rows - 1 */
+	const int32_t *tokens; /* [rows] */
+	int rows;              /* at least 1 */
+	int context;           /* position of the first: tokens that are in the cache already */
+	const int32_t *blocks; /* cache blocks of positions 0 … context + rows - 1; any numbers for
+							* those that no layer's window reaches */
 	const ft_adapter *adapter; /* NULL: the base */
 	bool wants_logits;         /* of the last row */
 } ft_decode_item;

@@ -12,19 +12,29 @@ copy_values(const ft_trainer *t, ft_adapter *to, const ft_adapter *from)
 	return t->model->ops->stream_synchronize(stream);
 }
 
+/* Is the best one kept? */
+static bool
+has_best(const ft_trainer *t)
+{
+	return t->options->early_stopping_patience > 0;
+}
+
 ft_status
 ft_early_stopping_note(ft_trainer *t)
 {
 	ft_best *best = &t->state.best;
 
-	if (t->best == NULL || t->state.step == 0)
+	if (!has_best(t) || t->state.step == 0)
 		return FT_OK;
 	if (best->step > 0 && t->state.validation_loss >= best->validation_loss)
 	{
 		best->waited++;
 		return FT_OK;
 	}
-	FT_TRY(copy_values(t, t->best, t->adapter));
+	if (t->full != NULL)
+		FT_TRY(ft_full_keep_best(t->full, t->transformer->stream));
+	else
+		FT_TRY(copy_values(t, t->best, t->adapter));
 	*best = (ft_best){.step = t->state.step,
 					  .training_loss = t->state.training_loss,
 					  .validation_loss = t->state.validation_loss,
@@ -35,7 +45,7 @@ ft_early_stopping_note(ft_trainer *t)
 bool
 ft_early_stopping_due(const ft_trainer *t)
 {
-	return t->best != NULL && t->state.best.waited >= t->options->early_stopping_patience;
+	return has_best(t) && t->state.best.waited >= t->options->early_stopping_patience;
 }
 
 ft_status
@@ -43,9 +53,12 @@ ft_early_stopping_take_best(ft_trainer *t)
 {
 	const ft_best *best = &t->state.best;
 
-	if (t->best == NULL || best->step == 0)
+	if (!has_best(t) || best->step == 0)
 		return FT_OK;
-	FT_TRY(copy_values(t, t->adapter, t->best));
+	if (t->full != NULL)
+		FT_TRY(ft_full_take_best(t->full, t->transformer->stream));
+	else
+		FT_TRY(copy_values(t, t->adapter, t->best));
 	t->state.training_loss = best->training_loss;
 	t->state.validation_loss = best->validation_loss;
 	t->state.validation_accuracy = best->validation_accuracy;

@@ -2,9 +2,9 @@
  * early_stopping.h: ending a run whose validation loss no longer falls.
  *
  * With the option early_stopping_patience = P a run ends after P evaluations in
- * a row that were no better than the best one, and its result is the adapter of
- * the best one, also when it is not ended early.  The untouched base's
- * evaluation does not count.
+ * a row that were no better than the best one, and its result is the adapter (or,
+ * with method full, the model) of the best one, also when it is not ended early.  The untouched
+ * base's evaluation does not count.
  */
 #ifndef FT_EARLY_STOPPING_H
 #define FT_EARLY_STOPPING_H

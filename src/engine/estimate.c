@@ -7,14 +7,16 @@
  * the time is an estimate.
  */
 #include "evaluator.h"
+#include "files.h"
 #include "programs.h"
 #include "setup.h"
 
 #include <math.h>
 #include <stdio.h>
 
-#define PROBE_TOKENS 256    /* of the first, cold look at the device's speed */
+#define PROBE_TOKENS 256    /* of the first looks at the device's speed */
 #define MEASURE_SECONDS 1.5 /* of the measurement after it, where the model is that quick */
+#define LONGEST_SECONDS 8.0 /* of a batch that is measured */
 #define MAX_MEASURED_STEPS 8
 
 typedef struct estimate
@@ -24,9 +26,10 @@ typedef struct estimate
 	double started_at;
 	double setup_seconds;   /* until the first step */
 	double training_rate;   /* seconds of a training token */
-	double evaluation_rate; /* seconds of a validation token */
-	int64_t tokens;         /* of the whole job */
-	int64_t trained;        /* of them, those with a loss */
+	double evaluation_rate; /* seconds of a token that is only looked at */
+	double checkpoint_seconds;
+	int64_t tokens;  /* of the whole job */
+	int64_t trained; /* of them, those with a loss */
 } estimate;
 
 /* --- counting --- */
@@ -73,6 +76,16 @@ validation_tokens(const ft_dataset *d)
 	return tokens;
 }
 
+/* Tokens that are looked at and not trained on: in the evaluations, and by the reference of pairs.
+ */
+static int64_t
+tokens_looked_at(const ft_dataset *d, int64_t evaluations)
+{
+	int64_t validation = validation_tokens(d);
+
+	return evaluations * validation + (d->pairs ? d->tokens + validation : 0);
+}
+
 /* --- measuring --- */
 
 /* How many of n documents, chosen or in their order, have at most `tokens` tokens; at least 1. */
@@ -107,24 +120,41 @@ time_gradient(estimate *e, int64_t tokens, double *rate)
 	return FT_OK;
 }
 
-/* Whole steps, where they are quick; else as much of one as the time allows, but not less than the
- * first look has taken. */
+/* Tokens that are computed together in a step: products of fewer rows are slower, by the token. */
+static int64_t
+batch_tokens(const ft_trainer *t)
+{
+	int64_t step = t->dataset->tokens / t->steps_per_epoch;
+
+	/* a part of a step would be cut into as many batches as the whole one */
+	if (t->options->gradient_accumulation_steps > 1)
+		return step;
+	return step < t->capacity ? step : t->capacity;
+}
+
+/* Whole steps, where they are quick; else a whole batch, or as much of one as the time allows.  The
+ * first pass meets memory that was never touched and is not counted. */
 static ft_status
 measure_training(estimate *e)
 {
 	ft_trainer *t = e->trainer;
+	int64_t batch = batch_tokens(t);
 	double begun;
 	int64_t tokens = 0;
 	double seconds = 0;
-	double rate;
 
 	ft_epoch_shuffle(&t->epoch, t->dataset->train, t->options->seed, 0);
-	FT_TRY(time_gradient(e, PROBE_TOKENS, &rate));
-	e->training_rate = rate;
-	if (rate * PROBE_TOKENS > MEASURE_SECONDS)
-		return FT_OK; /* fewer tokens would say less than the first ones have */
-	if (rate * (double) t->dataset->tokens / (double) t->steps_per_epoch > MEASURE_SECONDS)
-		return time_gradient(e, (int64_t) (MEASURE_SECONDS / rate), &e->training_rate);
+	FT_TRY(time_gradient(e, PROBE_TOKENS, &e->training_rate));
+	FT_TRY(time_gradient(e, PROBE_TOKENS, &e->training_rate));
+	if (e->training_rate * (double) t->dataset->tokens / (double) t->steps_per_epoch >
+		MEASURE_SECONDS)
+	{
+		double room = LONGEST_SECONDS / e->training_rate;
+
+		if (room > (double) batch)
+			room = (double) batch;
+		return room > PROBE_TOKENS ? time_gradient(e, (int64_t) room, &e->training_rate) : FT_OK;
+	}
 	begun = ft_monotonic_seconds();
 	for (int i = 0; i < MAX_MEASURED_STEPS && i < t->total_steps && seconds < MEASURE_SECONDS; i++)
 	{
@@ -138,6 +168,37 @@ measure_training(estimate *e)
 	return FT_OK;
 }
 
+/* One is written to the directory, which is the estimate's own, and removed. */
+static ft_status
+measure_checkpoint(estimate *e)
+{
+	const ft_setup *s = &e->setup;
+	ft_trainer *t = e->trainer;
+	double before = ft_monotonic_seconds();
+	char name[64];
+	char path[FT_PATH_SIZE];
+
+	FT_TRY(ft_setup_save_checkpoint(s, t, "estimate"));
+	e->checkpoint_seconds = ft_monotonic_seconds() - before;
+	snprintf(name, sizeof name, "checkpoint-%lld", (long long) t->state.step);
+	FT_TRY(ft_path_join(path, s->directory, name));
+	return ft_remove_tree(path);
+}
+
+/* As train.c writes them: after some steps, and whenever so much work has been done since; and the
+ * result. */
+static double
+checkpoints_seconds(const estimate *e, double work)
+{
+	const ft_trainer *t = e->trainer;
+	double due = 0;
+
+	for (int64_t step = 1; step <= t->total_steps; step++)
+		due += ft_checkpoint_due(t->options, step, t->total_steps);
+	return e->checkpoint_seconds *
+		   (1 + due * (1 + floor(work / due / ft_checkpoint_interval(e->checkpoint_seconds))));
+}
+
 static ft_status
 measure_evaluation(estimate *e)
 {
@@ -146,14 +207,15 @@ measure_evaluation(estimate *e)
 	double room = fmax(MEASURE_SECONDS / e->training_rate, PROBE_TOKENS);
 	ft_evaluation evaluation = {0};
 	double before = ft_monotonic_seconds();
+	const ft_document *documents = d->n_validation > 0 ? d->validation : d->train;
 	int64_t taken;
 	uint32_t n;
 
-	if (d->n_validation == 0)
+	if (d->n_validation == 0 && !d->pairs)
 		return FT_OK;
-	n = take_documents(d->validation, NULL, d->n_validation,
+	n = take_documents(documents, NULL, d->n_validation > 0 ? d->n_validation : d->n_train,
 					   (int64_t) fmin(room, (double) t->capacity), &taken);
-	FT_TRY(ft_evaluate(t->transformer, d, d->validation, n, t->capacity, &t->batch, &evaluation));
+	FT_TRY(ft_evaluate(t->transformer, d, documents, n, t->capacity, &t->batch, &evaluation));
 	e->evaluation_rate = (ft_monotonic_seconds() - before) / (double) taken;
 	return FT_OK;
 }
@@ -179,19 +241,31 @@ peak_memory(void)
 	return (int64_t) kilobytes * 1024;
 }
 
+/* Of the adapter; or of the gradient and the moments of all weights, which are the model's. */
+static int64_t
+trained_bytes(const ft_trainer *t)
+{
+	if (t->full != NULL)
+		return t->full->arena.bytes + t->full->gradients->arena.bytes;
+	return t->adapter->n * (int64_t) sizeof(float);
+}
+
 /* What is planned, or more where this process has already had more. */
 static json_t *
 memory_json(const estimate *e, bool host_is_device)
 {
 	const ft_trainer *t = e->trainer;
-	int64_t device = t->model->bytes + t->adapter->n * (int64_t) sizeof(float) +
-					 t->transformer->arena.bytes + t->arena.bytes;
+	int64_t device =
+		t->model->bytes + trained_bytes(t) + t->transformer->arena.bytes + t->arena.bytes;
 	int64_t documents = (int64_t) t->dataset->n_train + t->dataset->n_validation;
+	size_t reference = t->dataset->pairs ? 2 * sizeof(double) : 0;
 	/* moments for checkpoints, index of the documents, order of an epoch */
 	int64_t host = t->moments.n * 2 * (int64_t) sizeof(float) +
-				   documents * (int64_t) (sizeof(ft_document) + sizeof(uint32_t));
+				   documents * (int64_t) (sizeof(ft_document) + reference + sizeof(uint32_t));
 	int64_t peak = peak_memory();
 
+	if (t->full != NULL && t->full->best != NULL)
+		host += t->model->parameters->arena.bytes;
 	if (host_is_device)
 	{
 		host += device;
@@ -211,6 +285,7 @@ prepare(estimate *e)
 	int64_t capacity;
 	ft_status status;
 
+	s->trains = true;
 	FT_TRY(ft_setup_lock(s));
 	FT_TRY(ft_setup_open_base(s));
 	FT_TRY(ft_setup_open_dataset(s));
@@ -237,8 +312,9 @@ send_estimate(estimate *e)
 {
 	ft_setup *s = &e->setup;
 	int64_t evaluations = count_evaluations(e->trainer);
-	double seconds = e->setup_seconds + e->training_rate * (double) e->tokens +
-					 e->evaluation_rate * (double) (evaluations * validation_tokens(s->dataset));
+	double work = e->training_rate * (double) e->tokens +
+				  e->evaluation_rate * (double) tokens_looked_at(s->dataset, evaluations);
+	double seconds = e->setup_seconds + work + checkpoints_seconds(e, work);
 	ft_device_info info;
 
 	FT_TRY(s->ops->device_info(s->device, &info));
@@ -263,6 +339,7 @@ run(estimate *e)
 	FT_TRY(ft_setup_send_plan(s, e->trainer));
 	FT_TRY(measure_training(e));
 	FT_TRY(measure_evaluation(e));
+	FT_TRY(measure_checkpoint(e));
 	count_tokens(e);
 	return send_estimate(e);
 }

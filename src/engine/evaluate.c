@@ -40,6 +40,8 @@ prepare(evaluation *e)
 
 	FT_TRY(ft_setup_lock(s));
 	FT_TRY(ft_setup_open_base(s));
+	if (s->job->options.dpo)
+		return ft_fail(FT_UNSUPPORTED, "preference pairs cannot be evaluated, only answers can");
 	s->job->options.validation_fraction = 0; /* every row is judged */
 	FT_TRY(ft_setup_open_dataset(s));
 	FT_TRY(ft_setup_open_device(s));

@@ -5,8 +5,6 @@
 
 #include <math.h>
 
-#define WINDOW 1024 /* documents divided into batches at a time */
-
 /* After the batch's pass: the documents all of whose loss rows were right. */
 static int64_t
 count_exact(const ft_transformer *t, const ft_microbatch *batch)
@@ -31,19 +29,16 @@ static ft_status
 evaluate_window(ft_transformer *t, const ft_dataset *dataset, const ft_document *documents,
 				uint32_t n, int64_t capacity, ft_microbatch *batch, ft_evaluation *evaluation)
 {
-	uint32_t chosen[WINDOW];
 	ft_packing packing;
 	ft_status status = FT_OK;
 
-	for (uint32_t i = 0; i < n; i++)
-		chosen[i] = i;
-	FT_TRY(ft_pack(documents, chosen, n, capacity, 0, &packing));
+	FT_TRY(ft_pack_window(documents, n, capacity, &packing));
 	for (uint32_t i = 0; status == FT_OK && i < packing.n_batches; i++)
 	{
 		status = ft_microbatch_fill(batch, dataset, documents, &packing, i);
 		if (status == FT_OK)
 			status = ft_transformer_evaluate(t, batch, &evaluation->sums);
-		if (status == FT_OK)
+		if (status == FT_OK && batch->n_pairs == 0)
 			evaluation->exact += count_exact(t, batch);
 	}
 	ft_packing_free(&packing);
@@ -54,8 +49,8 @@ ft_status
 ft_evaluate(ft_transformer *t, const ft_dataset *dataset, const ft_document *documents, uint32_t n,
 			int64_t capacity, ft_microbatch *batch, ft_evaluation *evaluation)
 {
-	for (uint32_t at = 0; at < n; at += WINDOW)
-		FT_TRY(evaluate_window(t, dataset, documents + at, n - at < WINDOW ? n - at : WINDOW,
+	for (uint32_t at = 0; at < n; at += FT_WINDOW)
+		FT_TRY(evaluate_window(t, dataset, documents + at, n - at < FT_WINDOW ? n - at : FT_WINDOW,
 							   capacity, batch, evaluation));
 	return FT_OK;
 }
@@ -64,6 +59,12 @@ double
 ft_evaluation_loss(const ft_evaluation *e)
 {
 	return e->sums.weight > 0 ? e->sums.loss / e->sums.weight : NAN;
+}
+
+double
+ft_evaluation_margin(const ft_evaluation *e)
+{
+	return e->sums.weight > 0 ? e->sums.margin / e->sums.weight : NAN;
 }
 
 double

@@ -156,19 +156,13 @@ each_expert(ft_transformer *t, int layer, ft_mat y, ft_mat x, ft_weight *const *
 	for (int e = 0; e < t->model->config.experts; e++)
 	{
 		int64_t rows = rounded_rows(starts[e + 1] - starts[e]);
-		ft_mat to;
-		ft_mat from;
 
 		if (rows == 0)
 			continue;
 		if (rows > y.rows - starts[e])
 			rows = y.rows - starts[e];
-		to = ft_mat_rows(y, starts[e], rows);
-		from = ft_mat_rows(x, starts[e], rows);
-		if (gradient)
-			FT_TRY(t->ops->linear_grad_input(t->stream, to, from, weights[e], 0));
-		else
-			FT_TRY(t->ops->linear(t->stream, to, from, weights[e], 0, false));
+		FT_TRY(ft_transformer_product(t, ft_mat_rows(y, starts[e], rows),
+									  ft_mat_rows(x, starts[e], rows), weights[e], gradient));
 	}
 	return FT_OK;
 }

@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -143,10 +144,6 @@ write_files(exporting *e, const char *directory)
 {
 	ft_dtype to = choose_type(e->setup.file, formats[e->format].to);
 
-	/* a GGUF file has experts stacked, which is not written */
-	if (ft_model_file_config(e->setup.file)->experts > 0 && formats[e->format].kind == GGUF)
-		return ft_hint(ft_fail(FT_UNSUPPORTED, "a mixture of experts is not written as GGUF"),
-					   "Formats \"safetensors\" and \"gguf-adapter\" are.");
 	switch (formats[e->format].kind)
 	{
 		case SAFETENSORS:
@@ -193,6 +190,23 @@ write_directory(exporting *e)
 }
 
 static ft_status
+send_exported(const ft_setup *s)
+{
+	char *prompt_template = NULL;
+	ft_status status = FT_OK;
+
+	if (s->job->adapter != NULL)
+		status = ft_peft_read_prompt_template(s->job->adapter, &prompt_template);
+	if (status == FT_OK)
+		status =
+			ft_events_send(s->events, "exported",
+						   json_pack("{s:i, s:s?}", "quantised_tensors", count_quantised(s->file),
+									 "prompt_template", prompt_template));
+	free(prompt_template);
+	return status;
+}
+
+static ft_status
 run(exporting *e)
 {
 	ft_setup *s = &e->setup;
@@ -209,8 +223,7 @@ run(exporting *e)
 	e->merge->tick = ft_setup_tick;
 	e->merge->tick_context = s;
 	FT_TRY(write_directory(e));
-	return ft_events_send(s->events, "exported",
-						  json_pack("{s:i}", "quantised_tensors", count_quantised(s->file)));
+	return send_exported(s);
 }
 
 int

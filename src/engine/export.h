@@ -37,8 +37,11 @@ ft_status ft_export_gguf_adapter(ft_merge *merge, const char *directory);
 ft_status
 ft_export_safetensors(ft_merge *merge, ft_dtype to, uint64_t shard_bytes, const char *directory);
 
-/* tokenizer.json and tokenizer_config.json from a vocabulary (export_tokenizer.c).  FT_UNSUPPORTED
- * for other kinds than byte-level BPE. */
+/* All of it but the model's values. */
+ft_status ft_export_small_files(const ft_merge *merge, ft_dtype to, const char *directory);
+
+/* tokenizer.json and tokenizer_config.json from the vocabulary of a GGUF file (export_tokenizer.c).
+ * FT_UNSUPPORTED for a kind that tokenizer.json cannot say, or that is not known. */
 ft_status ft_export_tokenizer(const ft_vocabulary *vocabulary, const ft_config *config,
 							  const char *chat_template, const char *directory);
 

@@ -4,12 +4,12 @@
  *
  * Vectors stay f32, and so does what a file of matrices of another type keeps in
  * f32.  Rows of q and k are interleaved where the architecture has them so,
- * and those of their LoRA B likewise (gguf_model.c knows which).
+ * and those of their LoRA B likewise (gguf_model.c knows which).  A layer's
+ * experts are stacked, whether the base has them so or one by one.
  */
 #include "export.h"
 
-#include "gguf_write.h"
-#include "model_file_internal.h"
+#include "export_gguf.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -104,6 +104,11 @@ make_config_keys(ft_gguf_writer *w, const ft_config *c)
 	FT_TRY(put_int(w, c, "vocab_size", c->vocab));
 	if (c->window > 0)
 		FT_TRY(put_int(w, c, "attention.sliding_window", c->window));
+	if (c->experts > 0)
+	{
+		FT_TRY(put_int(w, c, "expert_count", c->experts));
+		FT_TRY(put_int(w, c, "expert_used_count", c->experts_per_token));
+	}
 	FT_TRY(put_real(w, c, "attention.layer_norm_rms_epsilon", c->rms_eps));
 	FT_TRY(put_real(w, c, "rope.freq_base", c->rope_theta));
 	if (c->rope_scaling != FT_ROPE_LINEAR)
@@ -111,79 +116,6 @@ make_config_keys(ft_gguf_writer *w, const ft_config *c)
 	snprintf(key, sizeof key, "%s.rope.scaling.type", ft_gguf_architecture_of(c));
 	FT_TRY(ft_gguf_put_string(w, key, "linear"));
 	return put_real(w, c, "rope.scaling.factor", c->rope_factor);
-}
-
-static ft_status
-put_id(ft_gguf_writer *w, const char *key, int id)
-{
-	return id < 0 ? FT_OK : ft_gguf_put_u32(w, key, (uint32_t) id);
-}
-
-/* A reader counts the tokens to know how many rows the embedding has: rows without a token get one
- * that nothing is tokenised to. */
-static ft_status
-put_tokens(ft_gguf_writer *w, const ft_vocabulary *v, size_t n)
-{
-	ft_string *tokens = NULL;
-	int32_t *types = NULL;
-	float *scores = NULL;
-	char(*names)[32] = NULL;
-	ft_status status = ft_alloc((void **) &tokens, n, sizeof *tokens);
-
-	if (status == FT_OK)
-		status = ft_alloc((void **) &types, n, sizeof *types);
-	if (status == FT_OK)
-		status = ft_alloc((void **) &scores, n, sizeof *scores);
-	if (status == FT_OK)
-		status = ft_alloc((void **) &names, n, sizeof *names);
-	for (size_t i = 0; status == FT_OK && i < n; i++)
-	{
-		bool known = i < v->n_tokens;
-
-		snprintf(names[i], sizeof names[i], "[PAD%zu]", i);
-		tokens[i] = known ? v->tokens[i] : (ft_string){names[i], strlen(names[i])};
-		types[i] = !known ? FT_TOKEN_UNUSED : v->types != NULL ? v->types[i] : FT_TOKEN_NORMAL;
-		scores[i] = known && v->scores != NULL ? v->scores[i] : 0;
-	}
-	if (status == FT_OK)
-		status = ft_gguf_put_strings(w, "tokenizer.ggml.tokens", tokens, n);
-	if (status == FT_OK)
-		status = ft_gguf_put_i32s(w, "tokenizer.ggml.token_type", types, n);
-	if (status == FT_OK && v->scores != NULL)
-		status = ft_gguf_put_f32s(w, "tokenizer.ggml.scores", scores, n);
-	free(tokens);
-	free(types);
-	free(scores);
-	free(names);
-	return status;
-}
-
-static ft_status
-make_tokenizer_keys(ft_gguf_writer *w, const ft_config *c, const ft_vocabulary *v,
-					const char *chat_template)
-{
-	/* llama.cpp merges such tokens by their scores alone */
-	if (strcmp(v->model, "llama") == 0 && v->scores == NULL)
-		return ft_hint(
-			ft_fail(FT_UNSUPPORTED,
-					"a SentencePiece-style tokenizer without scores cannot be written to "
-					"a GGUF file"),
-			"Put the model's tokenizer.model beside its tokenizer.json.");
-	FT_TRY(ft_gguf_put_string(w, "tokenizer.ggml.model", v->model));
-	if (v->pre[0] != '\0')
-		FT_TRY(ft_gguf_put_string(w, "tokenizer.ggml.pre", v->pre));
-	FT_TRY(put_tokens(w, v, (size_t) c->vocab));
-	if (v->n_merges > 0)
-		FT_TRY(ft_gguf_put_strings(w, "tokenizer.ggml.merges", v->merges, v->n_merges));
-	FT_TRY(put_id(w, "tokenizer.ggml.bos_token_id", v->bos));
-	FT_TRY(put_id(w, "tokenizer.ggml.eos_token_id", v->eos));
-	FT_TRY(put_id(w, "tokenizer.ggml.unknown_token_id", v->unknown));
-	FT_TRY(put_id(w, "tokenizer.ggml.padding_token_id", v->pad));
-	FT_TRY(ft_gguf_put_bool(w, "tokenizer.ggml.add_bos_token", v->add_bos));
-	FT_TRY(
-		ft_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", v->space_prefix != FT_SPACE_NONE));
-	return chat_template == NULL ? FT_OK
-								 : ft_gguf_put_string(w, "tokenizer.chat_template", chat_template);
 }
 
 /* A GGUF base's own keys, since there may be some that only others understand. */
@@ -197,27 +129,54 @@ put_keys(ft_gguf_writer *w, const ft_model_file *file, ft_dtype to)
 	if (file->gguf != NULL)
 		return copy_keys(w, file->gguf);
 	FT_TRY(make_config_keys(w, &file->config));
-	return make_tokenizer_keys(w, &file->config, &file->vocabulary, file->chat_template);
+	return ft_export_gguf_tokenizer(w, &file->config, &file->vocabulary, file->chat_template);
 }
 
 /* --- tensors --- */
 
-/* A tensor of the file and what becomes of it. */
+/* A tensor of the file and what it is made of. */
 typedef struct plan
 {
-	const ft_model_tensor *from; /* NULL: Llama 3.1's factors, which the base has as numbers */
-	char name[128];
-	int permuted_heads;
+	/* the first of an expert's matrices, whose others are looked up; NULL: Llama 3.1's factors,
+	 * which the base has as numbers */
+	const ft_model_tensor *from;
+	ft_gguf_place place;
 	ft_dtype to;
 } plan;
 
-/* What llama.cpp wants in f32, or cannot have in blocks. */
+/* What llama.cpp wants in f32 (the router too: a rounded one may choose other experts), or cannot
+ * have in blocks. */
 static ft_dtype
-type_of(const ft_model_tensor *t, ft_dtype to)
+type_of(const ft_model_tensor *t, const ft_gguf_place *place, ft_dtype to)
 {
-	if (t->rows == 1)
+	if (t->rows == 1 || place->router)
 		return FT_F32;
 	return to == FT_Q8_0 && t->cols % 32 != 0 ? FT_F16 : to;
+}
+
+/* The same matrix of another expert: there is one, or the file would have been refused. */
+static ft_status
+find_expert(const ft_model_file *file, const ft_model_tensor *first, int expert,
+			const ft_model_tensor **t)
+{
+	static const char number[] = ".experts.0.";
+	const char *at = strstr(first->name, number);
+	char name[sizeof first->name];
+
+	snprintf(name, sizeof name, "%.*s.experts.%d.%s", (int) (at - first->name), first->name, expert,
+			 at + sizeof number - 1);
+	*t = ft_model_file_find(file, name);
+	return *t != NULL ? FT_OK : ft_fail(FT_INTERNAL, "there is no tensor \"%s\"", name);
+}
+
+static ft_status
+put_info(const ft_model_file *file, const plan *p, ft_gguf_writer *w)
+{
+	const ft_model_tensor *t = p->from;
+
+	if (p->place.expert >= 0)
+		return ft_gguf_put_stack(w, p->place.name, p->to, file->config.experts, t->rows, t->cols);
+	return ft_gguf_put_tensor(w, p->place.name, p->to, t->rows == 1 ? -1 : t->rows, t->cols);
 }
 
 static ft_status
@@ -231,10 +190,12 @@ plan_tensors(const ft_model_file *file, ft_dtype to, ft_gguf_writer *w, plan *pl
 		/* a head beside the embedding that it is tied to */
 		if (file->config.tied_embeddings && strcmp(p->from->name, "lm_head.weight") == 0)
 			continue;
-		FT_TRY(ft_gguf_name_of(&file->config, p->from->name, p->name, &p->permuted_heads));
-		p->to = type_of(p->from, to);
-		FT_TRY(ft_gguf_put_tensor(w, p->name, p->to, p->from->rows == 1 ? -1 : p->from->rows,
-								  p->from->cols));
+		FT_TRY(ft_gguf_place_of(&file->config, p->from->name, &p->place));
+		/* the others lie behind the first */
+		if (p->place.expert > 0)
+			continue;
+		p->to = type_of(p->from, &p->place, to);
+		FT_TRY(put_info(file, p, w));
 		++*n;
 	}
 	if (file->config.rope_scaling != FT_ROPE_LLAMA3 ||
@@ -279,6 +240,25 @@ write_header(const ft_gguf_writer *w, ft_out *out)
 }
 
 static ft_status
+write_tensor(ft_merge *merge, const plan *p, ft_out *out)
+{
+	const ft_model_file *file = merge->file;
+
+	if (p->from == NULL)
+		return write_rope_factors(&file->config, out);
+	if (p->place.expert < 0)
+		return ft_merge_tensor(merge, p->from, p->to, p->place.permuted_heads, ft_out_write, out);
+	for (int e = 0; e < file->config.experts; e++)
+	{
+		const ft_model_tensor *t;
+
+		FT_TRY(find_expert(file, p->from, e, &t));
+		FT_TRY(ft_merge_tensor(merge, t, p->to, 0, ft_out_write, out));
+	}
+	return FT_OK;
+}
+
+static ft_status
 write_model(ft_merge *merge, const ft_gguf_writer *w, const plan *plans, int n, ft_out *out)
 {
 	FT_TRY(write_header(w, out));
@@ -286,11 +266,7 @@ write_model(ft_merge *merge, const ft_gguf_writer *w, const plan *plans, int n, 
 	{
 		uint64_t before = out->bytes;
 
-		if (plans[i].from == NULL)
-			FT_TRY(write_rope_factors(&merge->file->config, out));
-		else
-			FT_TRY(ft_merge_tensor(merge, plans[i].from, plans[i].to, plans[i].permuted_heads,
-								   ft_out_write, out));
+		FT_TRY(write_tensor(merge, &plans[i], out));
 		FT_TRY(write_padding(out, before));
 	}
 	return FT_OK;
@@ -339,22 +315,34 @@ put_adapter_keys(ft_gguf_writer *w, const ft_merge *merge)
 	return ft_gguf_put_f32(w, "adapter.lora.alpha", effective_alpha(&merge->config));
 }
 
+/* Where the tensor lies that a pair belongs to.  Of stacked experts the format has pairs for all at
+ * once, which an adapter of ours never has: experts and router stay as they are. */
+static ft_status
+place_of_pair(const ft_merge *merge, const ft_merge_pair *pair, ft_gguf_place *place)
+{
+	FT_TRY(ft_gguf_place_of(&merge->file->config, pair->tensor->name, place));
+	if (place->expert < 0 && !place->router)
+		return FT_OK;
+	return ft_hint(ft_fail(FT_UNSUPPORTED, "tensor \"%s\" of a mixture of experts is not adapted",
+						   pair->a->name),
+				   "The modules of a mixture of experts are q_proj, k_proj, v_proj and o_proj.");
+}
+
 static ft_status
 plan_adapter(const ft_merge *merge, ft_gguf_writer *w)
 {
 	for (int i = 0; i < merge->file->n_tensors; i++)
 	{
 		ft_merge_pair pair = ft_merge_find(merge, &merge->file->tensors[i]);
-		char base[128];
+		ft_gguf_place place;
 		char name[160];
-		int heads;
 
 		if (pair.a == NULL)
 			continue;
-		FT_TRY(ft_gguf_name_of(&merge->file->config, pair.tensor->name, base, &heads));
-		snprintf(name, sizeof name, "%s.lora_a", base);
+		FT_TRY(place_of_pair(merge, &pair, &place));
+		snprintf(name, sizeof name, "%s.lora_a", place.name);
 		FT_TRY(ft_gguf_put_tensor(w, name, FT_F32, pair.a->dims[0], pair.a->dims[1]));
-		snprintf(name, sizeof name, "%s.lora_b", base);
+		snprintf(name, sizeof name, "%s.lora_b", place.name);
 		FT_TRY(ft_gguf_put_tensor(w, name, FT_F32, pair.b->dims[0], pair.b->dims[1]));
 	}
 	return FT_OK;
@@ -391,14 +379,13 @@ write_adapter(const ft_merge *merge, const ft_gguf_writer *w, ft_out *out)
 	for (int i = 0; i < merge->file->n_tensors; i++)
 	{
 		ft_merge_pair pair = ft_merge_find(merge, &merge->file->tensors[i]);
-		char base[128];
-		int heads;
+		ft_gguf_place place;
 
 		if (pair.a == NULL)
 			continue;
-		FT_TRY(ft_gguf_name_of(&merge->file->config, pair.tensor->name, base, &heads));
+		FT_TRY(place_of_pair(merge, &pair, &place));
 		FT_TRY(write_factor(merge, pair.a, 0, out));
-		FT_TRY(write_factor(merge, pair.b, heads, out));
+		FT_TRY(write_factor(merge, pair.b, place.permuted_heads, out));
 		if (merge->tick != NULL)
 			FT_TRY(merge->tick(merge->tick_context));
 	}

@@ -118,7 +118,7 @@ rope_scaling(const ft_config *c)
 
 /* The configuration; a file that brings factors of the frequencies has them as numbers in it. */
 static ft_status
-read_rope(ft_merge *merge, ft_config *c)
+read_rope(const ft_merge *merge, ft_config *c)
 {
 	const ft_model_tensor *t = ft_model_file_find(merge->file, "rope_freqs.weight");
 	float *factors = NULL;
@@ -136,7 +136,7 @@ read_rope(ft_merge *merge, ft_config *c)
 }
 
 static ft_status
-make_config(ft_merge *merge, ft_dtype to, json_t **result)
+make_config(const ft_merge *merge, ft_dtype to, json_t **result)
 {
 	ft_config c;
 	json_t *json;
@@ -257,8 +257,8 @@ copy_small_files(const char *from, const char *to)
 	return FT_OK;
 }
 
-static ft_status
-write_small_files(ft_merge *merge, ft_dtype to, const char *directory)
+ft_status
+ft_export_small_files(const ft_merge *merge, ft_dtype to, const char *directory)
 {
 	const ft_model_file *file = merge->file;
 	json_t *config = NULL;
@@ -281,6 +281,7 @@ write_small_files(ft_merge *merge, ft_dtype to, const char *directory)
 typedef struct place
 {
 	const ft_model_tensor *tensor;
+	ft_dtype to;
 	uint64_t bytes;
 	int shard;
 } place;
@@ -291,15 +292,14 @@ typedef struct layout
 	int n;
 	int shards;
 	uint64_t bytes;
-	ft_dtype to;
 } layout;
 
 static ft_status
-plan(const ft_model_file *file, ft_dtype to, uint64_t shard_bytes, layout *l)
+plan(const ft_merge *merge, ft_dtype to, uint64_t shard_bytes, layout *l)
 {
+	const ft_model_file *file = merge->file;
 	uint64_t in_shard = 0;
 
-	l->to = to;
 	l->shards = 1;
 	FT_TRY(ft_alloc((void **) &l->places, (size_t) file->n_tensors, sizeof *l->places));
 	for (int i = 0; i < file->n_tensors; i++)
@@ -312,7 +312,8 @@ plan(const ft_model_file *file, ft_dtype to, uint64_t shard_bytes, layout *l)
 			(file->config.tied_embeddings && strcmp(t->name, "lm_head.weight") == 0))
 			continue;
 		p->tensor = t;
-		p->bytes = (uint64_t) t->rows * (uint64_t) ft_row_bytes(to, t->cols);
+		p->to = ft_merge_type(merge, t, to);
+		p->bytes = (uint64_t) t->rows * (uint64_t) ft_row_bytes(p->to, t->cols);
 		if (in_shard > 0 && in_shard + p->bytes > shard_bytes)
 		{
 			l->shards++;
@@ -350,12 +351,13 @@ make_header(const layout *l, int shard, ft_text *header)
 
 		if (l->places[i].shard != shard)
 			continue;
-		json_object_set_new(json, t->name,
-							json_pack("{s:s, s:o, s:[I, I]}", "dtype", stored_name(l->to), "shape",
-									  t->rows == 1 ? json_pack("[I]", (json_int_t) t->cols)
-												   : json_pack("[I, I]", (json_int_t) t->rows,
-															   (json_int_t) t->cols),
-									  "data_offsets", (json_int_t) at, (json_int_t) end));
+		json_object_set_new(
+			json, t->name,
+			json_pack("{s:s, s:o, s:[I, I]}", "dtype", stored_name(l->places[i].to), "shape",
+					  t->rows == 1
+						  ? json_pack("[I]", (json_int_t) t->cols)
+						  : json_pack("[I, I]", (json_int_t) t->rows, (json_int_t) t->cols),
+					  "data_offsets", (json_int_t) at, (json_int_t) end));
 		at = end;
 	}
 	dump = json != NULL ? json_dumps(json, JSON_COMPACT) : NULL;
@@ -381,7 +383,8 @@ write_shard_into(ft_merge *merge, const layout *l, int shard, const ft_text *hea
 	for (int i = 0; i < l->n; i++)
 	{
 		if (l->places[i].shard == shard)
-			FT_TRY(ft_merge_tensor(merge, l->places[i].tensor, l->to, 0, ft_out_write, out));
+			FT_TRY(
+				ft_merge_tensor(merge, l->places[i].tensor, l->places[i].to, 0, ft_out_write, out));
 	}
 	return FT_OK;
 }
@@ -424,10 +427,10 @@ ft_status
 ft_export_safetensors(ft_merge *merge, ft_dtype to, uint64_t shard_bytes, const char *directory)
 {
 	layout l = {0};
-	ft_status status = write_small_files(merge, to, directory);
+	ft_status status = ft_export_small_files(merge, to, directory);
 
 	if (status == FT_OK)
-		status = plan(merge->file, to, shard_bytes, &l);
+		status = plan(merge, to, shard_bytes, &l);
 	for (int shard = 0; status == FT_OK && shard < l.shards; shard++)
 		status = write_shard(merge, &l, shard, directory);
 	if (status == FT_OK && l.shards > 1)

@@ -12,6 +12,8 @@
 #include <string.h>
 
 #define SOFTMAX 1 /* of expert_gating_func, as llama.cpp numbers them */
+#define ROUTER "ffn_gate_inp.weight"
+#define OURS "block_sparse_moe."
 
 static const struct
 {
@@ -89,8 +91,8 @@ ft_gguf_read_experts(ft_model_file *file)
 static void
 expert_name(ft_model_tensor *t, int layer, int expert, const char *matrix)
 {
-	snprintf(t->name, sizeof t->name, "model.layers.%d.block_sparse_moe.experts.%d.%s.weight",
-			 layer, expert, matrix);
+	snprintf(t->name, sizeof t->name, "model.layers.%d." OURS "experts.%d.%s.weight", layer, expert,
+			 matrix);
 }
 
 bool
@@ -98,9 +100,9 @@ ft_gguf_expert_tensor(const ft_config *c, const char *gguf, int layer, ft_model_
 {
 	if (c->experts == 0)
 		return false;
-	if (strcmp(gguf, "ffn_gate_inp.weight") == 0)
+	if (strcmp(gguf, ROUTER) == 0)
 	{
-		snprintf(t->name, sizeof t->name, "model.layers.%d.block_sparse_moe.gate.weight", layer);
+		snprintf(t->name, sizeof t->name, "model.layers.%d." OURS "gate.weight", layer);
 		return true;
 	}
 	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
@@ -117,6 +119,36 @@ ft_gguf_expert_tensor(const ft_config *c, const char *gguf, int layer, ft_model_
 			expert_name(t, layer, expert, names[i].ours);
 			return true;
 		}
+	}
+	return false;
+}
+
+bool
+ft_gguf_expert_place(const ft_config *c, const char *ours, const char **name, ft_gguf_place *place)
+{
+	int expert;
+	int end = 0;
+
+	if (c->experts == 0)
+		return false;
+	if (strcmp(ours, OURS "gate.weight") == 0)
+	{
+		*name = ROUTER;
+		place->router = true;
+		return true;
+	}
+	if (sscanf(ours, OURS "experts.%7d.%n", &expert, &end) != 1 || end == 0 || expert < 0 ||
+		expert >= c->experts)
+		return false;
+	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+	{
+		size_t n = strlen(names[i].ours);
+
+		if (strncmp(ours + end, names[i].ours, n) != 0 || strcmp(ours + end + n, ".weight") != 0)
+			continue;
+		*name = names[i].stacked;
+		place->expert = expert;
+		return true;
 	}
 	return false;
 }

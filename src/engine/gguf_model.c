@@ -374,12 +374,14 @@ translate(const ft_config *c, const char *gguf, ft_model_tensor *t)
 const char *
 ft_gguf_architecture_of(const ft_config *c)
 {
-	return strcmp(c->architecture, "mistral") == 0 ? "llama" : c->architecture;
+	return strcmp(c->architecture, "mistral") == 0 || strcmp(c->architecture, "mixtral") == 0
+			   ? "llama"
+			   : c->architecture;
 }
 
 /* The name that a tensor of a layer has there; false when it has none. */
 static bool
-name_in_layer(const ft_config *c, const char *ours, const char **name, int *permuted_heads)
+name_in_layer(const ft_config *c, const char *ours, const char **name, ft_gguf_place *place)
 {
 	const char *architecture = ft_gguf_architecture_of(c);
 	const family *f = find_family(architecture, strlen(architecture));
@@ -392,7 +394,7 @@ name_in_layer(const ft_config *c, const char *ours, const char **name, int *perm
 			continue;
 		*name = layer_names[i].gguf;
 		if (f != NULL && f->interleaved)
-			*permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
+			place->permuted_heads = p == BY_HEADS ? c->heads : p == BY_KV_HEADS ? c->kv_heads : 0;
 		return f != NULL;
 	}
 	for (size_t i = 0; i < sizeof family_names / sizeof family_names[0]; i++)
@@ -401,7 +403,7 @@ name_in_layer(const ft_config *c, const char *ours, const char **name, int *perm
 		if (strcmp(ours, family_names[i].ours) == 0)
 			return family_names[i].bias ? c->qkv_bias : c->qk_norm;
 	}
-	return false;
+	return ft_gguf_expert_place(c, ours, name, place);
 }
 
 ft_status
@@ -415,25 +417,25 @@ ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype)
 }
 
 ft_status
-ft_gguf_name_of(const ft_config *c, const char *ours, char name[128], int *permuted_heads)
+ft_gguf_place_of(const ft_config *c, const char *ours, ft_gguf_place *place)
 {
 	const char *in_layer;
 	int layer;
 	int end = 0;
 
-	*permuted_heads = 0;
+	*place = (ft_gguf_place){.expert = -1};
 	for (size_t i = 0; i < sizeof model_names / sizeof model_names[0]; i++)
 	{
 		if (strcmp(ours, model_names[i].ours) == 0)
 		{
-			snprintf(name, 128, "%s", model_names[i].gguf);
+			snprintf(place->name, sizeof place->name, "%s", model_names[i].gguf);
 			return FT_OK;
 		}
 	}
 	if (sscanf(ours, "model.layers.%7d.%n", &layer, &end) == 1 && end > 0 &&
-		name_in_layer(c, ours + end, &in_layer, permuted_heads))
+		name_in_layer(c, ours + end, &in_layer, place))
 	{
-		snprintf(name, 128, "blk.%d.%s", layer, in_layer);
+		snprintf(place->name, sizeof place->name, "blk.%d.%s", layer, in_layer);
 		return FT_OK;
 	}
 	return ft_fail(FT_UNSUPPORTED,
@@ -529,6 +531,7 @@ read_token_types(ft_model_file *file)
 {
 	ft_vocabulary *v = &file->vocabulary;
 	const ft_gguf_value *value;
+	bool exact = false;
 	void *memory;
 
 	FT_TRY(ft_alloc(&memory, v->n_tokens, sizeof(int32_t)));
@@ -539,6 +542,12 @@ read_token_types(ft_model_file *file)
 	for (size_t i = 0; i < v->n_tokens; i++)
 		v->types[i] =
 			value != NULL ? (int32_t) ft_gguf_int_at(file->gguf, value, i) : FT_TOKEN_NORMAL;
+	FT_TRY(ft_gguf_bool(file->gguf, FT_GGUF_EXACT_TYPES, &exact));
+	if (exact)
+	{
+		FT_TRY(ft_alloc(&memory, v->n_tokens, sizeof(uint8_t)));
+		v->added = memory;
+	}
 	return FT_OK;
 }
 
@@ -577,6 +586,53 @@ read_string_array(const ft_gguf *g, const char *key, ft_string **strings, size_t
 	return FT_OK;
 }
 
+static const struct
+{
+	const char *name;
+	ft_space_prefix prefix;
+	bool once;
+} space_prefixes[] = {
+	{"first", FT_SPACE_FIRST, true},
+	{"each", FT_SPACE_ALWAYS, true},
+	{"texts", FT_SPACE_TEXTS, false},
+};
+
+#define N_SPACE_PREFIXES (sizeof space_prefixes / sizeof space_prefixes[0])
+
+const char *
+ft_gguf_space_prefix_name(ft_space_prefix prefix, bool once)
+{
+	for (size_t i = 0; i < N_SPACE_PREFIXES; i++)
+	{
+		if (space_prefixes[i].prefix == prefix && space_prefixes[i].once == once)
+			return space_prefixes[i].name;
+	}
+	return NULL;
+}
+
+static ft_status
+read_space_prefix(ft_model_file *file)
+{
+	ft_vocabulary *v = &file->vocabulary;
+	ft_string name = {0};
+	char text[64];
+
+	FT_TRY(ft_gguf_string(file->gguf, FT_GGUF_SPACE_PREFIX, false, &name));
+	if (name.data == NULL)
+		return FT_OK;
+	for (size_t i = 0; i < N_SPACE_PREFIXES; i++)
+	{
+		if (!string_is(name, space_prefixes[i].name))
+			continue;
+		v->space_prefix = space_prefixes[i].prefix;
+		v->space_prefix_once = space_prefixes[i].once;
+		return FT_OK;
+	}
+	return ft_fail(FT_UNSUPPORTED,
+				   "key \"" FT_GGUF_SPACE_PREFIX "\" is \"%s\", which is not supported",
+				   printable(name, text));
+}
+
 /* What the keys leave open is as the models of these kinds were trained. */
 static ft_status
 read_vocabulary_options(ft_model_file *file)
@@ -597,7 +653,7 @@ read_vocabulary_options(ft_model_file *file)
 	v->space_prefix = sentencepiece && add_space_prefix ? FT_SPACE_ALWAYS : FT_SPACE_NONE;
 	v->byte_fallback = sentencepiece;
 	v->nfc = !sentencepiece && ft_pre_normalises(v->pre);
-	return FT_OK;
+	return v->space_prefix != FT_SPACE_NONE ? read_space_prefix(file) : FT_OK;
 }
 
 static ft_status

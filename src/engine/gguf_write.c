@@ -138,21 +138,42 @@ ft_gguf_padding(uint64_t n)
 	return (size_t) ((FT_GGUF_ALIGNMENT - n % FT_GGUF_ALIGNMENT) % FT_GGUF_ALIGNMENT);
 }
 
-ft_status
-ft_gguf_put_tensor(ft_gguf_writer *w, const char *name, ft_dtype dtype, int64_t rows, int64_t cols)
+/* Dimensions outermost first, as everywhere but in the file. */
+static ft_status
+put_info(ft_gguf_writer *w, const char *name, ft_dtype dtype, const int64_t *dims, int n_dims)
 {
-	uint64_t bytes = (uint64_t) ft_row_bytes(dtype, cols) * (uint64_t) (rows < 0 ? 1 : rows);
+	uint64_t bytes = (uint64_t) ft_row_bytes(dtype, dims[n_dims - 1]);
 
 	FT_TRY(put_text(&w->infos, name, strlen(name)));
-	FT_TRY(put_u32(&w->infos, rows < 0 ? 1 : 2));
-	FT_TRY(put_u64(&w->infos, (uint64_t) cols));
-	if (rows >= 0)
-		FT_TRY(put_u64(&w->infos, (uint64_t) rows));
+	FT_TRY(put_u32(&w->infos, (uint32_t) n_dims));
+	for (int i = n_dims - 1; i >= 0; i--)
+	{
+		FT_TRY(put_u64(&w->infos, (uint64_t) dims[i]));
+		if (i < n_dims - 1)
+			bytes *= (uint64_t) dims[i];
+	}
 	FT_TRY(put_u32(&w->infos, ft_gguf_tensor_type(dtype)));
 	FT_TRY(put_u64(&w->infos, w->data_bytes));
 	w->n_tensors++;
 	w->data_bytes += bytes + ft_gguf_padding(bytes);
 	return FT_OK;
+}
+
+ft_status
+ft_gguf_put_tensor(ft_gguf_writer *w, const char *name, ft_dtype dtype, int64_t rows, int64_t cols)
+{
+	const int64_t dims[] = {rows, cols};
+
+	return rows < 0 ? put_info(w, name, dtype, dims + 1, 1) : put_info(w, name, dtype, dims, 2);
+}
+
+ft_status
+ft_gguf_put_stack(ft_gguf_writer *w, const char *name, ft_dtype dtype, int64_t n, int64_t rows,
+				  int64_t cols)
+{
+	const int64_t dims[] = {n, rows, cols};
+
+	return put_info(w, name, dtype, dims, 3);
 }
 
 ft_status

@@ -39,6 +39,9 @@ ft_status ft_gguf_put_copy(ft_gguf_writer *w, const ft_gguf *from, const ft_gguf
 /* Describe a matrix, or with rows < 0 a vector of cols values; its contents come next. */
 ft_status
 ft_gguf_put_tensor(ft_gguf_writer *w, const char *name, ft_dtype dtype, int64_t rows, int64_t cols);
+/* n matrices of one shape, stacked: contents one after the other. */
+ft_status ft_gguf_put_stack(ft_gguf_writer *w, const char *name, ft_dtype dtype, int64_t n,
+							int64_t rows, int64_t cols);
 
 /* All that stands before the contents. */
 ft_status ft_gguf_header(const ft_gguf_writer *w, ft_text *header);

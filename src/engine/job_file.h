@@ -6,6 +6,7 @@
 #define FT_JOB_FILE_H
 
 #include "model.h"
+#include "prompt_template.h"
 
 #include <jansson.h>
 
@@ -27,6 +28,8 @@ typedef struct ft_options
 	unsigned lora_target_modules; /* bit per ft_target */
 	bool all_linear;              /* no list was given: all that the base has */
 	bool use_rslora;
+	double lora_dropout; /* in [0, 1) */
+	bool qlora;          /* method qlora: LoRA over the blocks' matrices in few bits (model.h) */
 	double learning_rate;
 	ft_scheduler lr_scheduler;
 	double min_lr_ratio; /* of the learning rate, at the end */
@@ -38,12 +41,16 @@ typedef struct ft_options
 	int max_seq_length;
 	bool packing; /* false: a batch for each document */
 	bool train_on_inputs;
+	char prompt_template[FT_PROMPT_TEMPLATE_SIZE]; /* empty: none */
 	int n_evals;       /* 0: every 10 % of progress, at least 10 steps apart */
 	int n_checkpoints; /* evenly over the run, beside those that are written anyway; 0: none */
 	int early_stopping_patience; /* evaluations (early_stopping.h); 0: none */
 	double validation_fraction;
 	uint64_t seed;
-	unsigned given; /* what an adapter to continue from must have: FT_GIVEN_* */
+	bool full;       /* method full: all of the base's own weights are trained */
+	unsigned given;  /* what an adapter to continue from must have: FT_GIVEN_* */
+	bool dpo;        /* method dpo: LoRA trained on preference pairs (preference.h) */
+	double dpo_beta; /* of that method; 0: unset */
 } ft_options;
 
 enum
@@ -90,9 +97,12 @@ typedef struct ft_data_size
 void ft_options_resolve(ft_options *options, const ft_config *config, int context_length,
 						const ft_data_size *data);
 
+struct ft_adapter;
+/* The prompt template (NULL: none) of an adapter is that of the rows; FT_INVALID where another was
+ * given. */
+ft_status ft_options_adopt_template(ft_options *options, const char *prompt_template);
 /* An adapter's shape is the options' from now on; FT_INVALID where one of them was given and is
  * another. */
-struct ft_adapter;
 ft_status ft_options_adopt(ft_options *options, const struct ft_adapter *adapter);
 
 /* All options by name, as event and plan file have them. */

@@ -4,6 +4,7 @@
 #include "lora.h"
 
 #include "buffer.h"
+#include "random.h"
 
 #include <stdlib.h>
 
@@ -72,6 +73,7 @@ static ft_status
 plan(ft_lora *lora, int64_t capacity, ft_arena *arena)
 {
 	int64_t widest = 0;
+	int64_t widest_in = 0;
 	int64_t largest = 0;
 
 	for (int g = 0; g < FT_GROUP_COUNT; g++)
@@ -82,6 +84,8 @@ plan(ft_lora *lora, int64_t capacity, ft_arena *arena)
 			widest = columns;
 		if (columns * lora->members[g].in > largest)
 			largest = columns * lora->members[g].in;
+		if (columns > 0 && lora->members[g].in > widest_in)
+			widest_in = lora->members[g].in;
 	}
 	FT_TRY(ft_arena_want(arena, &lora->operands, lora->n_operands, lora->compute));
 	FT_TRY(ft_arena_want(arena, &lora->gradient, lora->adapter->n, FT_F32));
@@ -89,6 +93,8 @@ plan(ft_lora *lora, int64_t capacity, ft_arena *arena)
 	FT_TRY(ft_arena_want(arena, &lora->product, capacity * widest, FT_F32));
 	if (lora->compute != FT_F32)
 		FT_TRY(ft_arena_want(arena, &lora->du, capacity * widest, lora->compute));
+	if (lora->adapter->dropout > 0)
+		FT_TRY(ft_arena_want(arena, &lora->dropped, capacity * widest_in, FT_F32));
 	return FT_OK;
 }
 
@@ -202,6 +208,93 @@ ft_lora_zero_gradient(ft_lora *lora, ft_stream *stream)
 	return lora->ops->zero(stream, lora->gradient, (size_t) lora->adapter->n * sizeof(float));
 }
 
+/* --- dropout --- */
+
+void
+ft_lora_set_dropout(ft_lora *lora, uint64_t seed, int64_t step)
+{
+	uint32_t words[4];
+
+	ft_philox(seed, FT_STREAM_DROPOUT, (uint64_t) step, words);
+	lora->dropout =
+		(ft_dropout){.p = lora->adapter->dropout, .seed = (uint64_t) words[1] << 32 | words[0]};
+}
+
+void
+ft_lora_begin_dropout(ft_lora *lora, const int32_t *positions, const int32_t *documents)
+{
+	lora->dropping = lora->adapter->dropout > 0;
+	lora->dropout.positions = positions;
+	lora->dropout.documents = documents;
+}
+
+void
+ft_lora_end_dropout(ft_lora *lora)
+{
+	lora->dropping = false;
+}
+
+/* What a target reads. */
+static ft_status
+drop_input(ft_lora *lora, ft_stream *stream, int layer, int target, ft_mat x, ft_mat *dropped)
+{
+	*dropped = ft_mat_make(lora->dropped, lora->compute, x.rows, x.cols);
+	lora->dropout.slot = (uint32_t) (layer * FT_TARGET_COUNT + target);
+	return lora->ops->dropout(stream, *dropped, x, &lora->dropout, 0.0f);
+}
+
+/* product = u before it is rounded: with dropout a product for each target. */
+static ft_status
+dropped_product(ft_lora *lora, ft_stream *stream, int layer, ft_lora_group group, ft_mat product,
+				ft_mat x)
+{
+	const ft_lora_members *m = &lora->members[group];
+	ft_mat a = stacked_a(lora, layer, group);
+	int rank = lora->adapter->rank;
+
+	for (int i = 0; i < m->n; i++)
+	{
+		int64_t first = (int64_t) i * rank;
+		ft_mat dropped;
+
+		FT_TRY(drop_input(lora, stream, layer, m->target[i], x, &dropped));
+		FT_TRY(lora->ops->matmul(stream, ft_mat_cols(product, first, rank), dropped, false,
+								 ft_mat_rows(a, first, rank), true, 1.0f, 0.0f));
+	}
+	return FT_OK;
+}
+
+/* The gradients of A and of x from du. */
+static ft_status
+dropped_backward(ft_lora *lora, ft_stream *stream, int layer, ft_lora_group group, ft_mat dx,
+				 ft_mat du, ft_mat x)
+{
+	const ft_lora_members *m = &lora->members[group];
+	const ft_adapter *adapter = lora->adapter;
+	ft_mat a = stacked_a(lora, layer, group);
+	int rank = adapter->rank;
+
+	for (int i = 0; i < m->n; i++)
+	{
+		int64_t first = (int64_t) i * rank;
+		int64_t at = adapter->a_at[layer * FT_TARGET_COUNT + m->target[i]];
+		ft_mat du_i = ft_mat_cols(du, first, rank);
+		ft_mat dropped;
+		ft_mat back;
+
+		FT_TRY(drop_input(lora, stream, layer, m->target[i], x, &dropped));
+		FT_TRY(lora->ops->matmul(stream, ft_mat_make(lora->gradient + at, FT_F32, rank, m->in),
+								 du_i, true, dropped, false, 1.0f, 1.0f));
+		if (dx.data == NULL)
+			continue;
+		back = ft_mat_make(lora->dropped, FT_F32, x.rows, x.cols);
+		FT_TRY(lora->ops->matmul(stream, back, du_i, false, ft_mat_rows(a, first, rank), false,
+								 1.0f, 0.0f));
+		FT_TRY(lora->ops->dropout(stream, dx, back, &lora->dropout, 1.0f));
+	}
+	return FT_OK;
+}
+
 /* --- forward and backward --- */
 
 /* Round the f32 product into `to`, unless it stands there already. */
@@ -225,8 +318,11 @@ ft_lora_forward(ft_lora *lora, ft_stream *stream, int layer, ft_lora_group group
 		return FT_OK;
 	if (lora->compute != FT_F32)
 		product = ft_mat_make(lora->product, FT_F32, x.rows, ft_lora_columns(lora, group));
-	FT_TRY(lora->ops->matmul(stream, product, x, false, stacked_a(lora, layer, group), true, 1.0f,
-							 0.0f));
+	if (lora->dropping)
+		FT_TRY(dropped_product(lora, stream, layer, group, product, x));
+	else
+		FT_TRY(lora->ops->matmul(stream, product, x, false, stacked_a(lora, layer, group), true,
+								 1.0f, 0.0f));
 	FT_TRY(to_compute(lora, stream, u, product));
 	for (int i = 0; i < m->n; i++)
 	{
@@ -284,6 +380,8 @@ ft_lora_backward(ft_lora *lora, ft_stream *stream, int layer, ft_lora_group grou
 								 false, adapter->scale, 1.0f));
 	}
 	FT_TRY(to_compute(lora, stream, du, product));
+	if (lora->dropping)
+		return dropped_backward(lora, stream, layer, group, dx, du, x);
 	FT_TRY(add_da(lora, stream, layer, group, du, x));
 	if (dx.data != NULL)
 		FT_TRY(lora->ops->matmul(stream, dx, du, false, stacked_a(lora, layer, group), false, 1.0f,

@@ -11,6 +11,10 @@
  * so that a weight-shaped gradient is never formed (Hu et al., "LoRA:
  * Low-Rank Adaptation of Large Language Models", 2021).
  *
+ * With dropout each target has an input of its own, x where its mask keeps it,
+ * over 1 − p (as PEFT has it, in training only):  u = drop(x)·Aᵀ,
+ * dA = duᵀ·drop(x), dx += drop(du · A).  The masks are made anew in backward.
+ *
  * Masters and gradients are f32.  What enters a product is in the model's
  * compute type; the operands are made from the masters once per optimizer step.
  */
@@ -56,6 +60,9 @@ typedef struct ft_lora
 	float *da;       /* [n·R, in] scratch */
 	float *product;  /* [T, n·R] scratch */
 	void *du;        /* [T, n·R] scratch, compute type; = product when that is f32 */
+	float *dropped;  /* [T, widest input] scratch; only with dropout */
+	ft_dropout dropout;
+	bool dropping; /* training, with dropout */
 } ft_lora;
 
 /* Plan the memory for batches of at most `capacity` tokens in the arena (not yet allocated). */
@@ -70,6 +77,13 @@ int64_t ft_lora_columns(const ft_lora *lora, ft_lora_group group);
  */
 ft_status ft_lora_prepare(ft_lora *lora, ft_stream *stream);
 ft_status ft_lora_zero_gradient(ft_lora *lora, ft_stream *stream);
+
+/* The masks of an optimizer step: they depend on the seed, the step, the layer, the target, and a
+ * token's document and place in it, so on nothing of how a step is computed.  positions and
+ * documents [T] are those of the rows that forward and backward are given (device). */
+void ft_lora_set_dropout(ft_lora *lora, uint64_t seed, int64_t step);
+void ft_lora_begin_dropout(ft_lora *lora, const int32_t *positions, const int32_t *documents);
+void ft_lora_end_dropout(ft_lora *lora);
 
 /* u = x·Aᵀ [T, n·R] (compute type, saved for backward); y (f32 [T, all columns]) += s·u·Bᵀ. */
 ft_status ft_lora_forward(ft_lora *lora, ft_stream *stream, int layer, ft_lora_group group,

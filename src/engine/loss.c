@@ -8,6 +8,7 @@
 #include "transformer.h"
 
 #include "buffer.h"
+#include "preference.h"
 
 /* From the chunk's gradient of the logits to the residual stream's, scattered to the rows. */
 static ft_status
@@ -57,13 +58,10 @@ loss_chunk(ft_transformer *t, const ft_microbatch *batch, int64_t first, int64_t
 }
 
 ft_status
-ft_transformer_loss(ft_transformer *t, const ft_microbatch *batch, double grad_scale,
-					ft_loss_sums *sums)
+ft_transformer_row_losses(ft_transformer *t, const ft_microbatch *batch, double grad_scale)
 {
 	const ft_config *c = &t->model->config;
 	size_t bytes = (size_t) batch->trained * sizeof(float);
-	float *loss = t->host_loss;
-	float *correct = t->host_loss + batch->trained;
 
 	if (grad_scale != 0.0)
 		FT_TRY(t->ops->zero(t->stream, t->dhidden,
@@ -77,8 +75,20 @@ ft_transformer_loss(ft_transformer *t, const ft_microbatch *batch, double grad_s
 		if (t->tick != NULL)
 			FT_TRY(t->tick(t->tick_context));
 	}
-	FT_TRY(t->ops->copy_to_host(t->stream, loss, t->loss, bytes));
-	FT_TRY(t->ops->copy_to_host(t->stream, correct, t->correct, bytes));
+	FT_TRY(t->ops->copy_to_host(t->stream, t->host_loss, t->loss, bytes));
+	return t->ops->copy_to_host(t->stream, t->host_loss + batch->trained, t->correct, bytes);
+}
+
+ft_status
+ft_transformer_loss(ft_transformer *t, const ft_microbatch *batch, double grad_scale,
+					ft_loss_sums *sums)
+{
+	const float *loss = t->host_loss;
+	const float *correct = t->host_loss + batch->trained;
+
+	if (batch->n_pairs > 0)
+		return ft_preference_loss(t, batch, grad_scale, sums);
+	FT_TRY(ft_transformer_row_losses(t, batch, grad_scale));
 	for (int64_t i = 0; i < batch->trained; i++)
 	{
 		sums->loss += (double) batch->weights[i] * loss[i];

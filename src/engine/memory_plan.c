@@ -4,6 +4,7 @@
 #include "memory_plan.h"
 
 #include "buffer.h"
+#include "full.h"
 #include "hf_config.h"
 #include "optimizer.h"
 #include "transformer.h"
@@ -48,23 +49,35 @@ static const ft_ops counting = {
 	.name = "plan", .mem_alloc = alloc_nothing, .mem_free = free_nothing};
 
 static ft_model
-model_of(const ft_config *config)
+model_of(const ft_config *config, ft_method method)
 {
-	return (ft_model){.config = *config, .ops = &counting, .compute = FT_BF16};
+	return (ft_model){.config = *config,
+					  .ops = &counting,
+					  .compute = FT_BF16,
+					  .quantised = method == FT_METHOD_QLORA};
 }
 
 /* --- parts --- */
 
-/* The matrices of all layers that are quantised by qlora: without embeddings, norms and routers. */
+/* The matrices of a layer that LoRA is made for and qlora holds in few bits, without embeddings,
+ * norms and routers: their values, or their bytes in NF4. */
 static int64_t
-linear_parameters(const ft_config *c)
+layer_matrices(const ft_config *c, bool nf4)
 {
-	int64_t hidden = c->hidden;
 	int64_t q = (int64_t) c->heads * c->head_dim;
 	int64_t kv = (int64_t) c->kv_heads * c->head_dim;
-	int64_t ffn = 3 * hidden * c->ffn * (c->experts > 0 ? c->experts : 1);
+	int64_t experts = c->experts > 0 ? c->experts : 1;
+	const struct
+	{
+		int64_t values;
+		int64_t count;
+	} kinds[] = {
+		{c->hidden * q, 2}, {c->hidden * kv, 2}, {(int64_t) c->hidden * c->ffn, 3 * experts}};
+	int64_t sum = 0;
 
-	return c->layers * (hidden * (2 * q + 2 * kv) + ffn);
+	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+		sum += kinds[i].count * (nf4 ? ft_nf4_bytes(kinds[i].values) : kinds[i].values);
+	return sum;
 }
 
 /* Norms and biases, which are kept in f32. */
@@ -80,24 +93,6 @@ vector_parameters(const ft_config *c)
 	return c->layers * layer + c->hidden;
 }
 
-/* The largest product's matrix, which qlora unpacks before it computes with it. */
-static int64_t
-largest_matrix(const ft_config *c)
-{
-	int64_t qkv = (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim;
-	int64_t rows = qkv > 2 * (int64_t) c->ffn ? qkv : 2 * (int64_t) c->ffn;
-
-	return rows * c->hidden;
-}
-
-static int64_t
-nf4_bytes(int64_t n)
-{
-	int64_t blocks = (n + 63) / 64;
-
-	return (n + 1) / 2 + blocks + (blocks + 255) / 256 * 4;
-}
-
 static int64_t
 rope_bytes(const ft_config *c, int64_t tokens)
 {
@@ -110,12 +105,12 @@ static int64_t
 weight_bytes(const ft_config *c, ft_method method)
 {
 	int64_t all = ft_config_parameters(c);
-	int64_t linear = linear_parameters(c);
+	int64_t linear = c->layers * layer_matrices(c, false);
 	int64_t vectors = vector_parameters(c);
 	int64_t rest = (all - linear - vectors) * BF16_BYTES + vectors * (int64_t) sizeof(float);
 
 	if (method == FT_METHOD_QLORA)
-		return rest + largest_matrix(c) * BF16_BYTES + nf4_bytes(linear);
+		return rest + c->layers * layer_matrices(c, true);
 	return rest + linear * BF16_BYTES;
 }
 
@@ -133,14 +128,22 @@ plan_adapter(const ft_adapter *adapter, ft_memory_plan *plan)
 	return status;
 }
 
-static void
-plan_full(const ft_config *c, ft_memory_plan *plan)
+/* All weights in one place, with their gradient and moments. */
+static ft_status
+plan_full(const ft_config *c, int64_t tokens, ft_memory_plan *plan)
 {
-	int64_t n = ft_config_parameters(c);
-	int64_t moment = n + (n + 255) / 256 * (int64_t) sizeof(float);
+	ft_weight_layout *layout;
+	int64_t gradient;
+	int64_t moments;
 
-	plan->optimizer = n * (int64_t) sizeof(float) + 2 * moment;
-	plan->host = 2 * moment;
+	FT_TRY(ft_weight_layout_create(c, &layout));
+	plan->weights = layout->matrices * BF16_BYTES +
+					(layout->n - layout->matrices) * (int64_t) sizeof(float) +
+					rope_bytes(c, tokens);
+	ft_weight_layout_free(layout);
+	FT_TRY(ft_full_bytes(c, true, &gradient, &moments));
+	plan->optimizer = gradient + moments;
+	return FT_OK;
 }
 
 /* --- the plan --- */
@@ -149,8 +152,7 @@ ft_status
 ft_memory_plan_make(const ft_config *config, ft_method method, int rank, int64_t tokens,
 					ft_memory_plan *plan)
 {
-	ft_model model = model_of(config);
-	ft_adapter none = {.layers = config->layers, .ops = &counting};
+	ft_model model = model_of(config, method);
 	ft_adapter *adapter = NULL;
 	ft_status status = FT_OK;
 
@@ -159,7 +161,7 @@ ft_memory_plan_make(const ft_config *config, ft_method method, int rank, int64_t
 					   (long long) ft_config_parameters(config));
 	*plan = (ft_memory_plan){.weights = weight_bytes(config, method) + rope_bytes(config, tokens)};
 	if (method == FT_METHOD_FULL)
-		plan_full(config, plan);
+		status = plan_full(config, tokens, plan);
 	else
 	{
 		status =
@@ -168,8 +170,7 @@ ft_memory_plan_make(const ft_config *config, ft_method method, int rank, int64_t
 			status = plan_adapter(adapter, plan);
 	}
 	if (status == FT_OK)
-		status = ft_transformer_bytes(&model, adapter != NULL ? adapter : &none, tokens,
-									  &plan->activations);
+		status = ft_transformer_bytes(&model, adapter, tokens, &plan->activations);
 	ft_adapter_free(adapter);
 	plan->total = plan->weights + plan->adapter + plan->optimizer + plan->activations;
 	return status;

@@ -2,18 +2,17 @@
  * memory_plan.h: the memory that training takes, from a model's configuration
  * alone.
  *
- * For method lora activations, adapter and optimizer are planned by the code
- * that plans them in training (transformer.c, lora.c, adapter.c, optimizer.c),
- * on a device that hands out no memory.  What has no code of its own yet is
- * counted by these formulas, with P parameters, of which L are those of linear
- * layers:
+ * Activations, adapter, weights that are trained and optimizer are planned by
+ * the code that plans them in training (transformer.c, lora.c, adapter.c,
+ * optimizer.c, weight_layout.c, full.c), on a device that hands out no memory.
+ * With qlora the matrix that is dequantised for a product is among the
+ * activations.  Weights that are not trained are counted by these formulas, with
+ * P parameters:
  *
- *     weights    2 P bytes (bf16), 4 for norms and biases; the cosine and sine
+ *     lora       2 P bytes (bf16), 4 for norms and biases; the cosine and sine
  *                tables 4 · D a position
- *     qlora      L in NF4 instead: 4 bits, absmax in 8 bits a block of 64, and
- *                f32 a 256 of these; and the largest layer's matrix in bf16
- *     full       no adapter; gradient 4 P (f32), two moments of 8 bits a value
- *                with f32 a block of 256
+ *     qlora      the linear layers' in NF4 instead (ft_nf4_bytes), as over a base
+ *                that is not quantised itself
  *
  * Everything is for products in bf16 (numerics "fast", on a CPU that has them,
  * or a GPU).
@@ -50,7 +49,7 @@ typedef struct ft_memory_plan
 	int64_t optimizer;   /* moments, and with method full the gradient */
 	int64_t activations; /* what a batch needs, LoRA's operands and gradient included */
 	int64_t total;
-	int64_t host; /* kept on the host for checkpoints */
+	int64_t host; /* kept on the host for checkpoints; with method full they need none */
 } ft_memory_plan;
 
 const char *ft_method_name(ft_method method);

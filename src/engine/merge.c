@@ -338,13 +338,63 @@ pass(passage *p, ft_sink sink, void *context)
 	return FT_OK;
 }
 
+/* --- trained values --- */
+
+/* Where the parameters have a tensor of the file. */
+static ft_mat
+trained_values(const ft_merge *merge, const ft_model_tensor *tensor)
+{
+	int64_t n;
+	int64_t at = ft_weight_layout_find(merge->trained->layout, tensor->name, &n);
+
+	return ft_parameters_at(merge->trained, at, tensor->rows, tensor->cols);
+}
+
+ft_dtype
+ft_merge_type(const ft_merge *merge, const ft_model_tensor *tensor, ft_dtype to)
+{
+	return merge->trained != NULL ? trained_values(merge, tensor).dtype : to;
+}
+
+static ft_status
+pass_trained(ft_merge *merge, const ft_model_tensor *tensor, ft_sink sink, void *context)
+{
+	ft_mat values = trained_values(merge, tensor);
+	int64_t row_bytes = ft_row_bytes(values.dtype, values.cols);
+	int64_t piece = PIECE_VALUES / values.cols > 0 ? PIECE_VALUES / values.cols : 1;
+	int64_t rows;
+	void *buffer;
+	ft_status status = FT_OK;
+
+	piece = piece < values.rows ? piece : values.rows;
+	FT_TRY(ft_alloc(&buffer, (size_t) piece, (size_t) row_bytes));
+	for (int64_t first = 0; status == FT_OK && first < values.rows; first += rows)
+	{
+		size_t n;
+
+		rows = values.rows - first < piece ? values.rows - first : piece;
+		n = (size_t) (rows * row_bytes);
+		status = merge->trained->ops->copy_to_host(
+			merge->stream, buffer, (const char *) values.data + first * row_bytes, n);
+		if (status == FT_OK)
+			status = sink(context, buffer, n);
+		if (status == FT_OK && merge->tick != NULL)
+			status = merge->tick(merge->tick_context);
+	}
+	free(buffer);
+	return status;
+}
+
 ft_status
 ft_merge_tensor(ft_merge *merge, const ft_model_tensor *tensor, ft_dtype to, int permuted_heads,
 				ft_sink sink, void *context)
 {
 	passage p = {.merge = merge, .tensor = tensor, .to = to, .permuted_heads = permuted_heads};
-	ft_status status = prepare(&p);
+	ft_status status;
 
+	if (merge->trained != NULL)
+		return pass_trained(merge, tensor, sink, context);
+	status = prepare(&p);
 	if (status == FT_OK)
 		status = pass(&p, sink, context);
 	passage_free(&p);

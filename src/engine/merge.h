@@ -11,6 +11,7 @@
 
 #include "adapter.h"
 #include "model_file.h"
+#include "parameters.h"
 #include "safetensors.h"
 
 typedef struct ft_merge
@@ -19,9 +20,10 @@ typedef struct ft_merge
 	ft_peft_config config; /* of the adapter */
 	float scale;           /* alpha / rank, with rslora alpha / √rank; 0: no adapter */
 	ft_safetensors *adapter;
-	const ft_ops *ops; /* the CPU's */
+	const ft_parameters *trained; /* values in place of the file's, on their device; NULL: none */
+	const ft_ops *ops;            /* the CPU's */
 	ft_device *device;
-	ft_stream *stream;
+	ft_stream *stream;                /* of the CPU's, or where the trained values are */
 	ft_status (*tick)(void *context); /* between pieces; may be NULL */
 	void *tick_context;
 } ft_merge;
@@ -39,8 +41,12 @@ void ft_merge_close(ft_merge *merge);
  * With permuted_heads > 0 the rows of each so many heads are interleaved as GGUF wants them for
  * architecture llama.  FT_UNSUPPORTED when a value is too large for f16; FT_NON_FINITE when one is
  * not finite. */
+/* Trained values are given as they are: ft_merge_type says in which type. */
 ft_status ft_merge_tensor(ft_merge *merge, const ft_model_tensor *tensor, ft_dtype to,
 						  int permuted_heads, ft_sink sink, void *context);
+
+/* The type that a tensor is written in where `to` is asked for. */
+ft_dtype ft_merge_type(const ft_merge *merge, const ft_model_tensor *tensor, ft_dtype to);
 
 /* A tensor of the base and what the adapter has for it. */
 typedef struct ft_merge_pair

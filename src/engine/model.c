@@ -8,6 +8,7 @@
 #include "model.h"
 
 #include "buffer.h"
+#include "nf4.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -29,7 +30,8 @@ typedef struct loader
 	ft_model *model;
 	ft_stream *stream;
 	unsigned use;
-	bool *used; /* per tensor of the file */
+	unsigned matrix_use; /* of the blocks' matrices */
+	bool *used;          /* per tensor of the file */
 } loader;
 
 static const struct
@@ -136,6 +138,86 @@ find_tensor(loader *l, const char *name, int64_t rows, int64_t cols, const ft_mo
 	return FT_OK;
 }
 
+/* A stored tensor into a matrix or vector on the device, of f32 or bf16. */
+static ft_status
+load_values(loader *l, const ft_model_tensor *t, ft_mat to)
+{
+	const ft_ops *ops = l->model->ops;
+	void *host = NULL;
+	void *stored = NULL;
+	ft_status status;
+
+	FT_TRY(ft_alloc(&host, t->bytes, 1));
+	status = ft_model_file_read(l->file, t, host);
+	if (status == FT_OK && t->dtype == to.dtype)
+		status = ops->copy_to_device(l->stream, to.data, host, t->bytes);
+	else if (status == FT_OK)
+	{
+		status = ops->mem_alloc(l->model->device, FT_MEM_DEVICE, t->bytes, &stored);
+		if (status == FT_OK)
+			status = ops->copy_to_device(l->stream, stored, host, t->bytes);
+		if (status == FT_OK)
+			status = ops->convert(l->stream, to, ft_mat_make(stored, t->dtype, to.rows, to.cols));
+	}
+	if (status == FT_OK)
+		status = ops->stream_synchronize(l->stream);
+	if (stored)
+		ops->mem_free(l->model->device, FT_MEM_DEVICE, stored);
+	free(host);
+	return status;
+}
+
+/* Where the parameters have a tensor. */
+static int64_t
+place_of(const loader *l, const char *name)
+{
+	int64_t n;
+
+	return ft_weight_layout_find(l->model->parameters->layout, name, &n);
+}
+
+/* The named tensors, which stand one after the other in the parameters, as one weight. */
+static ft_status
+load_parameters(loader *l, int n, const char *const *names, const int64_t *rows, int64_t cols,
+				ft_weight **weight)
+{
+	const ft_parameters *p = l->model->parameters;
+	int64_t all = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		const ft_model_tensor *t;
+
+		FT_TRY(find_tensor(l, names[i], rows[i], cols, &t));
+		FT_TRY(load_values(l, t, ft_parameters_at(p, place_of(l, names[i]), rows[i], cols)));
+		all += rows[i];
+	}
+	return l->model->ops->weight_view(
+		l->model->device, ft_parameters_at(p, place_of(l, names[0]), all, cols), weight);
+}
+
+/* Replace a host matrix of a plain type by its NF4. */
+static ft_status
+quantise_part(const loader *l, const char *name, ft_mat *part)
+{
+	void *nf4;
+	ft_status status;
+
+	FT_TRY(ft_alloc(&nf4, (size_t) ft_nf4_bytes(part->rows * part->cols), 1));
+	status = ft_nf4_quantise(*part, nf4);
+	if (status != FT_OK)
+	{
+		char reason[256];
+
+		snprintf(reason, sizeof reason, "%s", ft_error_message());
+		free(nf4);
+		return ft_fail(status, "%s: tensor \"%s\": %s", ft_model_file_path(l->file), name, reason);
+	}
+	free(part->data);
+	*part = ft_mat_make(nf4, FT_NF4, part->rows, part->cols);
+	return FT_OK;
+}
+
 /* Stack the named tensors [rows_i, cols] into one weight. */
 static ft_status
 load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int64_t cols,
@@ -144,6 +226,8 @@ load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int
 	ft_mat parts[MAX_PARTS];
 	ft_status status = FT_OK;
 
+	if (l->model->parameters != NULL)
+		return load_parameters(l, n, names, rows, cols, weight);
 	memset(parts, 0, sizeof parts);
 	for (int i = 0; i < n && status == FT_OK; i++)
 	{
@@ -156,6 +240,9 @@ load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int
 		status = ft_alloc(&parts[i].data, t->bytes, 1);
 		if (status == FT_OK)
 			status = ft_model_file_read(l->file, t, parts[i].data);
+		if (status == FT_OK && use == FT_USE_DEQUANTISE &&
+			ft_dtype_get(t->dtype)->block_values == 1)
+			status = quantise_part(l, names[i], &parts[i]);
 	}
 	if (status == FT_OK)
 		status = l->model->ops->weight_create(l->model->device, parts, n, use, weight);
@@ -166,10 +253,16 @@ load_weight(loader *l, int n, const char *const *names, const int64_t *rows, int
 	return status;
 }
 
-/* Device memory of n f32 values that the model owns. */
+/* Device memory of n f32 values that the model owns: of its own, or of its parameters the vector at
+ * that place (-1: it is none of them). */
 static ft_status
-device_floats(ft_model *model, int64_t n, float **values)
+device_floats(ft_model *model, int64_t place, int64_t n, float **values)
 {
+	if (model->parameters != NULL && place >= 0)
+	{
+		*values = ft_parameters_at(model->parameters, place, 1, n).data;
+		return FT_OK;
+	}
 	FT_TRY(model->ops->mem_alloc(model->device, FT_MEM_DEVICE, (size_t) n * sizeof(float),
 								 (void **) values));
 	model->bytes += n * (int64_t) sizeof(float);
@@ -180,32 +273,10 @@ device_floats(ft_model *model, int64_t n, float **values)
 static ft_status
 load_vector_to(loader *l, const char *name, int64_t n, float *vector)
 {
-	const ft_ops *ops = l->model->ops;
 	const ft_model_tensor *t;
-	void *host = NULL;
-	void *stored = NULL;
-	ft_status status;
 
 	FT_TRY(find_tensor(l, name, 1, n, &t));
-	FT_TRY(ft_alloc(&host, t->bytes, 1));
-	status = ft_model_file_read(l->file, t, host);
-	if (status == FT_OK && t->dtype == FT_F32)
-		status = ops->copy_to_device(l->stream, vector, host, t->bytes);
-	else if (status == FT_OK)
-	{
-		status = ops->mem_alloc(l->model->device, FT_MEM_DEVICE, t->bytes, &stored);
-		if (status == FT_OK)
-			status = ops->copy_to_device(l->stream, stored, host, t->bytes);
-		if (status == FT_OK)
-			status = ops->convert(l->stream, ft_mat_make(vector, FT_F32, 1, n),
-								  ft_mat_make(stored, t->dtype, 1, n));
-	}
-	if (status == FT_OK)
-		status = ops->stream_synchronize(l->stream);
-	if (stored)
-		ops->mem_free(l->model->device, FT_MEM_DEVICE, stored);
-	free(host);
-	return status;
+	return load_values(l, t, ft_mat_make(vector, FT_F32, 1, n));
 }
 
 /* The router, which is small and chooses, is used row-fixed in training, too: so that training and
@@ -234,9 +305,9 @@ load_experts(loader *l, int index)
 			snprintf(names[i], sizeof names[i],
 					 "model.layers.%d.block_sparse_moe.experts.%d.%s.weight", index, e,
 					 matrices[i]);
-		FT_TRY(load_weight(l, 2, gate_up, (int64_t[]){c->ffn, c->ffn}, c->hidden, l->use,
+		FT_TRY(load_weight(l, 2, gate_up, (int64_t[]){c->ffn, c->ffn}, c->hidden, l->matrix_use,
 						   &layer->experts_gate_up[e]));
-		FT_TRY(load_weight(l, 1, &down, (int64_t[]){c->hidden}, c->ffn, l->use,
+		FT_TRY(load_weight(l, 1, &down, (int64_t[]){c->hidden}, c->ffn, l->matrix_use,
 						   &layer->experts_down[e]));
 	}
 	return FT_OK;
@@ -245,7 +316,9 @@ load_experts(loader *l, int index)
 static ft_status
 load_vector(loader *l, const char *name, int64_t n, float **vector)
 {
-	FT_TRY(device_floats(l->model, n, vector));
+	int64_t place = l->model->parameters != NULL ? place_of(l, name) : -1;
+
+	FT_TRY(device_floats(l->model, place, n, vector));
 	return load_vector_to(l, name, n, *vector);
 }
 
@@ -260,8 +333,11 @@ load_attention_extras(loader *l, int index)
 	char name[128];
 	int64_t at = 0;
 
+	if (c->qkv_bias && l->model->parameters != NULL)
+		at = l->model->parameters->layout->layers[index].qkv_bias;
 	if (c->qkv_bias)
-		FT_TRY(device_floats(l->model, out[0] + out[1] + out[2], &layer->qkv_bias));
+		FT_TRY(device_floats(l->model, at, out[0] + out[1] + out[2], &layer->qkv_bias));
+	at = 0;
 	for (int t = FT_Q_PROJ; c->qkv_bias && t <= FT_V_PROJ; t++)
 	{
 		snprintf(name, sizeof name, "model.layers.%d.%s.bias", index, targets[t].module);
@@ -297,14 +373,15 @@ load_layer(loader *l, int index)
 	snprintf(norm, sizeof norm, "model.layers.%d.post_attention_layernorm.weight", index);
 	FT_TRY(load_vector(l, norm, c->hidden, &layer->ffn_norm));
 	FT_TRY(load_attention_extras(l, index));
-	FT_TRY(load_weight(l, 3, &name[FT_Q_PROJ], (int64_t[]){q, kv, kv}, c->hidden, l->use,
+	FT_TRY(load_weight(l, 3, &name[FT_Q_PROJ], (int64_t[]){q, kv, kv}, c->hidden, l->matrix_use,
 					   &layer->qkv));
-	FT_TRY(load_weight(l, 1, &name[FT_O_PROJ], (int64_t[]){c->hidden}, q, l->use, &layer->out));
+	FT_TRY(
+		load_weight(l, 1, &name[FT_O_PROJ], (int64_t[]){c->hidden}, q, l->matrix_use, &layer->out));
 	if (c->experts > 0)
 		return load_experts(l, index);
-	FT_TRY(load_weight(l, 2, &name[FT_GATE_PROJ], (int64_t[]){c->ffn, c->ffn}, c->hidden, l->use,
-					   &layer->gate_up));
-	FT_TRY(load_weight(l, 1, &name[FT_DOWN_PROJ], (int64_t[]){c->hidden}, c->ffn, l->use,
+	FT_TRY(load_weight(l, 2, &name[FT_GATE_PROJ], (int64_t[]){c->ffn, c->ffn}, c->hidden,
+					   l->matrix_use, &layer->gate_up));
+	FT_TRY(load_weight(l, 1, &name[FT_DOWN_PROJ], (int64_t[]){c->hidden}, c->ffn, l->matrix_use,
 					   &layer->down));
 	return FT_OK;
 }
@@ -378,8 +455,8 @@ load_rope(loader *l)
 	float *tables = NULL;
 	ft_status status;
 
-	FT_TRY(device_floats(model, n, &model->rope_cos));
-	FT_TRY(device_floats(model, n, &model->rope_sin));
+	FT_TRY(device_floats(model, -1, n, &model->rope_cos));
+	FT_TRY(device_floats(model, -1, n, &model->rope_sin));
 	FT_TRY(ft_alloc((void **) &inverse, (size_t) half, sizeof(float)));
 	status = inverse_frequencies(l, inverse);
 	if (status == FT_OK)
@@ -495,13 +572,34 @@ choose_positions(const ft_model_file *file, const ft_device_info *info, int *pos
 				   "Set the option context_length to a smaller number.");
 }
 
-ft_status
-ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use,
-			  int max_positions, ft_model **model)
+/* Does a weight for training stay as the file has it, whatever is asked for?  A CPU that computes
+ * in f32 keeps the blocks of a quantised type, and its products read them faster than dequantising
+ * for each would be. */
+static bool
+stays_as_stored(const ft_model_file *file, const ft_device_info *info)
+{
+	if (info->threads == 0 || info->compute_dtype != FT_F32)
+		return false;
+	for (int i = 0; i < ft_model_file_tensors(file); i++)
+	{
+		const ft_model_tensor *t = ft_model_file_tensor(file, i);
+
+		if (t->rows > 1 && strstr(t->name, ".layers.") != NULL &&
+			strstr(t->name, "block_sparse_moe.gate.") == NULL &&
+			ft_dtype_get(t->dtype)->block_values == 1)
+			return false;
+	}
+	return true;
+}
+
+static ft_status
+load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use, bool trainable,
+	 int max_positions, ft_model **model)
 {
 	const ft_config *config = ft_model_file_config(file);
 	ft_device_info info;
 	loader l = {.file = file, .use = use & (FT_USE_TRAIN | FT_USE_SERVE)};
+	bool quantised;
 	ft_model *m = NULL;
 	ft_status status;
 
@@ -516,12 +614,19 @@ ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, u
 	m->rope_positions = max_positions;
 	if (m->config.window >= max_positions)
 		m->config.window = 0; /* it hides nothing */
+	quantised = use & FT_USE_DEQUANTISE && !stays_as_stored(file, &info);
+	m->quantised = quantised;
+	l.matrix_use = quantised ? FT_USE_DEQUANTISE : l.use;
 	l.model = m;
 	status = ft_alloc((void **) &m->layers, (size_t) config->layers, sizeof *m->layers);
 	if (status == FT_OK)
 		status = ft_alloc((void **) &l.used, (size_t) ft_model_file_tensors(file), sizeof *l.used);
 	if (status == FT_OK)
 		status = ops->stream_create(device, &l.stream);
+	if (status == FT_OK && trainable)
+		status = ft_parameters_create(config, ops, device, m->compute, &m->parameters);
+	if (status == FT_OK && trainable)
+		m->bytes += m->parameters->arena.bytes;
 	if (status == FT_OK)
 		status = load_all(&l);
 	if (l.stream)
@@ -534,6 +639,20 @@ ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, u
 	}
 	*model = m;
 	return FT_OK;
+}
+
+ft_status
+ft_model_load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use,
+			  int max_positions, ft_model **model)
+{
+	return load(file, ops, device, use, false, max_positions, model);
+}
+
+ft_status
+ft_model_load_trainable(const ft_model_file *file, const ft_ops *ops, ft_device *device,
+						int max_positions, ft_model **model)
+{
+	return load(file, ops, device, FT_USE_TRAIN, true, max_positions, model);
 }
 
 static void
@@ -549,6 +668,14 @@ free_weights(const ft_ops *ops, ft_weight **weights, int n)
 	for (int i = 0; weights != NULL && i < n; i++)
 		free_weight(ops, weights[i]);
 	free(weights);
+}
+
+/* Of a vector; the parameters' go with them. */
+static void
+free_vector(const ft_model *model, float *vector)
+{
+	if (vector && model->parameters == NULL)
+		model->ops->mem_free(model->device, FT_MEM_DEVICE, vector);
 }
 
 static void
@@ -571,21 +698,22 @@ ft_model_free(ft_model *model)
 		free_weight(model->ops, layer->out);
 		free_weight(model->ops, layer->gate_up);
 		free_weight(model->ops, layer->down);
-		free_memory(model, layer->attention_norm);
-		free_memory(model, layer->ffn_norm);
+		free_vector(model, layer->attention_norm);
+		free_vector(model, layer->ffn_norm);
 		free_weight(model->ops, layer->router);
 		free_weights(model->ops, layer->experts_gate_up, model->config.experts);
 		free_weights(model->ops, layer->experts_down, model->config.experts);
-		free_memory(model, layer->qkv_bias);
-		free_memory(model, layer->q_norm);
-		free_memory(model, layer->k_norm);
+		free_vector(model, layer->qkv_bias);
+		free_vector(model, layer->q_norm);
+		free_vector(model, layer->k_norm);
 	}
 	if (model->head != model->embedding)
 		free_weight(model->ops, model->head);
 	free_weight(model->ops, model->embedding);
-	free_memory(model, model->final_norm);
+	free_vector(model, model->final_norm);
 	free_memory(model, model->rope_cos);
 	free_memory(model, model->rope_sin);
+	ft_parameters_free(model->parameters);
 	free(model->layers);
 	free(model);
 }

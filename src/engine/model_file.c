@@ -426,6 +426,7 @@ ft_model_file_close(ft_model_file *file)
 		free(file->vocabulary.types);
 		free(file->vocabulary.scores);
 		free(file->vocabulary.merges);
+		free(file->vocabulary.added);
 	}
 	ft_gguf_close(file->gguf);
 	ft_tokenizer_files_free(file->tokenizer_files);

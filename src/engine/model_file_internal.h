@@ -54,6 +54,16 @@ ft_status ft_model_file_check_vocabulary(ft_model_file *file);
 ft_status ft_gguf_read_config(ft_model_file *file);
 ft_status ft_gguf_read_contents(ft_model_file *file);
 
+/* A key of our own: types of tokens are those of a tokenizer.json, where a user-defined one that
+ * looks like a chat template's is none. */
+#define FT_GGUF_EXACT_TYPES "pg_finetune.exact_token_types"
+
+/* Where a SentencePiece-style tokeniser puts a space beyond what the keys of others say, as a key
+ * of our own. */
+#define FT_GGUF_SPACE_PREFIX "pg_finetune.space_prefix"
+/* Its value, NULL where the others say enough (gguf_model.c). */
+const char *ft_gguf_space_prefix_name(ft_space_prefix prefix, bool once);
+
 /* Experts (gguf_experts.c).  Of the keys, into the configuration. */
 ft_status ft_gguf_read_experts(ft_model_file *file);
 /* Give the tensor "blk.<layer>.<gguf>" its Hugging Face name, if it is the router's or a single
@@ -66,13 +76,24 @@ ft_status ft_gguf_expert_slices(const ft_config *c, const ft_gguf_tensor *from,
 								ft_model_tensor *slices, bool *stacked);
 /* The type of its values, FT_UNSUPPORTED when we have none for it (gguf_model.c). */
 ft_status ft_gguf_known_type(const ft_gguf_tensor *from, ft_dtype *dtype);
-/* What GGUF calls an architecture: Mistral is a llama there. */
+/* What GGUF calls an architecture: Mistral and Mixtral are llamas there. */
 const char *ft_gguf_architecture_of(const ft_config *config);
 
-/* The name that a tensor of ours has in a GGUF file, and by how many heads its rows are permuted
- * there (0: as they are).  FT_UNSUPPORTED when it has none. */
-ft_status
-ft_gguf_name_of(const ft_config *config, const char *ours, char name[128], int *permuted_heads);
+/* Where a tensor of ours lies in a GGUF file. */
+typedef struct ft_gguf_place
+{
+	char name[128];
+	int permuted_heads; /* its rows are permuted by so many heads; 0: as they are */
+	int expert;         /* it is this slice of a stacked tensor; -1: all of it */
+	bool router;        /* it chooses among experts */
+} ft_gguf_place;
+
+/* FT_UNSUPPORTED when it has none. */
+ft_status ft_gguf_place_of(const ft_config *config, const char *ours, ft_gguf_place *place);
+/* The same of experts and router, by the name that they have in a layer; false for all others.
+ * *name: in the layer there. */
+bool ft_gguf_expert_place(const ft_config *config, const char *ours, const char **name,
+						  ft_gguf_place *place);
 
 /* The same from the files of a directory (hf_model.c); contents also one by one.  Weights that are
  * not there are FT_NOT_FOUND, as is a tokenizer. */

@@ -35,8 +35,10 @@ ft_ops_check(const ft_ops *ops)
 	CHECK(copy);
 	CHECK(zero);
 	CHECK(weight_create);
+	CHECK(weight_view);
 	CHECK(weight_free);
 	CHECK(weight_bytes);
+	CHECK(dequantise);
 	CHECK(linear);
 	CHECK(linear_grad_input);
 	CHECK(matmul);
@@ -56,6 +58,7 @@ ft_ops_check(const ft_ops *ops)
 	CHECK(rope);
 	CHECK(swiglu);
 	CHECK(swiglu_grad);
+	CHECK(dropout);
 	CHECK(attention);
 	CHECK(attention_grad);
 	CHECK(kv_store);
@@ -69,6 +72,7 @@ ft_ops_check(const ft_ops *ops)
 	CHECK(cross_entropy);
 	CHECK(sum_squares);
 	CHECK(adamw);
+	CHECK(adamw_8bit);
 	CHECK(sample);
 #undef CHECK
 	return FT_OK;

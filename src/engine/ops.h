@@ -32,10 +32,11 @@
 #ifndef FT_OPS_H
 #define FT_OPS_H
 
+#include "small_moments.h"
 #include "status.h"
 #include "tensor.h"
 
-#define FT_OPS_VERSION 2
+#define FT_OPS_VERSION 3
 #define FT_KV_BLOCK 16    /* tokens in a block of the paged KV cache */
 #define FT_MAX_EXPERTS 64 /* so that no product of a model's sizes overflows 64 bits */
 
@@ -64,9 +65,10 @@ typedef struct ft_device_config
 
 typedef struct ft_device_info
 {
-	char name[64];          /* "cpu", "cuda:0 (NVIDIA H200)" */
-	char features[128];     /* "avx512 vnni", "sm_90" */
-	int threads;            /* that operations run on; 0 on a GPU */
+	char name[64];      /* "cpu", "cuda:0 (NVIDIA H200)" */
+	char features[128]; /* "avx512 vnni", "sm_90" */
+	int threads;        /* that operations run on; 0 on a GPU */
+	ft_numerics numerics;
 	ft_dtype compute_dtype; /* of activations that enter matrix products, for this numerics */
 	int64_t memory_total;   /* bytes */
 	int64_t memory_free;
@@ -77,7 +79,10 @@ enum
 {
 	FT_USE_TRAIN = 1, /* linear() and linear_grad_input() for many rows */
 	FT_USE_SERVE = 2, /* linear() row-fixed, from 1 row on, stored type kept packed */
-	FT_USE_EMBED = 4  /* embed() */
+	FT_USE_EMBED = 4, /* embed() */
+	/* dequantise(), and alone nothing else: parts are kept as they are stored; only so may they be
+	 * in NF4 */
+	FT_USE_DEQUANTISE = 8
 };
 
 /* Sequences of a serving batch: row_start[n + 1] and context[n] say that sequence i's rows are
@@ -132,6 +137,27 @@ typedef struct ft_lora_segment
 	const float *b; /* [out, rank] */
 } ft_lora_segment;
 
+/*
+ * Which elements a dropout keeps: column j of row i where its random word is at
+ * least p · 2^32.  That is word j / 16 % 4 of the block of Philox4x32-10 whose
+ * counter is (j / 64 · 16 + j % 16, positions[i], documents[i], slot), low word
+ * first, and whose key is the seed.
+ */
+typedef struct ft_dropout
+{
+	double p; /* share that is dropped, in [0, 1) */
+	uint64_t seed;
+	uint32_t slot;            /* which of many masks */
+	const int32_t *positions; /* [T] device */
+	const int32_t *documents; /* [T] device */
+} ft_dropout;
+
+static inline uint32_t
+ft_dropout_threshold(double p)
+{
+	return (uint32_t) (p * 4294967296.0);
+}
+
 typedef struct ft_adamw
 {
 	float learning_rate;
@@ -141,6 +167,7 @@ typedef struct ft_adamw
 	float weight_decay; /* decoupled */
 	float grad_scale;   /* gradients are multiplied by this first (clipping) */
 	int64_t step;       /* 1 for the first update */
+	uint32_t noise[4];  /* of this step, for adamw_8bit */
 } ft_adamw;
 
 typedef struct ft_sample
@@ -180,8 +207,16 @@ typedef struct ft_ops
 	 * [Σ rows_i, cols].  The parts may be freed afterwards. */
 	ft_status (*weight_create)(ft_device *device, const ft_mat *parts, int n_parts, unsigned use,
 							   ft_weight **weight);
+	/* A weight that is the caller's own matrix (device, f32 or bf16, ld = cols), which must outlive
+	 * it and may change between operations.  For linear(), row_fixed too, linear_grad_input() and
+	 * embed(). */
+	ft_status (*weight_view)(ft_device *device, ft_mat matrix, ft_weight **weight);
 	void (*weight_free)(ft_weight *weight);
 	int64_t (*weight_bytes)(const ft_weight *weight); /* device memory held */
+
+	/* y = the values of w (FT_USE_DEQUANTISE), in f32 or, rounded, in bf16.  y [rows, cols] of w,
+	 * ld = cols. */
+	ft_status (*dequantise)(ft_stream *s, ft_mat y, const ft_weight *w);
 
 	/* --- matrix products --- */
 
@@ -249,6 +284,9 @@ typedef struct ft_ops
 	ft_status (*swiglu)(ft_stream *s, ft_mat y, ft_mat gate_up);
 	/* dgate_up from dy and gate_up; dgate_up may be gate_up (in place). */
 	ft_status (*swiglu_grad)(ft_stream *s, ft_mat dgate_up, ft_mat dy, ft_mat gate_up);
+	/* y = beta · y + x / (1 − p) where x is kept, + 0 where it is dropped; beta 0 (y may be x) or 1
+	 * (y f32).  x, y f32 or bf16. */
+	ft_status (*dropout)(ft_stream *s, ft_mat y, ft_mat x, const ft_dropout *settings, float beta);
 	/* Causal attention inside each sequence: q [T, H·D], k, v [T, G·D] (views of one QKV matrix),
 	 * out [T, H·D], lse [T, H] f32 = log of the softmax sum.  One type, f32 or bf16. */
 	ft_status (*attention)(ft_stream *s, const ft_attention *a, ft_mat out, float *lse, ft_mat q,
@@ -302,13 +340,20 @@ typedef struct ft_ops
 
 	/* For each row of logits [n, V] (f32): loss[i] = −log softmax at targets[i] (unweighted),
 	 * correct[i] = 1.0 when the arg-max (lowest id on a tie) is targets[i].  With grad_scale ≠ 0
-	 * the logits are replaced by their gradient, weights[i] · grad_scale · (softmax − one-hot). */
+	 * the logits are replaced by their gradient, weights[i] · grad_scale · (softmax − one-hot).
+	 * Weights may be negative: then a target is made less likely (preference.h). */
 	ft_status (*cross_entropy)(ft_stream *s, ft_mat logits, const int32_t *targets,
 							   const float *weights, float grad_scale, float *loss, float *correct);
 	/* *result (device, f64) = Σ x². */
 	ft_status (*sum_squares)(ft_stream *s, double *result, const float *x, int64_t n);
 	ft_status (*adamw)(ft_stream *s, float *param, float *m, float *v, const float *grad, int64_t n,
 					   const ft_adamw *settings);
+	/* The same for param [1, n] f32 or bf16, with moments of 8 bits (small_moments.h): m and v [n],
+	 * and an exponent for each block of FT_MOMENT_BLOCK.  These, and bf16 values, are rounded by
+	 * chance. */
+	ft_status (*adamw_8bit)(ft_stream *s, ft_mat param, uint8_t *m, uint8_t *v,
+							uint8_t *m_exponents, uint8_t *v_exponents, const float *grad,
+							const ft_adamw *settings);
 	/* ids[i] (device) drawn from row i of logits [n, V] (f32, may be overwritten) by params[i]
 	 * (host); logprobs[i] (device, may be NULL): log softmax of the untouched logits at ids[i]. */
 	ft_status (*sample)(ft_stream *s, ft_mat logits, const ft_sample *params, int32_t *ids,

@@ -26,26 +26,38 @@ ft_optimizer_plan(ft_optimizer *o, const ft_adapter *adapter, double weight_deca
 }
 
 ft_status
-ft_optimizer_step(ft_optimizer *o, ft_stream *stream, ft_adapter *adapter, const float *gradient,
-				  int64_t step, double learning_rate, double *norm)
+ft_optimizer_settings(const ft_ops *ops, ft_stream *stream, double *squares, const float *gradient,
+					  int64_t n, double max_grad_norm, int64_t step, double learning_rate,
+					  ft_adamw *settings, double *norm)
 {
-	ft_adamw settings = {.learning_rate = (float) learning_rate,
-						 .beta1 = BETA1,
-						 .beta2 = BETA2,
-						 .eps = EPSILON,
-						 .weight_decay = (float) o->weight_decay,
-						 .grad_scale = 1.0f,
-						 .step = step};
-	double squares;
+	double sum;
 
-	FT_TRY(o->ops->sum_squares(stream, o->squares, gradient, o->n));
-	FT_TRY(o->ops->copy_to_host(stream, &squares, o->squares, sizeof squares));
-	*norm = sqrt(squares);
+	*settings = (ft_adamw){.learning_rate = (float) learning_rate,
+						   .beta1 = BETA1,
+						   .beta2 = BETA2,
+						   .eps = EPSILON,
+						   .grad_scale = 1.0f,
+						   .step = step};
+	FT_TRY(ops->sum_squares(stream, squares, gradient, n));
+	FT_TRY(ops->copy_to_host(stream, &sum, squares, sizeof sum));
+	*norm = sqrt(sum);
 	if (!isfinite(*norm))
 		return ft_fail(FT_NON_FINITE, "gradient norm is %g at step %lld, learning rate %g", *norm,
 					   (long long) step, learning_rate);
-	if (o->max_grad_norm > 0 && *norm + CLIP_EPSILON > o->max_grad_norm)
-		settings.grad_scale = (float) (o->max_grad_norm / (*norm + CLIP_EPSILON));
+	if (max_grad_norm > 0 && *norm + CLIP_EPSILON > max_grad_norm)
+		settings->grad_scale = (float) (max_grad_norm / (*norm + CLIP_EPSILON));
+	return FT_OK;
+}
+
+ft_status
+ft_optimizer_step(ft_optimizer *o, ft_stream *stream, ft_adapter *adapter, const float *gradient,
+				  int64_t step, double learning_rate, double *norm)
+{
+	ft_adamw settings;
+
+	FT_TRY(ft_optimizer_settings(o->ops, stream, o->squares, gradient, o->n, o->max_grad_norm, step,
+								 learning_rate, &settings, norm));
+	settings.weight_decay = (float) o->weight_decay;
 	return o->ops->adamw(stream, adapter->values, o->m, o->v, gradient, o->n, &settings);
 }
 

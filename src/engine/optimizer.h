@@ -29,6 +29,14 @@ ft_status
 ft_optimizer_step(ft_optimizer *optimizer, ft_stream *stream, ft_adapter *adapter,
 				  const float *gradient, int64_t step, double learning_rate, double *norm);
 
+/* AdamW's settings for update number `step` by a gradient of n values, clipped by its norm, without
+ * weight decay; *norm is the gradient's before clipping, `squares` device [1] to sum in.
+ * FT_NON_FINITE when the norm is not finite. */
+ft_status
+ft_optimizer_settings(const ft_ops *ops, ft_stream *stream, double *squares, const float *gradient,
+					  int64_t n, double max_grad_norm, int64_t step, double learning_rate,
+					  ft_adamw *settings, double *norm);
+
 /* Moments to and from arrays on the host. */
 ft_status ft_optimizer_save(const ft_optimizer *optimizer, ft_stream *stream, ft_moments *to);
 ft_status ft_optimizer_load(ft_optimizer *optimizer, ft_stream *stream, const ft_moments *from);

@@ -213,6 +213,16 @@ ft_packing_free(ft_packing *packing)
 	memset(packing, 0, sizeof *packing);
 }
 
+ft_status
+ft_pack_window(const ft_document *documents, uint32_t n, int64_t capacity, ft_packing *packing)
+{
+	uint32_t chosen[FT_WINDOW];
+
+	for (uint32_t i = 0; i < n; i++)
+		chosen[i] = i;
+	return ft_pack(documents, chosen, n, capacity, 0, packing);
+}
+
 /* --- host arrays of a batch --- */
 
 #define LEAST_SHARED 8 /* rows: below this the copying costs more than it saves */
@@ -225,6 +235,8 @@ ft_microbatch_create(int64_t capacity, ft_microbatch *batch)
 	memset(batch, 0, sizeof *batch);
 	FT_TRY(ft_alloc((void **) &batch->ids, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->positions, n, sizeof(int32_t)));
+	FT_TRY(ft_alloc((void **) &batch->numbers, n, sizeof(int32_t)));
+	FT_TRY(ft_alloc((void **) &batch->document_of, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->rows, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->targets, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->weights, n, sizeof(float)));
@@ -233,6 +245,9 @@ ft_microbatch_create(int64_t capacity, ft_microbatch *batch)
 	FT_TRY(ft_alloc((void **) &batch->all_of, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->all_ids, n, sizeof(int32_t)));
 	FT_TRY(ft_alloc((void **) &batch->all_targets, n, sizeof(int32_t)));
+	/* a side has two tokens at least */
+	FT_TRY(ft_alloc((void **) &batch->pair_weights, n / 4 + 1, sizeof(double)));
+	FT_TRY(ft_alloc((void **) &batch->reference, n / 2 + 2, sizeof(double)));
 	return ft_alloc((void **) &batch->all_weights, n, sizeof(float));
 }
 
@@ -241,6 +256,8 @@ ft_microbatch_free(ft_microbatch *batch)
 {
 	free(batch->ids);
 	free(batch->positions);
+	free(batch->numbers);
+	free(batch->document_of);
 	free(batch->rows);
 	free(batch->targets);
 	free(batch->weights);
@@ -250,6 +267,8 @@ ft_microbatch_free(ft_microbatch *batch)
 	free(batch->all_ids);
 	free(batch->all_targets);
 	free(batch->all_weights);
+	free(batch->pair_weights);
+	free(batch->reference);
 	memset(batch, 0, sizeof *batch);
 }
 
@@ -276,14 +295,15 @@ shared_beginning(const ft_microbatch *batch)
 	return shared;
 }
 
-/* Add token i of a document, which stands at `at` among whole documents, as a row of its own. */
+/* Add token i of document d, which stands at `at` among whole documents, as a row of its own. */
 static void
-add_row(ft_microbatch *batch, int64_t at, int i, int length)
+add_row(ft_microbatch *batch, int d, int64_t at, int i, int length)
 {
 	int64_t row = batch->tokens++;
 
 	batch->ids[row] = batch->all_ids[at];
 	batch->positions[row] = i;
+	batch->document_of[row] = batch->numbers[d];
 	batch->row_of[at] = (int32_t) row;
 	batch->all_of[row] = (int32_t) at;
 	/* the first token of a document is predicted by nobody, the last predicts nothing */
@@ -301,7 +321,7 @@ ft_microbatch_arrange(ft_microbatch *batch, int least_shared)
 	batch->tokens = 0;
 	batch->trained = 0;
 	batch->shared = batch->n_documents > 1 ? shared_beginning(batch) : 0;
-	if (batch->shared < least_shared)
+	if (batch->shared < least_shared || batch->apart)
 		batch->shared = 0;
 	for (int d = 0; d < batch->n_documents; d++)
 	{
@@ -313,9 +333,33 @@ ft_microbatch_arrange(ft_microbatch *batch, int least_shared)
 			if (d > 0 && i < batch->shared)
 				batch->row_of[start + i] = (int32_t) i;
 			else
-				add_row(batch, start + i, i, length);
+				add_row(batch, d, start + i, i, length);
 		}
 	}
+}
+
+/* The next `length` tokens are a document. */
+static void
+end_document(ft_microbatch *batch, int32_t length, int32_t number)
+{
+	batch->all += length;
+	batch->numbers[batch->n_documents] = number;
+	batch->starts[++batch->n_documents] = (int32_t) batch->all;
+	if (length > batch->max_length)
+		batch->max_length = length;
+}
+
+static void
+end_pair(ft_microbatch *batch, const ft_dataset *dataset, const ft_document *pair, int32_t number)
+{
+	const double *reference = dataset->reference + 2 * ft_dataset_index(dataset, pair);
+
+	end_document(batch, pair->chosen, 2 * number);
+	end_document(batch, pair->length - pair->chosen, 2 * number + 1);
+	batch->pair_weights[batch->n_pairs] = pair->weight;
+	batch->reference[2 * batch->n_pairs] = reference[0];
+	batch->reference[2 * batch->n_pairs + 1] = reference[1];
+	batch->n_pairs++;
 }
 
 ft_status
@@ -324,6 +368,7 @@ ft_microbatch_fill(ft_microbatch *batch, const ft_dataset *dataset, const ft_doc
 {
 	batch->all = 0;
 	batch->n_documents = 0;
+	batch->n_pairs = 0;
 	batch->max_length = 0;
 	batch->starts[0] = 0;
 	for (uint32_t i = packing->first[index]; i < packing->first[index + 1]; i++)
@@ -332,10 +377,10 @@ ft_microbatch_fill(ft_microbatch *batch, const ft_dataset *dataset, const ft_doc
 
 		FT_TRY(ft_dataset_read(dataset, document, batch->all_ids + batch->all,
 							   batch->all_targets + batch->all, batch->all_weights + batch->all));
-		batch->all += document->length;
-		batch->starts[++batch->n_documents] = (int32_t) batch->all;
-		if (document->length > batch->max_length)
-			batch->max_length = document->length;
+		if (document->chosen > 0)
+			end_pair(batch, dataset, document, (int32_t) packing->documents[i]);
+		else
+			end_document(batch, document->length, (int32_t) packing->documents[i]);
 	}
 	ft_microbatch_arrange(batch, LEAST_SHARED);
 	return FT_OK;

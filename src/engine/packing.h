@@ -47,6 +47,12 @@ ft_status ft_pack(const ft_document *documents, const uint32_t *chosen, uint32_t
 				  int64_t capacity, uint32_t batches, ft_packing *packing);
 void ft_packing_free(ft_packing *packing);
 
+/* How many documents that are only looked at, in their order, are divided into batches at a time;
+ * and as few batches as can be of n of them, at most so many. */
+#define FT_WINDOW 1024
+ft_status
+ft_pack_window(const ft_document *documents, uint32_t n, int64_t capacity, ft_packing *packing);
+
 /* Host arrays for batches of at most `capacity` tokens. */
 ft_status ft_microbatch_create(int64_t capacity, ft_microbatch *batch);
 void ft_microbatch_free(ft_microbatch *batch);
@@ -54,9 +60,9 @@ void ft_microbatch_free(ft_microbatch *batch);
 ft_status
 ft_microbatch_fill(ft_microbatch *batch, const ft_dataset *dataset, const ft_document *documents,
 				   const ft_packing *packing, uint32_t index);
-/* From all, n_documents, starts, max_length, all_ids, all_targets and all_weights to everything
- * else.  A beginning that all documents share is computed once when it has at least `least_shared`
- * tokens; it never reaches into the trained ones. */
+/* From all, n_documents, numbers, apart, starts, max_length, all_ids, all_targets and all_weights
+ * to everything else.  A beginning that all documents share is computed once when it has at least
+ * `least_shared` tokens; it never reaches into the trained ones. */
 void ft_microbatch_arrange(ft_microbatch *batch, int least_shared);
 
 #endif

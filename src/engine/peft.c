@@ -8,6 +8,7 @@
  */
 #include "adapter.h"
 #include "files.h"
+#include "prompt_template.h"
 #include "safetensors.h"
 
 #include <jansson.h>
@@ -285,6 +286,39 @@ to_host(const ft_adapter *adapter, float *values)
 	return status;
 }
 
+/* In the metadata of the file, which PEFT does not read. */
+#define PROMPT_TEMPLATE_KEY "prompt_template"
+
+static ft_status
+read_prompt_template(const ft_safetensors *file, const char *path, char **prompt_template)
+{
+	const char *value = ft_safetensors_metadata(file, PROMPT_TEMPLATE_KEY);
+	ft_status status;
+
+	*prompt_template = NULL;
+	if (value == NULL)
+		return FT_OK;
+	status = ft_prompt_template_check(value);
+	if (status != FT_OK)
+		return ft_context(FT_CORRUPT, "%s: ", path);
+	*prompt_template = strdup(value);
+	return *prompt_template != NULL ? FT_OK : ft_fail(FT_NO_MEMORY, "out of memory");
+}
+
+ft_status
+ft_peft_read_prompt_template(const char *directory, char **prompt_template)
+{
+	char path[FT_PATH_SIZE];
+	ft_safetensors *file;
+	ft_status status;
+
+	FT_TRY(ft_path_join(path, directory, TENSORS_NAME));
+	FT_TRY(ft_safetensors_open(path, &file));
+	status = read_prompt_template(file, path, prompt_template);
+	ft_safetensors_close(file);
+	return status;
+}
+
 static ft_status
 load_tensors(const char *directory, const ft_config *config, ft_adapter *adapter)
 {
@@ -302,6 +336,8 @@ load_tensors(const char *directory, const ft_config *config, ft_adapter *adapter
 		if (status != FT_OK)
 			status = ft_context(status, "%s: ", path);
 	}
+	if (status == FT_OK)
+		status = read_prompt_template(file, path, &adapter->prompt_template);
 	if (status == FT_OK)
 		status = to_device(adapter, values);
 	free(values);
@@ -350,9 +386,9 @@ save_config(const ft_adapter *adapter, const char *base_name, const char *direct
 		"{s:s, s:s, s:s, s:b, s:i, s:f, s:f, s:s, s:b, s:b, s:b, s:b, s:o, s:{}, s:{}, s:n}",
 		"peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base_name,
 		"inference_mode", 1, "r", adapter->rank, "lora_alpha", (double) adapter->alpha,
-		"lora_dropout", 0.0, "bias", "none", "use_rslora", (int) adapter->use_rslora, "use_dora", 0,
-		"fan_in_fan_out", 0, "init_lora_weights", 1, "target_modules", targets, "rank_pattern",
-		"alpha_pattern", "modules_to_save");
+		"lora_dropout", adapter->dropout, "bias", "none", "use_rslora", (int) adapter->use_rslora,
+		"use_dora", 0, "fan_in_fan_out", 0, "init_lora_weights", 1, "target_modules", targets,
+		"rank_pattern", "alpha_pattern", "modules_to_save");
 	if (config == NULL)
 		return ft_fail(FT_NO_MEMORY, "out of memory");
 	/* PEFT writes a whole alpha as an integer */
@@ -402,7 +438,8 @@ save_tensors(const ft_adapter *adapter, const ft_config *config, const float *va
 		n++;
 	}
 	if (status == FT_OK)
-		status = ft_safetensors_write(path, tensors, n);
+		status = ft_safetensors_write_with(path, tensors, n, PROMPT_TEMPLATE_KEY,
+										   adapter->prompt_template);
 	free(tensors);
 	free(names);
 	return status;

@@ -21,6 +21,8 @@
 #define FT_STREAM_LORA_INIT ((uint64_t) 2 << 32) /* + index of the matrix */
 #define FT_STREAM_SPLIT ((uint64_t) 3 << 32)     /* validation rows */
 #define FT_STREAM_EPOCH ((uint64_t) 4 << 32)     /* + epoch: order of the documents */
+#define FT_STREAM_DROPOUT ((uint64_t) 5 << 32)   /* counter = step */
+#define FT_STREAM_ROUNDING ((uint64_t) 7 << 32)  /* of weights and moments: counter = step */
 
 /* Four 32-bit words of the block with this counter. */
 void ft_philox(uint64_t seed, uint64_t stream, uint64_t counter, uint32_t out[4]);

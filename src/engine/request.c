@@ -3,6 +3,8 @@
  */
 #include "request.h"
 
+#include "prompt_template.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -444,11 +446,12 @@ ft_input_bytes(const ft_input *input)
 
 ft_status
 ft_input_encode(const ft_input *input, const ft_tokenizer *tokenizer,
-				const ft_chat_template *chat_template, int bos, size_t vocabulary, ft_ids *ids)
+				const ft_chat_template *chat_template, const char *prompt_template, int bos,
+				size_t vocabulary, ft_ids *ids)
 {
 	if (!input->prompt)
-		return ft_chat_encode(chat_template, tokenizer, input->messages, input->n_messages,
-							  input->add_generation_prompt, ids, NULL);
+		return ft_prompt_encode(prompt_template, chat_template, tokenizer, input->messages,
+								input->n_messages, input->add_generation_prompt, ids, NULL);
 	if (json_is_array(input->prompt))
 		return ft_body_token_ids(input->prompt, "prompt", vocabulary, ids);
 	if (input->add_special_tokens && bos >= 0)

@@ -54,10 +54,10 @@ void ft_input_free(ft_input *input);
 ft_status
 ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_sampling *sampling);
 
-/* Append the tokens of an input. */
-ft_status
-ft_input_encode(const ft_input *input, const ft_tokenizer *tokenizer,
-				const ft_chat_template *chat_template, int bos, size_t vocabulary, ft_ids *ids);
+/* Append the tokens of an input; prompt_template: the model's (prompt_template.h), or NULL. */
+ft_status ft_input_encode(const ft_input *input, const ft_tokenizer *tokenizer,
+						  const ft_chat_template *chat_template, const char *prompt_template,
+						  int bos, size_t vocabulary, ft_ids *ids);
 /* Bytes of text in it: for a cheap lower bound of its tokens. */
 size_t ft_input_bytes(const ft_input *input);
 

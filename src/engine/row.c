@@ -39,34 +39,37 @@ ft_row_encoder_clear(ft_row_encoder *e)
 
 typedef enum column_set
 {
-	SET_ANY, /* stands beside each of them */
-	SET_PAIR,
-	SET_MESSAGES,
-	SET_TEXT,
-	SET_TOKENS,
-	SET_COUNT
+	SET_COMPLETION = 1,
+	SET_MESSAGES = 2,
+	SET_TEXT = 4,
+	SET_TOKENS = 8,
+	SET_PREFERENCE = 16,
+	SET_ANY = 31
 } column_set;
 
 typedef struct column
 {
 	const char *name;
-	column_set set;
-	bool required; /* where its set is */
+	unsigned sets;   /* that it may be part of */
+	unsigned needed; /* by these */
 } column;
 
 static const column columns[] = {
-	{"prompt", SET_PAIR, true},
-	{"completion", SET_PAIR, true},
-	{"messages", SET_MESSAGES, true},
-	{"text", SET_TEXT, true},
-	{"input_ids", SET_TOKENS, true},
-	{"labels", SET_TOKENS, false},
-	{"attention_mask", SET_TOKENS, false},
-	{"weight", SET_ANY, false},
+	{"prompt", SET_COMPLETION | SET_PREFERENCE, SET_COMPLETION | SET_PREFERENCE},
+	{"completion", SET_COMPLETION, SET_COMPLETION},
+	{"chosen", SET_PREFERENCE, SET_PREFERENCE},
+	{"rejected", SET_PREFERENCE, SET_PREFERENCE},
+	{"messages", SET_MESSAGES, SET_MESSAGES},
+	{"text", SET_TEXT, SET_TEXT},
+	{"input_ids", SET_TOKENS, SET_TOKENS},
+	{"labels", SET_TOKENS, 0},
+	{"attention_mask", SET_TOKENS, 0},
+	{"weight", SET_ANY, 0},
 };
 
 #define N_COLUMNS (sizeof columns / sizeof columns[0])
 #define SETS_HINT "A row has prompt and completion, or messages, or text, or input_ids."
+#define PAIRS_HINT "Method dpo trains on rows with prompt, chosen and rejected, and only it does."
 
 static bool
 known_column(const char *name)
@@ -79,12 +82,17 @@ known_column(const char *name)
 	return false;
 }
 
-/* Exactly one set of columns, and all of it; a null anywhere makes the row FT_ROW_NULL. */
+/*
+ * Exactly one set of columns, and all of it: the set of pairs for a method that
+ * trains on them, another one for the others.  A null anywhere makes the row
+ * FT_ROW_NULL.
+ */
 static ft_status
-check_columns(const json_t *row, column_set *set, ft_row_kind *kind)
+check_columns(const json_t *row, bool pairs, column_set *set, ft_row_kind *kind)
 {
-	bool there[SET_COUNT] = {false};
-	int sets = 0;
+	unsigned allowed = pairs ? SET_PREFERENCE : SET_ANY & ~SET_PREFERENCE;
+	unsigned possible = SET_ANY;
+	bool found = false;
 	const char *name;
 	json_t *value;
 
@@ -96,21 +104,27 @@ check_columns(const json_t *row, column_set *set, ft_row_kind *kind)
 			*kind = FT_ROW_NULL;
 	}
 	for (size_t i = 0; i < N_COLUMNS; i++)
-		there[columns[i].set] |= json_object_get(row, columns[i].name) != NULL;
-	for (column_set s = SET_PAIR; s < SET_COUNT; s++)
 	{
-		if (there[s])
-			*set = s;
-		sets += there[s];
+		if (columns[i].sets == SET_ANY || json_object_get(row, columns[i].name) == NULL)
+			continue;
+		possible &= columns[i].sets;
+		found = true;
 	}
-	if (sets != 1)
-		return ft_hint(ft_fail(FT_INVALID, "row has %d column sets, expected 1", sets), SETS_HINT);
+	if (!found || possible == 0)
+		return ft_hint(ft_fail(FT_INVALID, "row has %d column sets, expected 1", found ? 2 : 0),
+					   SETS_HINT);
+	if ((possible & allowed) == 0)
+		return ft_hint(ft_fail(FT_INVALID, pairs
+											   ? "row is no pair of a chosen and a rejected answer"
+											   : "row is a pair of a chosen and a rejected answer"),
+					   PAIRS_HINT);
+	possible &= allowed;
 	for (size_t i = 0; i < N_COLUMNS; i++)
 	{
-		if (columns[i].set == *set && columns[i].required &&
-			json_object_get(row, columns[i].name) == NULL)
+		if ((columns[i].needed & possible) && json_object_get(row, columns[i].name) == NULL)
 			return ft_fail(FT_INVALID, "column \"%s\" is missing", columns[i].name);
 	}
+	*set = (column_set) possible;
 	return FT_OK;
 }
 
@@ -168,10 +182,11 @@ read_messages(const json_t *list, conversation *c)
 	return FT_OK;
 }
 
+/* A question and the answer of the column of that name. */
 static ft_status
-read_pair(const json_t *row, conversation *c)
+read_answer(const json_t *row, const char *answer, conversation *c)
 {
-	static const char *const names[2] = {"prompt", "completion"};
+	const char *const names[2] = {"prompt", answer};
 	static const char *const roles[2] = {"user", "assistant"};
 
 	FT_TRY(ft_alloc((void **) &c->messages, 2, sizeof c->messages[0]));
@@ -241,21 +256,64 @@ content_tokens(ft_row_encoder *e, const ft_message *message, size_t *n)
 	return FT_OK;
 }
 
-/*
- * Shorten a conversation that is `excess` tokens too long.  Old exchanges go
- * first; of the last one the prompt loses its beginning, and the completion its
- * end where it takes more than half of the room.
- */
+/* What is kept of a prompt and its answer. */
+typedef struct room
+{
+	size_t prompt; /* tokens */
+	size_t answer;
+} room;
+
+/* Share what is left for an exchange that is `excess` tokens too long: an answer gives way where it
+ * takes more than half of it.  *fits: something is left. */
+static ft_status
+share_room(ft_row_encoder *e, const ft_message *prompt, const ft_message *answer, size_t excess,
+		   room *keep, bool *fits)
+{
+	size_t prompt_tokens;
+	size_t answer_tokens;
+	size_t left;
+
+	FT_TRY(content_tokens(e, prompt, &prompt_tokens));
+	FT_TRY(content_tokens(e, answer, &answer_tokens));
+	*keep = (room){prompt_tokens, answer_tokens};
+	*fits = excess == 0 || prompt_tokens + answer_tokens > excess;
+	if (excess == 0 || !*fits)
+		return FT_OK;
+	left = prompt_tokens + answer_tokens - excess;
+	keep->answer = left - (prompt_tokens < left ? prompt_tokens : left);
+	if (keep->answer < left / 2)
+		keep->answer = left / 2;
+	if (keep->answer > answer_tokens)
+		keep->answer = answer_tokens;
+	keep->prompt = left - keep->answer;
+	return FT_OK;
+}
+
+/* Cut the last exchange of a conversation to that: the prompt loses its beginning, the answer its
+ * end. */
+static ft_status
+cut_exchange(ft_row_encoder *e, conversation *c, room keep)
+{
+	ft_message *prompt = &c->messages[c->n - 2];
+	ft_message *answer = &c->messages[c->n - 1];
+	size_t tokens;
+
+	FT_TRY(content_tokens(e, answer, &tokens));
+	if (keep.answer < tokens)
+		FT_TRY(cut_content(e, answer, keep.answer, false, &c->cut_completion));
+	FT_TRY(content_tokens(e, prompt, &tokens));
+	if (keep.prompt < tokens)
+		FT_TRY(cut_content(e, prompt, keep.prompt, true, &c->cut_prompt));
+	return FT_OK;
+}
+
+/* Shorten a conversation that is `excess` tokens too long.  Old exchanges go first, then the last
+ * one is cut. */
 static ft_status
 cut_conversation(ft_row_encoder *e, conversation *c, size_t excess, bool *cut)
 {
 	size_t head = c->n > 0 && strcmp(c->messages[0].role, "system") == 0 ? 1 : 0;
-	ft_message *prompt;
-	ft_message *completion;
-	size_t prompt_tokens;
-	size_t completion_tokens;
-	size_t room;
-	size_t keep;
+	room keep;
 
 	*cut = false;
 	if (c->n >= head + 4)
@@ -268,24 +326,33 @@ cut_conversation(ft_row_encoder *e, conversation *c, size_t excess, bool *cut)
 	}
 	if (c->n < head + 2)
 		return FT_OK;
-	prompt = &c->messages[c->n - 2];
-	completion = &c->messages[c->n - 1];
-	FT_TRY(content_tokens(e, prompt, &prompt_tokens));
-	FT_TRY(content_tokens(e, completion, &completion_tokens));
-	if (prompt_tokens + completion_tokens <= excess)
-		return FT_OK;
-	room = prompt_tokens + completion_tokens - excess;
-	keep = room - (prompt_tokens < room ? prompt_tokens : room);
-	if (keep < room / 2)
-		keep = room / 2;
-	if (keep > completion_tokens)
-		keep = completion_tokens;
-	if (keep < completion_tokens)
-		FT_TRY(cut_content(e, completion, keep, false, &c->cut_completion));
-	if (room - keep < prompt_tokens)
-		FT_TRY(cut_content(e, prompt, room - keep, true, &c->cut_prompt));
-	*cut = true;
+	FT_TRY(share_room(e, &c->messages[c->n - 2], &c->messages[c->n - 1], excess, &keep, cut));
+	return *cut ? cut_exchange(e, c, keep) : FT_OK;
+}
+
+/* Append the conversation, up to its last trained token: what stands behind that teaches nothing.
+ */
+static ft_status
+append_conversation(ft_row_encoder *e, const conversation *c)
+{
+	size_t before = e->ids.length;
+
+	FT_TRY(ft_prompt_encode(e->prompt_template, e->chat_template, e->tokenizer, c->messages, c->n,
+							false, &e->ids, &e->weights));
+	while (!e->train_on_inputs && e->ids.length > before &&
+		   e->weights.data[e->ids.length - 1] == 0.0f)
+		e->ids.length--;
+	e->weights.length = e->ids.length;
 	return FT_OK;
+}
+
+static ft_status
+cannot_cut(const ft_row_encoder *e, size_t messages)
+{
+	return ft_hint(ft_fail(FT_INVALID,
+						   "row needs more than %d tokens for its roles alone, or has %zu messages",
+						   e->max_length, messages),
+				   "Raise max_seq_length.");
 }
 
 static ft_status
@@ -299,13 +366,7 @@ encode_conversation(ft_row_encoder *e, conversation *c, bool *truncated)
 
 		ft_ids_clear(&e->ids);
 		e->weights.length = 0;
-		FT_TRY(ft_chat_encode(e->chat_template, e->tokenizer, c->messages, c->n, false, &e->ids,
-							  &e->weights));
-		/* what stands behind the last trained token teaches nothing */
-		while (!e->train_on_inputs && e->ids.length > 0 &&
-			   e->weights.data[e->ids.length - 1] == 0.0f)
-			e->ids.length--;
-		e->weights.length = e->ids.length;
+		FT_TRY(append_conversation(e, c));
 		if (e->ids.length <= limit)
 			return FT_OK;
 		*truncated = true;
@@ -313,10 +374,59 @@ encode_conversation(ft_row_encoder *e, conversation *c, bool *truncated)
 		if (!cut)
 			break;
 	}
-	return ft_hint(ft_fail(FT_INVALID,
-						   "row needs more than %d tokens for its roles alone, or has %zu messages",
-						   e->max_length, c->n),
-				   "Raise max_seq_length.");
+	return cannot_cut(e, c->n);
+}
+
+/* Cut both sides of a pair that is so much too long; they keep the same prompt. */
+static ft_status
+cut_pair(ft_row_encoder *e, conversation sides[2], const size_t excess[2], bool *cut)
+{
+	room keep[2];
+	size_t prompt;
+
+	for (int i = 0; i < 2; i++)
+	{
+		FT_TRY(
+			share_room(e, &sides[i].messages[0], &sides[i].messages[1], excess[i], &keep[i], cut));
+		if (!*cut)
+			return FT_OK;
+	}
+	prompt = keep[0].prompt < keep[1].prompt ? keep[0].prompt : keep[1].prompt;
+	for (int i = 0; i < 2; i++)
+		FT_TRY(cut_exchange(e, &sides[i], (room){prompt, keep[i].answer}));
+	return FT_OK;
+}
+
+/* Both sides of a pair, one after the other, each of at most max_length tokens. */
+static ft_status
+encode_sides(ft_row_encoder *e, conversation sides[2], bool *truncated)
+{
+	size_t limit = (size_t) e->max_length;
+
+	for (int round = 0; round < MAX_ROUNDS; round++)
+	{
+		size_t excess[2];
+		bool cut;
+
+		ft_ids_clear(&e->ids);
+		e->weights.length = 0;
+		for (int i = 0; i < 2; i++)
+		{
+			size_t before = e->ids.length;
+
+			FT_TRY(append_conversation(e, &sides[i]));
+			excess[i] = e->ids.length - before > limit ? e->ids.length - before - limit : 0;
+			if (i == 0)
+				e->chosen = e->ids.length;
+		}
+		if (excess[0] == 0 && excess[1] == 0)
+			return FT_OK;
+		*truncated = true;
+		FT_TRY(cut_pair(e, sides, excess, &cut));
+		if (!cut)
+			break;
+	}
+	return cannot_cut(e, 2);
 }
 
 /* --- rows --- */
@@ -361,7 +471,7 @@ encode_turns(ft_row_encoder *e, const json_t *row, bool *truncated)
 {
 	const json_t *list = json_object_get(row, "messages");
 	conversation c = {0};
-	ft_status status = list != NULL ? read_messages(list, &c) : read_pair(row, &c);
+	ft_status status = list != NULL ? read_messages(list, &c) : read_answer(row, "completion", &c);
 
 	if (e->train_on_inputs)
 	{
@@ -386,6 +496,25 @@ encode_turns(ft_row_encoder *e, const json_t *row, bool *truncated)
 	return status;
 }
 
+static ft_status
+encode_pair(ft_row_encoder *e, const json_t *row, bool *truncated)
+{
+	conversation sides[2] = {0};
+	ft_status status = read_answer(row, "chosen", &sides[0]);
+
+	if (status == FT_OK)
+		status = read_answer(row, "rejected", &sides[1]);
+	if (status == FT_OK)
+		status = encode_sides(e, sides, truncated);
+	for (int i = 0; i < 2; i++)
+	{
+		free(sides[i].messages);
+		free(sides[i].cut_prompt);
+		free(sides[i].cut_completion);
+	}
+	return status;
+}
+
 /* Text predicts itself: only tokens may come with labels of their own. */
 static ft_status
 copy_targets(ft_row_encoder *e)
@@ -399,36 +528,59 @@ copy_targets(ft_row_encoder *e)
 static ft_status
 encode_set(ft_row_encoder *e, const json_t *row, column_set set, bool *truncated)
 {
+	if (set == SET_MESSAGES && e->prompt_template != NULL)
+		return ft_hint(ft_fail(FT_INVALID, "row has messages, which a prompt template has no "
+										   "place for"),
+					   "With the option \"prompt_template\" a row has prompt and completion.");
 	if (set == SET_TOKENS)
 		return ft_row_encode_tokens(e, row, truncated);
 	if (set == SET_TEXT)
 		FT_TRY(encode_text(e, json_object_get(row, "text"), truncated));
+	else if (set == SET_PREFERENCE)
+		FT_TRY(encode_pair(e, row, truncated));
 	else
 		FT_TRY(encode_turns(e, row, truncated));
 	return copy_targets(e);
+}
+
+/* Multiply the weights of the tokens from `first` to `end`; is one of them trained? */
+static bool
+weigh(ft_row_encoder *e, size_t first, size_t end, float weight)
+{
+	bool trained = false;
+
+	/* nothing stands before the first token that could predict it */
+	if (first < end)
+		e->weights.data[first] = 0.0f;
+	for (size_t i = first; i < end; i++)
+	{
+		e->weights.data[i] *= weight;
+		trained |= e->weights.data[i] > 0.0f;
+	}
+	return trained;
 }
 
 static ft_status
 encode_row(ft_row_encoder *e, const json_t *row, ft_row_kind *kind, bool *truncated)
 {
 	column_set set = SET_ANY;
-	bool trained = false;
-	float weight;
+	bool trained;
 
 	if (!json_is_object(row))
 		return ft_fail(FT_INVALID, "row is no JSON object");
-	FT_TRY(check_columns(row, &set, kind));
+	FT_TRY(check_columns(row, e->pairs, &set, kind));
 	if (*kind == FT_ROW_NULL)
 		return FT_OK;
-	FT_TRY(read_weight(row, "column \"weight\"", &weight));
+	FT_TRY(read_weight(row, "column \"weight\"", &e->weight));
+	e->chosen = 0;
 	FT_TRY(encode_set(e, row, set, truncated));
-	for (size_t i = 0; i < e->ids.length; i++)
+	/* the weight of a pair is not its tokens': their log-probabilities are summed up first */
+	trained = weigh(e, e->chosen, e->ids.length, e->pairs ? 1.0f : e->weight);
+	if (e->pairs)
 	{
-		e->weights.data[i] *= weight;
-		/* nothing stands before the first token that could predict it */
-		if (i == 0)
-			e->weights.data[i] = 0.0f;
-		trained |= e->weights.data[i] > 0.0f;
+		bool chosen = weigh(e, 0, e->chosen, 1.0f);
+
+		trained = trained && chosen && e->weight > 0.0f;
 	}
 	*kind = trained ? FT_ROW_USED : FT_ROW_UNTRAINED;
 	return FT_OK;

@@ -433,13 +433,17 @@ tensor_bytes(const ft_safetensor_out *tensor)
 
 /* The header's JSON, padded with blanks to the alignment. */
 static ft_status
-make_header(const ft_safetensor_out *tensors, size_t n, ft_text *text)
+make_header(const ft_safetensor_out *tensors, size_t n, const char *key, const char *value,
+			ft_text *text)
 {
 	json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
 	uint64_t at = 0;
 	char *dump;
 	ft_status status = FT_OK;
 
+	if (value != NULL &&
+		json_object_set_new(json_object_get(header, "__metadata__"), key, json_string(value)) != 0)
+		status = ft_fail(FT_INTERNAL, "could not describe \"%s\"", key);
 	for (size_t i = 0; i < n; i++)
 	{
 		uint64_t end = at + tensor_bytes(&tensors[i]);
@@ -479,10 +483,11 @@ write_tensors(int fd, const char *path, const ft_safetensor_out *tensors, size_t
 }
 
 ft_status
-ft_safetensors_write(const char *path, const ft_safetensor_out *tensors, size_t n)
+ft_safetensors_write_with(const char *path, const ft_safetensor_out *tensors, size_t n,
+						  const char *key, const char *value)
 {
 	ft_text header = {0};
-	ft_status status = make_header(tensors, n, &header);
+	ft_status status = make_header(tensors, n, key, value, &header);
 	int fd;
 
 	if (status == FT_OK)
@@ -498,4 +503,10 @@ ft_safetensors_write(const char *path, const ft_safetensor_out *tensors, size_t 
 	}
 	ft_text_free(&header);
 	return status;
+}
+
+ft_status
+ft_safetensors_write(const char *path, const ft_safetensor_out *tensors, size_t n)
+{
+	return ft_safetensors_write_with(path, tensors, n, NULL, NULL);
 }

@@ -63,5 +63,8 @@ typedef struct ft_safetensor_out
 /* Write a file with the tensors in the order given, and fsync it.  The same input gives the same
  * bytes. The caller writes under a temporary name and renames. */
 ft_status ft_safetensors_write(const char *path, const ft_safetensor_out *tensors, size_t n);
+/* The same with a member of the metadata; value NULL: without. */
+ft_status ft_safetensors_write_with(const char *path, const ft_safetensor_out *tensors, size_t n,
+									const char *key, const char *value);
 
 #endif

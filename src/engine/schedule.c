@@ -6,6 +6,8 @@
 #include <math.h>
 
 #define MIN_EVALUATION_DISTANCE 10
+#define CHECKPOINT_SECONDS 30.0 /* of work that a killed run may lose */
+#define CHECKPOINT_SHARE 20     /* but no more than one part of so many is spent on writing them */
 
 double
 ft_learning_rate(const ft_options *options, int64_t step, int64_t total)
@@ -60,4 +62,11 @@ ft_checkpoint_due(const ft_options *options, int64_t step, int64_t total)
 {
 	return ft_evaluation_due(options, step, total) ||
 		   (options->n_checkpoints > 0 && nth_due(options->n_checkpoints, step, total));
+}
+
+/* All weights with their moments may take long to write: a run is not to spend its time on that. */
+double
+ft_checkpoint_interval(double save_seconds)
+{
+	return fmax(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * save_seconds);
 }

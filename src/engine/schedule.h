@@ -16,4 +16,7 @@ bool ft_evaluation_due(const ft_options *options, int64_t step, int64_t total);
 /* Whether a checkpoint is written after step `step`, whatever the clock says. */
 bool ft_checkpoint_due(const ft_options *options, int64_t step, int64_t total);
 
+/* Seconds of work after which one is written anyway, where writing one takes `save_seconds`. */
+double ft_checkpoint_interval(double save_seconds);
+
 #endif

@@ -86,10 +86,34 @@ record_failure(ft_request *request, ft_status status)
 static void
 give_blocks_back(ft_request *request)
 {
-	if (request->n_blocks > 0)
-		ft_kv_give_back(request->model.base->cache, request->blocks, request->n_blocks);
+	int n = request->n_blocks - request->passed_blocks;
+
+	if (n > 0)
+		ft_kv_give_back(request->model.base->cache, request->blocks + request->passed_blocks, n);
 	request->n_blocks = 0;
+	request->passed_blocks = 0;
 	request->computed = 0;
+}
+
+/* Where every layer has a sliding window, give back the blocks that no token to come will see: the
+ * next one is at position `computed`. */
+static void
+give_back_passed(ft_request *request)
+{
+	const ft_config *c = &request->model.base->model->config;
+	size_t window = (size_t) c->window;
+	int32_t *first = request->blocks + request->passed_blocks;
+	int passed;
+
+	if (c->window == 0 || c->window_from > 0 || request->computed < window)
+		return;
+	passed = (int) ((request->computed - window + 1) / FT_KV_BLOCK) - request->passed_blocks;
+	if (passed <= 0)
+		return;
+	ft_kv_give_back(request->model.base->cache, first, passed);
+	/* any number of a block: nobody looks */
+	memset(first, 0, (size_t) passed * sizeof *first);
+	request->passed_blocks += passed;
 }
 
 /* Hand a request, no longer in any list, back to its caller. */
@@ -472,6 +496,7 @@ account(ft_scheduler *s, ft_status status)
 		if (own == FT_OK)
 		{
 			request->computed += (size_t) s->items[i].rows;
+			give_back_passed(request);
 			s->now.rows += (uint64_t) s->items[i].rows;
 			if (!s->items[i].wants_logits)
 				continue;

@@ -43,8 +43,9 @@ struct ft_request
 	atomic_bool cancelled;
 	ft_ids tokens;   /* prompt and answer so far */
 	size_t computed; /* of them, in the cache */
-	int32_t *blocks;
+	int32_t *blocks; /* [n_blocks]; those before passed_blocks are another's again */
 	int n_blocks;
+	int passed_blocks;
 	ft_request *next; /* in the queue */
 };
 

@@ -4,6 +4,7 @@
 #include "setup.h"
 
 #include "files.h"
+#include "hf_config.h"
 #include "process.h"
 #include "programs.h"
 
@@ -150,7 +151,12 @@ ft_setup_open_base(ft_setup *s)
 
 	FT_TRY(ft_job_read(s->directory, &s->job));
 	job = s->job;
+	if (s->trains && job->options.full && job->adapter != NULL)
+		return ft_hint(ft_fail(FT_INVALID, "method full does not continue from an adapter"),
+					   "Method lora does; or export the model and continue from that.");
 	FT_TRY(ft_model_file_open(job->base_path, &s->file));
+	if (s->trains && job->options.full)
+		FT_TRY(ft_full_check(s->file, s->directory));
 	if (!job->options.all_linear)
 		FT_TRY(ft_target_check(ft_model_file_config(s->file), job->options.lora_target_modules));
 	ft_events_long_call(s->events, FT_LONG_CALL_SECONDS);
@@ -181,6 +187,24 @@ remove_rows(ft_setup *s)
 	return FT_OK;
 }
 
+/* An adapter to continue from, or to be judged, has its rows in its own prompt template. */
+static ft_status
+adopt_prompt_template(ft_setup *s)
+{
+	char path[FT_PATH_SIZE];
+	char *prompt_template;
+	ft_status status;
+
+	FT_TRY(ft_path_join(path, s->directory, "initial_adapter"));
+	if (!ft_file_exists(path) && s->job->adapter == NULL)
+		return FT_OK;
+	FT_TRY(ft_peft_read_prompt_template(ft_file_exists(path) ? path : s->job->adapter,
+										&prompt_template));
+	status = ft_options_adopt_template(&s->job->options, prompt_template);
+	free(prompt_template);
+	return status;
+}
+
 ft_status
 ft_setup_open_dataset(ft_setup *s)
 {
@@ -189,10 +213,15 @@ ft_setup_open_dataset(ft_setup *s)
 	ft_dataset_options options = {.max_length =
 									  ft_options_max_length(o, config, s->job->context_length),
 								  .train_on_inputs = o->train_on_inputs,
+								  .pairs = o->dpo,
+								  .prompt_template = o->prompt_template,
 								  .validation_fraction = o->validation_fraction,
 								  .seed = o->seed};
 	char path[FT_PATH_SIZE];
 
+	FT_TRY(adopt_prompt_template(s));
+	if (o->prompt_template[0] == '\0')
+		options.prompt_template = NULL;
 	FT_TRY(ft_path_join(path, s->directory, "dataset.bin"));
 	if (!ft_file_exists(path))
 		FT_TRY(ft_dataset_build(s->directory, &options, config, ft_model_file_vocabulary(s->file),
@@ -208,12 +237,17 @@ ft_setup_open_device(ft_setup *s)
 {
 	const ft_job *job = s->job;
 
+	int length =
+		ft_options_max_length(&job->options, ft_model_file_config(s->file), job->context_length);
+
 	FT_TRY(ft_device_open_named(job->device, job->threads, job->numerics, &s->ops, &s->device));
 	ft_events_long_call(s->events, FT_LONG_CALL_SECONDS);
-	FT_TRY(ft_model_load(
-		s->file, s->ops, s->device, FT_USE_TRAIN,
-		ft_options_max_length(&job->options, ft_model_file_config(s->file), job->context_length),
-		&s->model));
+	if (s->trains && job->options.full)
+		FT_TRY(ft_model_load_trainable(s->file, s->ops, s->device, length, &s->model));
+	else
+		FT_TRY(ft_model_load(s->file, s->ops, s->device,
+							 FT_USE_TRAIN | (job->options.qlora ? (unsigned) FT_USE_DEQUANTISE : 0),
+							 length, &s->model));
 	return ft_setup_tick(s);
 }
 
@@ -256,18 +290,12 @@ continue_adapter(ft_setup *s, const char *path, ft_adapter **adapter)
 	return status;
 }
 
-ft_status
-ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
+static ft_status
+begin_adapter(const ft_setup *s, ft_adapter **adapter)
 {
 	const ft_options *o = &s->job->options;
-	char path[FT_PATH_SIZE];
 	ft_status status;
 
-	FT_TRY(ft_path_join(path, s->directory, "initial_adapter"));
-	if (s->job->adapter != NULL)
-		FT_TRY(copy_initial_adapter(s, path));
-	if (ft_file_exists(path))
-		return continue_adapter(s, path, adapter);
 	FT_TRY(ft_adapter_create(s->model, o->lora_r, (float) o->lora_alpha, o->use_rslora,
 							 o->lora_target_modules, adapter));
 	status = ft_adapter_init(*adapter, &s->model->config, o->seed);
@@ -277,6 +305,49 @@ ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
 		*adapter = NULL;
 	}
 	return status;
+}
+
+/* What is trained with a prompt template is asked with it. */
+static ft_status
+set_prompt_template(ft_adapter *adapter, const char *prompt_template)
+{
+	if (prompt_template[0] == '\0' || adapter->prompt_template != NULL)
+		return FT_OK;
+	adapter->prompt_template = strdup(prompt_template);
+	return adapter->prompt_template != NULL ? FT_OK : ft_fail(FT_NO_MEMORY, "out of memory");
+}
+
+ft_status
+ft_setup_new_adapter(ft_setup *s, ft_adapter **adapter)
+{
+	char path[FT_PATH_SIZE];
+	ft_status status;
+
+	*adapter = NULL;
+	if (s->job->options.full)
+		return FT_OK;
+	FT_TRY(ft_path_join(path, s->directory, "initial_adapter"));
+	if (s->job->adapter != NULL)
+		FT_TRY(copy_initial_adapter(s, path));
+	if (ft_file_exists(path))
+		status = continue_adapter(s, path, adapter);
+	else
+		status = begin_adapter(s, adapter);
+	if (status == FT_OK)
+		(*adapter)->dropout = s->job->options.lora_dropout;
+	if (status == FT_OK)
+		status = set_prompt_template(*adapter, s->job->options.prompt_template);
+	return status;
+}
+
+ft_status
+ft_setup_save_checkpoint(const ft_setup *s, ft_trainer *t, const char *identity)
+{
+	if (t->full != NULL)
+		return ft_full_save(s->directory, identity, &t->state, t->full, t->transformer->stream);
+	FT_TRY(ft_trainer_read_moments(t));
+	return ft_checkpoint_save(s->directory, identity, &t->state, t->adapter, t->best,
+							  &s->model->config, s->job->base_name, &t->moments);
 }
 
 /* --- events --- */
@@ -302,10 +373,13 @@ ft_setup_send_dataset(ft_setup *s)
 }
 
 static int64_t
-trainable_parameters(const ft_adapter *adapter, const ft_config *config)
+trainable_parameters(const ft_setup *s, const ft_adapter *adapter)
 {
+	const ft_config *config = &s->model->config;
 	int64_t n = 0;
 
+	if (adapter == NULL)
+		return ft_config_parameters(config);
 	for (int t = 0; t < FT_TARGET_COUNT; t++)
 	{
 		int in;
@@ -340,5 +414,5 @@ ft_setup_send_plan(ft_setup *s, const ft_trainer *t)
 		json_pack("{s:I, s:i, s:o, s:I}", "total_steps", (json_int_t) t->total_steps, "epochs",
 				  (int) ((t->total_steps + t->steps_per_epoch - 1) / t->steps_per_epoch), "options",
 				  ft_options_json(t->options), "trainable_parameters",
-				  (json_int_t) trainable_parameters(t->adapter, &s->model->config)));
+				  (json_int_t) trainable_parameters(s, t->adapter)));
 }

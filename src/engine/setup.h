@@ -26,6 +26,7 @@ typedef struct ft_setup
 	const ft_ops *ops;
 	ft_device *device;
 	ft_model *model;
+	bool trains; /* set by who does: with method full the base is loaded for that */
 } ft_setup;
 
 #define FT_LONG_CALL_SECONDS 1800.0 /* a large base or checkpoint, and a slow disk */
@@ -64,8 +65,12 @@ ft_status ft_setup_open_device(ft_setup *setup);
 void ft_setup_resolve_options(ft_setup *setup);
 
 /* The adapter that training begins with: a new one, or the one to continue from, whose shape
- * becomes that of the options.  The caller frees it. */
+ * becomes that of the options; NULL with method full.  The caller frees it. */
 ft_status ft_setup_new_adapter(ft_setup *setup, ft_adapter **adapter);
+
+/* Write what a resume needs into the job's directory; `identity` says whose run it is. */
+ft_status
+ft_setup_save_checkpoint(const ft_setup *setup, ft_trainer *trainer, const char *identity);
 
 ft_status ft_setup_send_started(ft_setup *setup, int64_t resumed_from);
 ft_status ft_setup_send_dataset(ft_setup *setup);

@@ -8,7 +8,7 @@ static const ft_dtype_info dtypes[FT_DTYPE_COUNT] = {
 	[FT_Q4_0] = {"q4_0", 32, 18},   [FT_Q4_1] = {"q4_1", 32, 20},   [FT_Q5_0] = {"q5_0", 32, 22},
 	[FT_Q5_1] = {"q5_1", 32, 24},   [FT_Q8_0] = {"q8_0", 32, 34},   [FT_Q2_K] = {"q2_k", 256, 84},
 	[FT_Q3_K] = {"q3_k", 256, 110}, [FT_Q4_K] = {"q4_k", 256, 144}, [FT_Q5_K] = {"q5_k", 256, 176},
-	[FT_Q6_K] = {"q6_k", 256, 210}, [FT_I32] = {"i32", 1, 4},
+	[FT_Q6_K] = {"q6_k", 256, 210}, [FT_I32] = {"i32", 1, 4},       [FT_NF4] = {"nf4", 0, 0},
 };
 
 static const ft_dtype_info unknown = {"unknown", 0, 0};
@@ -29,6 +29,40 @@ ft_row_bytes(ft_dtype dtype, int64_t cols)
 		__builtin_mul_overflow(cols / info->block_values, info->block_bytes, &bytes))
 		return -1;
 	return bytes;
+}
+
+/* Counts of a table of n values, and the bytes of all of it. */
+static ft_nf4
+nf4_counts(int64_t n, int64_t *bytes)
+{
+	ft_nf4 t = {.blocks = n / FT_NF4_BLOCK + (n % FT_NF4_BLOCK != 0)};
+
+	t.groups = t.blocks / FT_NF4_GROUP + (t.blocks % FT_NF4_GROUP != 0);
+	*bytes = (256 + 1 + t.groups) * (int64_t) sizeof(float) + t.blocks * (1 + FT_NF4_BLOCK / 2);
+	return t;
+}
+
+int64_t
+ft_nf4_bytes(int64_t n)
+{
+	int64_t bytes;
+
+	nf4_counts(n, &bytes);
+	return bytes;
+}
+
+ft_nf4
+ft_nf4_parts(void *data, int64_t n)
+{
+	int64_t bytes;
+	ft_nf4 t = nf4_counts(n, &bytes);
+
+	t.map = data;
+	t.offset = t.map + 256;
+	t.group = t.offset + 1;
+	t.absmax = (uint8_t *) (t.group + t.groups);
+	t.codes = t.absmax + t.blocks;
+	return t;
 }
 
 float

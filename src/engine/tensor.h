@@ -28,13 +28,14 @@ typedef enum ft_dtype
 	FT_Q5_K, /* 256 values, 176 B; as q4_k, 5 bits */
 	FT_Q6_K, /* 256 values, 210 B; x = d·scale·(q - 32), 6 bits, 16 scales of 8 bits */
 	FT_I32,
+	FT_NF4, /* a whole matrix rather than rows: ft_nf4, below; made at load, in no file */
 	FT_DTYPE_COUNT
 } ft_dtype;
 
 typedef struct ft_dtype_info
 {
 	const char *name;
-	int block_values; /* values in a block; 1 for plain types */
+	int block_values; /* values in a block; 1 for plain types, 0 where rows are no unit */
 	int block_bytes;
 } ft_dtype_info;
 
@@ -109,6 +110,44 @@ ft_f32_to_bf16(float f)
 		return (uint16_t) ((x.u >> 16) | 0x40);
 	return (uint16_t) ((x.u + 0x7fff + ((x.u >> 16) & 1)) >> 16);
 }
+
+/*
+ * A matrix in NF4 with double quantisation, as bitsandbytes makes it (nf4.h): its n values stand
+ * in one row, whatever the matrix's rows are.  A block of 64 has codes of 4 bits, the first one in
+ * the high nibble, and a scale; a scale is 8 bits, of which a group of 256 has a scale in f32.
+ *
+ *     scale of a block = map[absmax[block]] · group[block / 256] + *offset
+ *     value            = FT_NF4_VALUES[code] · scale
+ *
+ * with each operation rounded to f32.
+ */
+#define FT_NF4_BLOCK 64
+#define FT_NF4_GROUP 256 /* blocks */
+
+#define FT_NF4_VALUES                                                                             \
+	{                                                                                             \
+		-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,                 \
+			-0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,            \
+			0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f,                     \
+			0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, \
+			1.0f                                                                                  \
+	}
+
+typedef struct ft_nf4
+{
+	int64_t blocks; /* of which the last may have fewer than 64 values */
+	int64_t groups;
+	float *map;      /* [256] what the 8 bits mean */
+	float *offset;   /* [1] mean of the scales */
+	float *group;    /* [groups] */
+	uint8_t *absmax; /* [blocks] */
+	uint8_t *codes;  /* [32 · blocks] */
+} ft_nf4;
+
+/* Bytes that n values take; they are aligned to 4. */
+int64_t ft_nf4_bytes(int64_t n);
+/* Where the parts lie in these bytes; the data of an ft_mat of the type are such bytes. */
+ft_nf4 ft_nf4_parts(void *data, int64_t n);
 
 float ft_f16_to_f32(uint16_t h);
 uint16_t ft_f32_to_f16(float f); /* to nearest, ties to even */

@@ -56,6 +56,10 @@ add(ft_tokenizer *t, ft_added_list *list, int32_t id)
 	entry->length = list->text.length - entry->at;
 	list->n++;
 	list->start[(unsigned char) list->text.data[entry->at]] = true;
+	if (entry->length == 1)
+		list->whole[(unsigned char) list->text.data[entry->at]] = true;
+	else if (entry->length > 1)
+		list->second[(unsigned char) list->text.data[entry->at + 1]] = true;
 	return FT_OK;
 }
 
@@ -203,6 +207,16 @@ take_spaces(uint8_t flags, const char *text, size_t n, size_t from, size_t *star
 	}
 }
 
+/* May an entry stand here?  In most places the first two bytes tell that none does. */
+static bool
+may_match(const ft_added_list *list, const char *text, size_t n)
+{
+	unsigned char first = (unsigned char) text[0];
+
+	return list->start[first] &&
+		   (list->whole[first] || (n > 1 && list->second[(unsigned char) text[1]]));
+}
+
 void
 ft_find_added(const ft_tokenizer *t, const ft_added_list *list, const char *text, size_t n,
 			  size_t from, bool with_special, int32_t *id, size_t *start, size_t *end)
@@ -212,7 +226,7 @@ ft_find_added(const ft_tokenizer *t, const ft_added_list *list, const char *text
 		const ft_added *found = NULL;
 		const ft_token *token;
 
-		if (list->start[(unsigned char) text[at]])
+		if (may_match(list, text + at, n - at))
 			found = match(t, list, text + at, n - at, with_special);
 		if (found == NULL)
 		{

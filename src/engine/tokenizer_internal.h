@@ -43,7 +43,9 @@ typedef struct ft_added_list
 	ft_added *entries; /* by their bytes, a shorter one before those that it begins */
 	size_t n;
 	ft_text text;
-	bool start[256]; /* an entry begins with this byte */
+	bool start[256];  /* an entry begins with this byte */
+	bool whole[256];  /* an entry is this byte */
+	bool second[256]; /* an entry goes on with this byte */
 } ft_added_list;
 
 struct ft_tokenizer

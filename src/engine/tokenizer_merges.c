@@ -30,7 +30,7 @@ merges(const ft_tokenizer *t, int32_t id)
  * token. */
 static ft_status
 parse_merge(const ft_tokenizer *t, const int16_t *byte_of, ft_string s, size_t rank, ft_text *work,
-			ft_merge *merge)
+			ft_token_merge *merge)
 {
 	const char *space = s.length > 1 ? memchr(s.data + 1, ' ', s.length - 1) : NULL;
 	size_t left_length;
@@ -45,7 +45,7 @@ parse_merge(const ft_tokenizer *t, const int16_t *byte_of, ft_string s, size_t r
 	ids[0] = ft_find_token(t, work->data, left_length, false);
 	ids[1] = ft_find_token(t, work->data + left_length, work->length - left_length, false);
 	ids[2] = ft_find_token(t, work->data, work->length, false);
-	*merge = (ft_merge){ids[0], ids[1], (int32_t) rank, ids[2]};
+	*merge = (ft_token_merge){ids[0], ids[1], (int32_t) rank, ids[2]};
 	for (int i = 0; i < 3; i++)
 	{
 		if (ids[i] < 0)
@@ -57,8 +57,8 @@ parse_merge(const ft_tokenizer *t, const int16_t *byte_of, ft_string s, size_t r
 }
 
 static ft_status
-parse_merges(const ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of, ft_merge *list,
-			 size_t *n)
+parse_merges(const ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of,
+			 ft_token_merge *list, size_t *n)
 {
 	ft_text work = {0};
 	ft_status status = ft_text_append(&work, "", 0);
@@ -94,7 +94,7 @@ compare_scores(const void *a, const void *b)
 
 typedef struct merge_list
 {
-	ft_merge *data;
+	ft_token_merge *data;
 	size_t length;
 	size_t capacity;
 } merge_list;
@@ -121,9 +121,9 @@ split_token(const ft_tokenizer *t, int32_t id, int32_t rank, merge_list *list)
 		right = left >= 0 && merges(t, left) ? ft_find_token(t, text + at, n - at, false) : -1;
 		if (right < 0 || !merges(t, right))
 			continue;
-		FT_TRY(ft_grow(&memory, &list->capacity, list->length + 1, sizeof(ft_merge)));
+		FT_TRY(ft_grow(&memory, &list->capacity, list->length + 1, sizeof(ft_token_merge)));
 		list->data = memory;
-		list->data[list->length++] = (ft_merge){left, right, rank, id};
+		list->data[list->length++] = (ft_token_merge){left, right, rank, id};
 	}
 	return FT_OK;
 }
@@ -196,7 +196,7 @@ ft_make_merges(ft_tokenizer *t, const ft_vocabulary *v, const int16_t *byte_of)
 
 	if (v->n_merges > 0 || v->scores == NULL)
 	{
-		FT_TRY(ft_alloc(&memory, v->n_merges, sizeof(ft_merge)));
+		FT_TRY(ft_alloc(&memory, v->n_merges, sizeof(ft_token_merge)));
 		list.data = memory;
 		status = parse_merges(t, v, byte_of, list.data, &list.length);
 	}

@@ -1,5 +1,6 @@
 /*
- * train.c: the program `train JOBDIR`: from job.json to an adapter (README.md).
+ * train.c: the program `train JOBDIR`: from job.json to an adapter, or with
+ * method full to a model (README.md).
  *
  * Whatever decides the result is fixed before the first step, in plan.json, so
  * that an attempt on a machine with less free memory goes on as the first one
@@ -9,12 +10,12 @@
 #include "files.h"
 #include "metric_log.h"
 #include "programs.h"
+#include "reference.h"
 #include "setup.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECKPOINT_SECONDS 30.0 /* of work that a killed run may lose */
 #define MAX_PLAN (1 << 20)
 
 typedef struct run
@@ -28,6 +29,7 @@ typedef struct run
 	double step_seconds; /* spent in steps by this attempt */
 	int64_t step_tokens; /* trained on by this attempt */
 	double saved_at;     /* when the last checkpoint was written */
+	double save_seconds; /* what that took */
 	int64_t saved_step;  /* and of which step; as one that was resumed from */
 	bool evaluating;     /* the state is between a step and its evaluation */
 	double round_at;     /* up to when state.elapsed is counted */
@@ -136,6 +138,21 @@ create_trainer(run *r, const char *plan)
 	return FT_OK;
 }
 
+static ft_status
+resume_full(run *r)
+{
+	ft_trainer *t = r->trainer;
+	ft_run_state state;
+	bool found;
+
+	FT_TRY(ft_full_load(r->setup.directory, r->identity, &state, t->full, t->transformer->stream,
+						&found));
+	if (!found)
+		return FT_OK;
+	r->resumed_from = r->saved_step = state.step;
+	return ft_trainer_resume(t, &state);
+}
+
 /* Put the newest checkpoint's values into the trainer. */
 static ft_status
 resume(run *r)
@@ -146,6 +163,8 @@ resume(run *r)
 	ft_adapter *best;
 	ft_status status;
 
+	if (t->full != NULL)
+		return resume_full(r);
 	FT_TRY(ft_checkpoint_load(r->setup.directory, r->identity, r->setup.model, &state, &saved,
 							  &best, &t->moments));
 	if (saved == NULL)
@@ -155,8 +174,11 @@ resume(run *r)
 		ft_adapter_free(t->best);
 		t->best = best;
 	}
-	status = r->setup.ops->copy(t->transformer->stream, t->adapter->values, saved->values,
-								(size_t) saved->n * sizeof(float));
+	/* while the adapter is still the first one; there is something to do only for a damaged file */
+	status = ft_reference_prepare(r->setup.directory, r->identity, t);
+	if (status == FT_OK)
+		status = r->setup.ops->copy(t->transformer->stream, t->adapter->values, saved->values,
+									(size_t) saved->n * sizeof(float));
 	if (status == FT_OK)
 		status = ft_trainer_resume(t, &state); /* waits, so that the copy may go */
 	if (status == FT_OK)
@@ -171,6 +193,7 @@ prepare(run *r)
 {
 	char plan[FT_PATH_SIZE];
 
+	r->setup.trains = true;
 	FT_TRY(ft_checkpoint_clean(r->setup.directory));
 	FT_TRY(ft_setup_open_base(&r->setup));
 	FT_TRY(ft_setup_open_dataset(&r->setup));
@@ -226,6 +249,13 @@ tokens_per_second(const run *r)
 	return r->step_seconds > 0 ? (double) r->step_tokens / r->step_seconds : 0.0;
 }
 
+/* Only pairs have a margin. */
+static json_t *
+margin_or_nothing(const run *r, double margin)
+{
+	return r->setup.dataset->pairs ? ft_real_or_null(margin) : NULL;
+}
+
 static ft_status
 send_step(run *r, const ft_step_report *report)
 {
@@ -233,12 +263,13 @@ send_step(run *r, const ft_step_report *report)
 
 	return send_metrics(
 		r, "step",
-		json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f}", "step",
+		json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:o*}", "step",
 				  (json_int_t) t->state.step, "total_steps", (json_int_t) t->total_steps, "epoch",
 				  epochs_done(t), "training_loss", report->loss, "learning_rate",
 				  report->learning_rate, "grad_norm", report->grad_norm, "tokens",
 				  (json_int_t) t->state.tokens, "trained_tokens", (json_int_t) t->state.trained,
-				  "tokens_per_second", tokens_per_second(r), "elapsed", t->state.elapsed));
+				  "tokens_per_second", tokens_per_second(r), "elapsed", t->state.elapsed,
+				  "reward_margin", margin_or_nothing(r, report->margin)));
 }
 
 static ft_status
@@ -248,9 +279,10 @@ send_evaluation(run *r)
 
 	return send_metrics(
 		r, "evaluation",
-		json_pack("{s:I, s:f, s:o, s:o}", "step", (json_int_t) t->state.step, "epoch",
+		json_pack("{s:I, s:f, s:o, s:o, s:o*}", "step", (json_int_t) t->state.step, "epoch",
 				  epochs_done(t), "validation_loss", ft_real_or_null(t->state.validation_loss),
-				  "validation_token_accuracy", ft_real_or_null(t->state.validation_accuracy)));
+				  "validation_token_accuracy", ft_real_or_null(t->state.validation_accuracy),
+				  "reward_margin", margin_or_nothing(r, t->validation_margin)));
 }
 
 static ft_status
@@ -269,10 +301,11 @@ static ft_status
 send_completed(run *r)
 {
 	const ft_trainer *t = r->trainer;
+	const char *result = t->full != NULL ? FT_FULL_RESULT : "adapter";
 
 	return ft_events_send(
 		r->setup.events, "completed",
-		json_pack("{s:s, s:o, s:o, s:o, s:I, s:I, s:I, s:f}", "adapter", "adapter", "training_loss",
+		json_pack("{s:s, s:o, s:o, s:o, s:I, s:I, s:I, s:f}", result, result, "training_loss",
 				  ft_real_or_null(t->state.training_loss), "validation_loss",
 				  ft_real_or_null(t->state.validation_loss), "validation_token_accuracy",
 				  ft_real_or_null(t->state.validation_accuracy), "steps",
@@ -291,6 +324,19 @@ count_elapsed(run *r)
 
 	r->trainer->state.elapsed += now - r->round_at;
 	r->round_at = now;
+}
+
+/* It takes a third of an epoch or so: it is told before. */
+static ft_status
+make_reference(run *r)
+{
+	const ft_dataset *d = r->setup.dataset;
+
+	if (!d->pairs)
+		return FT_OK;
+	FT_TRY(ft_events_send(r->setup.events, "reference",
+						  json_pack("{s:I}", "pairs", (json_int_t) d->n_train + d->n_validation)));
+	return ft_reference_prepare(r->setup.directory, r->identity, r->trainer);
 }
 
 static ft_status
@@ -314,10 +360,9 @@ save(run *r)
 	count_elapsed(r);
 	ft_events_long_call(r->setup.events, FT_LONG_CALL_SECONDS);
 	FT_TRY(ft_metric_log_sync(r->metrics));
-	FT_TRY(ft_trainer_read_moments(t));
-	FT_TRY(ft_checkpoint_save(r->setup.directory, r->identity, &t->state, t->adapter, t->best,
-							  &r->setup.model->config, r->setup.job->base_name, &t->moments));
+	FT_TRY(ft_setup_save_checkpoint(&r->setup, t, r->identity));
 	r->saved_at = ft_monotonic_seconds();
+	r->save_seconds = r->saved_at - r->round_at;
 	r->saved_step = t->state.step;
 	snprintf(name, sizeof name, "checkpoint-%lld", (long long) t->state.step);
 	return ft_events_send(
@@ -341,28 +386,43 @@ one_step(run *r)
 	if (ft_evaluation_due(t->options, t->state.step, t->total_steps))
 		FT_TRY(evaluate(r));
 	if (ft_checkpoint_due(t->options, t->state.step, t->total_steps) ||
-		ft_monotonic_seconds() - r->saved_at >= CHECKPOINT_SECONDS)
+		ft_monotonic_seconds() - r->saved_at >= ft_checkpoint_interval(r->save_seconds))
 		FT_TRY(save(r));
 	return FT_OK;
+}
+
+/* A signal is not looked for: the work is done, and told of in a moment. */
+static ft_status
+write_result(run *r)
+{
+	const ft_trainer *t = r->trainer;
+	char path[FT_PATH_SIZE];
+
+	if (t->full != NULL)
+		return ft_full_write(t->full, t->transformer->stream, r->setup.file, r->setup.directory,
+							 NULL, NULL);
+	FT_TRY(ft_path_join(path, r->setup.directory, "adapter"));
+	return ft_peft_save(t->adapter, &r->setup.model->config, r->setup.job->base_name, path);
 }
 
 static ft_status
 train(run *r)
 {
 	ft_trainer *t = r->trainer;
-	char path[FT_PATH_SIZE];
 
 	r->saved_at = r->round_at = ft_monotonic_seconds();
 	if (t->state.step == 0)
+	{
+		FT_TRY(make_reference(r));
 		FT_TRY(evaluate(r));
+	}
 	while (t->state.step < t->total_steps && !ft_early_stopping_due(t))
 		FT_TRY(one_step(r));
 	if (t->state.step < t->total_steps)
 		FT_TRY(send_stopped_early(r));
 	FT_TRY(ft_early_stopping_take_best(t));
 	ft_events_long_call(r->setup.events, FT_LONG_CALL_SECONDS);
-	FT_TRY(ft_path_join(path, r->setup.directory, "adapter"));
-	FT_TRY(ft_peft_save(t->adapter, &r->setup.model->config, r->setup.job->base_name, path));
+	FT_TRY(write_result(r));
 	return send_completed(r);
 }
 

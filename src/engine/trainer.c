@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define HOST_CAPACITY 2048    /* more rows than this make no product on a CPU faster */
+#define HOST_CAPACITY 1024    /* more rows than this make no product on a CPU faster */
 #define DEVICE_CAPACITY 65536 /* nor on a GPU */
 
 int64_t
@@ -76,14 +76,34 @@ useful_capacity(const ft_model *model, int64_t *limit)
 	return FT_OK;
 }
 
+/* Bytes that training all weights needs beside these; the best ones are kept on the host. */
+static ft_status
+full_beside(const ft_model *model, const ft_options *options, int64_t *bytes)
+{
+	ft_device_info info;
+	int64_t gradient;
+	int64_t moments;
+
+	FT_TRY(model->ops->device_info(model->device, &info));
+	FT_TRY(ft_full_bytes(&model->config, info.numerics == FT_NUMERICS_FAST, &gradient, &moments));
+	*bytes = gradient + moments;
+	if (options->early_stopping_patience > 0 && info.threads > 0)
+		*bytes += model->parameters->arena.bytes;
+	return FT_OK;
+}
+
 ft_status
 ft_trainer_choose_capacity(const ft_model *model, const ft_adapter *adapter,
 						   const ft_dataset *dataset, const ft_options *options, int64_t *capacity)
 {
 	int copies = options->early_stopping_patience > 0 ? 3 : 2; /* the moments, the best adapter */
-	int64_t beside = adapter->n * copies * (int64_t) sizeof(float);
+	int64_t beside = 0;
 	int64_t limit;
 
+	if (options->full)
+		FT_TRY(full_beside(model, options, &beside));
+	else
+		beside = adapter->n * copies * (int64_t) sizeof(float);
 	FT_TRY(useful_capacity(model, &limit));
 	*capacity = wanted_capacity(dataset, options, limit);
 	return fit_memory(model, adapter, dataset, beside, capacity);
@@ -102,27 +122,42 @@ ft_evaluation_choose_capacity(const ft_model *model, const ft_adapter *adapter,
 	return fit_memory(model, adapter, dataset, 0, capacity);
 }
 
+/* The optimizer of an adapter. */
 static ft_status
-create_parts(ft_trainer *t)
+create_adapter_parts(ft_trainer *t)
 {
 	const ft_model *model = t->model;
 
 	FT_TRY(ft_optimizer_plan(&t->optimizer, t->adapter, t->options->weight_decay,
 							 t->options->max_grad_norm, &t->arena));
 	FT_TRY(ft_arena_allocate(&t->arena, model->ops, model->device));
-	FT_TRY(ft_epoch_create(&t->epoch, t->dataset->n_train, (uint32_t) t->steps_per_epoch));
-	FT_TRY(ft_microbatch_create(t->capacity, &t->batch));
 	t->moments.n = t->adapter->n;
 	FT_TRY(ft_alloc((void **) &t->moments.m, (size_t) t->moments.n, sizeof(float)));
 	FT_TRY(ft_alloc((void **) &t->moments.v, (size_t) t->moments.n, sizeof(float)));
 	if (t->options->early_stopping_patience > 0)
 		FT_TRY(ft_adapter_create(model, t->adapter->rank, t->adapter->alpha, t->adapter->use_rslora,
 								 t->adapter->targets, &t->best));
-	return ft_transformer_create(model, t->adapter, t->capacity, &t->transformer);
+	return FT_OK;
+}
+
+static ft_status
+create_parts(ft_trainer *t)
+{
+	if (t->options->full)
+		FT_TRY(ft_full_create(t->model, t->options, &t->full));
+	else
+		FT_TRY(create_adapter_parts(t));
+	FT_TRY(ft_epoch_create(&t->epoch, t->dataset->n_train, (uint32_t) t->steps_per_epoch));
+	FT_TRY(ft_microbatch_create(t->capacity, &t->batch));
+	FT_TRY(ft_transformer_create(t->model, t->adapter, t->capacity, &t->transformer));
+	t->transformer->dpo_beta = t->options->dpo_beta;
+	if (t->full != NULL)
+		t->transformer->weight_gradients = t->full->gradients;
+	return FT_OK;
 }
 
 ft_status
-ft_trainer_create(const ft_model *model, const ft_dataset *dataset, const ft_options *options,
+ft_trainer_create(const ft_model *model, ft_dataset *dataset, const ft_options *options,
 				  ft_adapter *adapter, int64_t capacity, ft_trainer **result)
 {
 	ft_trainer *t;
@@ -166,6 +201,7 @@ ft_trainer_free(ft_trainer *t)
 	free(t->moments.v);
 	ft_adapter_free(t->best);
 	ft_adapter_free(t->adapter);
+	ft_full_free(t->full);
 	free(t);
 }
 
@@ -180,16 +216,31 @@ ft_status
 ft_trainer_resume(ft_trainer *t, const ft_run_state *state)
 {
 	t->state = *state;
+	if (t->full != NULL)
+		return FT_OK;
 	return ft_optimizer_load(&t->optimizer, t->transformer->stream, &t->moments);
 }
 
 ft_status
 ft_trainer_read_moments(ft_trainer *t)
 {
+	if (t->full != NULL)
+		return FT_OK;
 	return ft_optimizer_save(&t->optimizer, t->transformer->stream, &t->moments);
 }
 
 /* --- steps --- */
+
+/* Step state.step + 1 drops by its own masks, which differ by document. */
+static void
+set_dropout(ft_trainer *t)
+{
+	bool dropout = t->adapter != NULL && t->adapter->dropout > 0;
+
+	t->batch.apart = dropout;
+	if (dropout)
+		ft_lora_set_dropout(t->transformer->lora, t->options->seed, t->state.step + 1);
+}
 
 ft_status
 ft_trainer_gradient(ft_trainer *t, const uint32_t *chosen, uint32_t n, double grad_scale,
@@ -200,13 +251,16 @@ ft_trainer_gradient(ft_trainer *t, const uint32_t *chosen, uint32_t n, double gr
 	ft_status status;
 
 	FT_TRY(ft_pack(t->dataset->train, chosen, n, t->capacity, batches, &packing));
-	status = ft_lora_zero_gradient(t->transformer->lora, t->transformer->stream);
+	status = t->full != NULL ? ft_weight_gradients_zero(t->full->gradients, t->transformer->stream)
+							 : ft_lora_zero_gradient(t->transformer->lora, t->transformer->stream);
+	set_dropout(t);
 	for (uint32_t i = 0; status == FT_OK && i < packing.n_batches; i++)
 	{
 		status = ft_microbatch_fill(&t->batch, t->dataset, t->dataset->train, &packing, i);
 		if (status == FT_OK)
 			status = ft_transformer_train(t->transformer, &t->batch, grad_scale, sums);
 	}
+	t->batch.apart = false;
 	ft_packing_free(&packing);
 	return status;
 }
@@ -223,6 +277,19 @@ step_grad_scale(const ft_trainer *t, const uint32_t *chosen, uint32_t n, ft_step
 		report->tokens += t->dataset->train[chosen[i]].length;
 	}
 	return weight > 0 ? 1.0 / weight : 0.0;
+}
+
+/* What is trained, by the gradient that has been made. */
+static ft_status
+update(ft_trainer *t, int64_t step, ft_step_report *report)
+{
+	ft_stream *stream = t->transformer->stream;
+
+	if (t->full != NULL)
+		return ft_full_step(t->full, stream, step, report->learning_rate, &report->grad_norm);
+	FT_TRY(ft_optimizer_step(&t->optimizer, stream, t->adapter, t->transformer->lora->gradient,
+							 step, report->learning_rate, &report->grad_norm));
+	return ft_transformer_adapter_changed(t->transformer);
 }
 
 ft_status
@@ -244,14 +311,12 @@ ft_trainer_step(ft_trainer *t, ft_step_report *report)
 	grad_scale = step_grad_scale(t, chosen, n, report);
 	FT_TRY(ft_trainer_gradient(t, chosen, n, grad_scale, &sums));
 	report->loss = sums.loss * grad_scale;
+	report->margin = sums.margin * grad_scale;
 	report->trained = sums.trained;
 	if (!isfinite(report->loss))
 		return ft_fail(FT_NON_FINITE, "loss is %g at step %lld, learning rate %g", report->loss,
 					   (long long) step, report->learning_rate);
-	FT_TRY(ft_optimizer_step(&t->optimizer, t->transformer->stream, t->adapter,
-							 t->transformer->lora->gradient, step, report->learning_rate,
-							 &report->grad_norm));
-	FT_TRY(ft_transformer_adapter_changed(t->transformer));
+	FT_TRY(update(t, step, report));
 	t->state.step = step;
 	t->state.tokens += report->tokens;
 	t->state.trained += report->trained;
@@ -273,6 +338,7 @@ ft_trainer_evaluate(ft_trainer *t)
 	{
 		t->state.validation_loss = ft_evaluation_loss(&evaluation);
 		t->state.validation_accuracy = ft_evaluation_accuracy(&evaluation);
+		t->validation_margin = ft_evaluation_margin(&evaluation);
 		if (!isfinite(t->state.validation_loss))
 			return ft_fail(FT_NON_FINITE, "validation loss is %g at step %lld",
 						   t->state.validation_loss, (long long) t->state.step);

@@ -16,6 +16,15 @@ qkv_columns(const ft_config *c)
 	return (int64_t) (c->heads + 2 * c->kv_heads) * c->head_dim;
 }
 
+/* Values of the largest matrix of a block, or of an expert. */
+static int64_t
+largest_matrix(const ft_config *c)
+{
+	int64_t rows = qkv_columns(c) > 2 * (int64_t) c->ffn ? qkv_columns(c) : 2 * (int64_t) c->ffn;
+
+	return rows * c->hidden;
+}
+
 /* --- memory --- */
 
 static ft_status
@@ -25,6 +34,8 @@ want_batch(ft_transformer *t)
 
 	FT_TRY(ft_arena_want(&t->arena, &t->ids, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->positions, n, FT_I32));
+	if (t->lora != NULL && t->lora->adapter->dropout > 0)
+		FT_TRY(ft_arena_want(&t->arena, &t->document_of, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->starts, n + 1, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->row_of, n, FT_I32));
 	FT_TRY(ft_arena_want(&t->arena, &t->all_of, n, FT_I32));
@@ -76,6 +87,8 @@ want_scratch(ft_transformer *t)
 	if (widest < c->hidden)
 		widest = c->hidden;
 	FT_TRY(ft_arena_want(&t->arena, &t->rotated, c->qk_norm ? n * qkv_columns(c) : 0, compute));
+	FT_TRY(
+		ft_arena_want(&t->arena, &t->matrix, t->model->quantised ? largest_matrix(c) : 0, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->normed, n * c->hidden, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->product, n * ffn, compute));
 	FT_TRY(ft_arena_want(&t->arena, &t->branch, n * branch, FT_F32));
@@ -154,6 +167,8 @@ ft_transformer_create(const ft_model *model, const ft_adapter *adapter, int64_t 
 		status = ft_alloc((void **) &t->host_loss, (size_t) capacity * 2, sizeof(float));
 	}
 	if (status == FT_OK)
+		status = ft_alloc((void **) &t->host_logprobs, (size_t) capacity, sizeof(double));
+	if (status == FT_OK)
 		status = model->ops->stream_create(model->device, &t->stream);
 	if (status == FT_OK)
 		status = ft_transformer_adapter_changed(t);
@@ -177,6 +192,7 @@ ft_transformer_free(ft_transformer *t)
 	ft_lora_free(t->lora);
 	ft_experts_free(t->experts);
 	free(t->host_loss);
+	free(t->host_logprobs);
 	free(t->saved);
 	free(t);
 }
@@ -204,6 +220,8 @@ ft_transformer_load(ft_transformer *t, const ft_microbatch *batch)
 					   batch->max_length, t->model->rope_positions);
 	FT_TRY(t->ops->copy_to_device(t->stream, t->ids, batch->ids, n * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->positions, batch->positions, n * 4));
+	if (t->document_of != NULL)
+		FT_TRY(t->ops->copy_to_device(t->stream, t->document_of, batch->document_of, n * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->starts, batch->starts,
 								  ((size_t) batch->n_documents + 1) * 4));
 	FT_TRY(t->ops->copy_to_device(t->stream, t->row_of, batch->row_of, (size_t) batch->all * 4));
@@ -232,6 +250,23 @@ ft_transformer_round(ft_transformer *t, ft_mat m, void *narrow, ft_mat *rounded)
 	return t->ops->convert(t->stream, *rounded, m);
 }
 
+ft_status
+ft_transformer_product(ft_transformer *t, ft_mat y, ft_mat x, const ft_weight *weight,
+					   bool gradient)
+{
+	ft_mat matrix = ft_mat_make(t->matrix, t->model->compute, gradient ? x.cols : y.cols,
+								gradient ? y.cols : x.cols);
+
+	if (t->model->quantised)
+	{
+		FT_TRY(t->ops->dequantise(t->stream, matrix, weight));
+		return t->ops->matmul(t->stream, y, x, false, matrix, !gradient, 1.0f, 0.0f);
+	}
+	if (gradient)
+		return t->ops->linear_grad_input(t->stream, y, x, weight, 0.0f);
+	return t->ops->linear(t->stream, y, x, weight, 0.0f, false);
+}
+
 /* --- forward --- */
 
 /* y = x·Wᵀ with LoRA and a bias (NULL: none), in the compute type: both are added in f32 before
@@ -244,7 +279,7 @@ adapted_linear(ft_transformer *t, int layer, ft_lora_group group, ft_mat y, ft_m
 
 	if (y.dtype != FT_F32)
 		sum = ft_mat_make(t->wide, FT_F32, y.rows, y.cols);
-	FT_TRY(t->ops->linear(t->stream, sum, x, weight, 0.0f, false));
+	FT_TRY(ft_transformer_product(t, sum, x, weight, false));
 	if (t->lora != NULL)
 		FT_TRY(ft_lora_forward(t->lora, t->stream, layer, group, sum, x,
 							   ft_transformer_u(t, layer, group, x.rows)));
@@ -393,11 +428,20 @@ ft_status
 ft_transformer_train(ft_transformer *t, const ft_microbatch *batch, double grad_scale,
 					 ft_loss_sums *sums)
 {
+	ft_status status;
+
 	/* nothing is learned from a batch without a trained token */
 	if (batch->trained == 0)
 		return FT_OK;
 	FT_TRY(ft_transformer_load(t, batch));
-	FT_TRY(ft_transformer_forward(t, batch));
-	FT_TRY(ft_transformer_loss(t, batch, grad_scale, sums));
-	return ft_transformer_backward(t, batch);
+	if (t->lora != NULL)
+		ft_lora_begin_dropout(t->lora, t->positions, t->document_of);
+	status = ft_transformer_forward(t, batch);
+	if (status == FT_OK)
+		status = ft_transformer_loss(t, batch, grad_scale, sums);
+	if (status == FT_OK)
+		status = ft_transformer_backward(t, batch);
+	if (t->lora != NULL)
+		ft_lora_end_dropout(t->lora);
+	return status;
 }

@@ -8,7 +8,8 @@
  * inputs and the SwiGLU product.
  *
  * The residual stream, norms, softmax and loss are f32.  Activations that enter
- * a product are in the model's compute type.
+ * a product are in the model's compute type, and so is a matrix that is held
+ * quantised, dequantised for one product at a time.
  */
 #ifndef FT_TRANSFORMER_H
 #define FT_TRANSFORMER_H
@@ -39,6 +40,12 @@ typedef struct ft_microbatch
 	int32_t *targets;   /* [trained] */
 	float *weights;     /* [trained] */
 
+	/* Which documents these are among all that are trained on: dropout drops by them.  With `apart`
+	 * no beginning is shared. */
+	int32_t *numbers;     /* [n_documents] */
+	int32_t *document_of; /* [T] the number of the row's document */
+	bool apart;
+
 	int64_t all; /* tokens of all documents */
 	int n_documents;
 	int32_t *starts;  /* [n_documents + 1] in the layout of whole documents */
@@ -49,14 +56,22 @@ typedef struct ft_microbatch
 	int32_t *all_ids; /* [all] */
 	int32_t *all_targets; /* [all] what is to be predicted in its place: the token, or its label */
 	float *all_weights;   /* [all] weight of a target */
+
+	/* Of preference pairs (preference.h) documents 2 · i and 2 · i + 1 are the chosen and the
+	 * rejected side of pair i. */
+	int n_pairs;          /* 0: the documents are no pairs */
+	double *pair_weights; /* [n_pairs] */
+	double *reference;    /* [2 · n_pairs] log-probability of a side by the reference model */
 } ft_microbatch;
 
-/* Sums over the loss rows of one or more batches. */
+/* Sums over the loss rows of one or more batches; of pairs loss and weight are a pair's, and it is
+ * correct when the chosen side has the greater reward. */
 typedef struct ft_loss_sums
 {
 	double loss;    /* Σ weight · loss */
 	double weight;  /* Σ weight */
 	double correct; /* Σ weight where the arg-max is the target */
+	double margin;  /* of pairs: Σ weight · (reward of the chosen side − of the rejected one) */
 	int64_t trained;
 } ft_loss_sums;
 
@@ -86,6 +101,7 @@ typedef struct ft_transformer
 	ft_experts *experts; /* NULL: dense */
 	/* Set by who wants gradients of the base's weights; NULL: they are not made. */
 	ft_weight_gradients *weight_gradients;
+	double dpo_beta;    /* set by who has pairs (preference.h) */
 	int64_t capacity;   /* most tokens of a batch */
 	int64_t loss_chunk; /* rows whose logits exist at a time */
 	ft_tick tick;       /* may be NULL */
@@ -95,6 +111,7 @@ typedef struct ft_transformer
 	/* the batch, on the device */
 	int32_t *ids;
 	int32_t *positions;
+	int32_t *document_of; /* only with dropout */
 	int32_t *starts;
 	int32_t *row_of;
 	int32_t *all_of;
@@ -104,7 +121,8 @@ typedef struct ft_transformer
 	float *loss;    /* [trained] */
 	float *correct; /* [trained] */
 	ft_attention attention;
-	float *host_loss; /* host [2 · capacity] */
+	float *host_loss;      /* host [2 · capacity] loss, then correct */
+	double *host_logprobs; /* host [capacity] of documents, for pairs */
 
 	ft_saved_layer *saved;
 	float *final; /* [T, C] residual stream after the last layer */
@@ -116,6 +134,7 @@ typedef struct ft_transformer
 	float *branch;   /* [T, C] output of o or down; gradient of a normed input or of `attended` */
 	float *wide;     /* [T, widest] linear outputs before they are rounded to the compute type */
 	void *narrow;    /* [T, widest] compute: a gradient rounded for a product */
+	void *matrix;    /* [the largest of the blocks'] compute: dequantised; where they are held so */
 	float *dhidden;  /* [T, C] gradient of the residual stream */
 	float *dproduct; /* as product */
 	void *dqkv;      /* [T, (H + 2G)·D] compute */
@@ -159,12 +178,19 @@ ft_status ft_transformer_train(ft_transformer *transformer, const ft_microbatch 
 ft_status ft_transformer_load(ft_transformer *transformer, const ft_microbatch *batch);
 /* transformer.c: fills saved and final. */
 ft_status ft_transformer_forward(ft_transformer *transformer, const ft_microbatch *batch);
-/* loss.c: with grad_scale ≠ 0 also dhidden. */
+/* loss.c: with grad_scale ≠ 0 also dhidden.  Of pairs it is the loss of preference.h. */
 ft_status ft_transformer_loss(ft_transformer *transformer, const ft_microbatch *batch,
 							  double grad_scale, ft_loss_sums *sums);
+/* loss.c: loss and correct of the loss rows, to host_loss; with grad_scale ≠ 0 also dhidden, from
+ * the weights that are on the device. */
+ft_status ft_transformer_row_losses(ft_transformer *transformer, const ft_microbatch *batch,
+									double grad_scale);
 /* backward.c: from dhidden to lora->gradient and weight_gradients; overwrites what was saved. */
 ft_status ft_transformer_backward(ft_transformer *transformer, const ft_microbatch *batch);
 
+/* y = x·Wᵀ or, `gradient`, y = x·W of a block's weight; x in the compute type. */
+ft_status ft_transformer_product(ft_transformer *transformer, ft_mat y, ft_mat x,
+								 const ft_weight *weight, bool gradient);
 /* `m` (f32) in the compute type: itself, or rounded into `narrow`. */
 ft_status
 ft_transformer_round(ft_transformer *transformer, ft_mat m, void *narrow, ft_mat *rounded);

@@ -2,15 +2,15 @@
  * weight_gradients.h: gradients of a model's own weights, for who trains all of
  * them.
  *
- * They are f32, in the model's layout: q, k and v stand in one matrix, as do
- * gate and up.  All lie in one piece of device memory, so that an optimizer can
- * walk over them.
+ * They are f32, in one piece of device memory (weight_layout.h), so that an
+ * optimizer can walk over them.
  */
 #ifndef FT_WEIGHT_GRADIENTS_H
 #define FT_WEIGHT_GRADIENTS_H
 
 #include "arena.h"
 #include "model.h"
+#include "weight_layout.h"
 
 /* What a layer's weights are (model.h), of the same shapes. */
 typedef struct ft_layer_gradients
@@ -31,7 +31,7 @@ typedef struct ft_layer_gradients
 
 typedef struct ft_weight_gradients
 {
-	ft_config config;
+	ft_weight_layout *layout;
 	const ft_ops *ops;
 	float *values; /* device [n], all of them; what stands between two is 0 */
 	int64_t n;

@@ -53,9 +53,10 @@ pgft_base_lookup(const char *name)
 {
 	PgftModel *base = pgft_model_lookup(name, false);
 
-	if (base->kind != PGFT_MODEL_BASE)
+	if (base->kind == PGFT_MODEL_LORA)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						errmsg("model \"%s\" is not a base model", name)));
+	pgft_model_require_ready(base);
 	return base;
 }
 

@@ -10,8 +10,9 @@
 extern void pgft_base_check_wrapper(void);
 
 /*
- * The base model of this name, which the current user may use: errors as of
- * pgft_model_lookup, and 42809 when the model is not a base.
+ * The base model, or full model, of this name, which the current user may use:
+ * errors as of pgft_model_lookup, 42809 when the model is an adapter, and 55000
+ * when it is a full model that is not trained.
  */
 extern PgftModel *pgft_base_lookup(const char *name);
 

@@ -53,7 +53,7 @@ compare_names(const ListCell *a, const ListCell *b)
 }
 
 static void
-check_part(const char *path, const char *shown, const char *name)
+check_part(const char *path, const char *shown, const char *name, bool anywhere)
 {
 	struct stat st;
 
@@ -63,14 +63,14 @@ check_part(const char *path, const char *shown, const char *name)
 	if (!S_ISREG(st.st_mode))
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						errmsg("model file \"%s/%s\" is not a regular file", shown, name)));
-	if (!pgft_inside_model_directory(path))
+	if (!anywhere && !pgft_inside_model_directory(path))
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("model file \"%s/%s\" is outside of pg_finetune.model_directory",
 							   shown, name)));
 }
 
-List *
-pgft_base_parts(const char *directory, const char *shown)
+static List *
+list_parts(const char *directory, const char *shown, bool anywhere)
 {
 	DIR *dir = AllocateDir(directory);
 	struct dirent *entry;
@@ -84,7 +84,7 @@ pgft_base_parts(const char *directory, const char *shown)
 	{
 		if (!pgft_is_base_part(entry->d_name))
 			continue;
-		check_part(psprintf("%s/%s", directory, entry->d_name), shown, entry->d_name);
+		check_part(psprintf("%s/%s", directory, entry->d_name), shown, entry->d_name, anywhere);
 		has_config |= strcmp(entry->d_name, "config.json") == 0;
 		names = lappend(names, pstrdup(entry->d_name));
 	}
@@ -95,6 +95,18 @@ pgft_base_parts(const char *directory, const char *shown)
 						errhint("Name a GGUF file, or a directory in Hugging Face's layout.")));
 	list_sort(names, compare_names);
 	return names;
+}
+
+List *
+pgft_base_parts(const char *directory, const char *shown)
+{
+	return list_parts(directory, shown, false);
+}
+
+List *
+pgft_written_parts(const char *directory)
+{
+	return list_parts(directory, directory, true);
 }
 
 char *

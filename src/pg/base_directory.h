@@ -23,6 +23,12 @@ extern bool pgft_is_directory(const char *path);
  */
 extern List *pgft_base_parts(const char *directory, const char *shown);
 
+/*
+ * The same for a directory that an engine of ours has written, wherever it is
+ * (its files must be regular ones).
+ */
+extern List *pgft_written_parts(const char *directory);
+
 /* What changes when one of these files does: names, sizes and times (palloc'd). */
 extern char *pgft_base_parts_identity(const char *directory, const char *shown);
 

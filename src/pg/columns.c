@@ -57,6 +57,7 @@ static const char *const set_names[] = {
 
 #define SETS_HINT \
 	"A query yields the columns prompt and completion, or messages, or text, or input_ids."
+#define PAIRS_HINT "Method dpo trains on prompt, chosen and rejected."
 
 /* The position of a column, 0 when it is missing; an error when it is there twice. */
 static int
@@ -180,12 +181,6 @@ pgft_columns_find(TupleDesc desc, const char *what, PgftColumns *columns)
 {
 	columns->set = find_set(desc, what);
 	columns->count = 0;
-	if (columns->set == PGFT_PREFERENCE)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("%s yields preference pairs (\"chosen\", \"rejected\"): method dpo, "
-							   "which trains on them, is not supported yet",
-							   what),
-						errhint(SETS_HINT)));
 	for (int i = 0; i < lengthof(specs); i++)
 	{
 		int attno = find_column(desc, specs[i].name, what);
@@ -195,6 +190,26 @@ pgft_columns_find(TupleDesc desc, const char *what, PgftColumns *columns)
 		else if (specs[i].needed_by & (1 << columns->set))
 			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
 							errmsg("%s yields no column \"%s\"", what, specs[i].name),
-							errdetail("It yields %s.", list_columns(desc)), errhint(SETS_HINT)));
+							errdetail("It yields %s.", list_columns(desc)),
+							errhint(columns->set == PGFT_PREFERENCE ? PAIRS_HINT : SETS_HINT)));
 	}
+}
+
+void
+pgft_columns_check_pairs(const PgftColumns *columns, bool wanted, const char *what)
+{
+	bool pairs = columns->set == PGFT_PREFERENCE;
+
+	if (wanted && !pairs)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+						errmsg("%s yields no columns \"chosen\" and \"rejected\"", what),
+						errdetail("It yields training data as (%s).", set_names[columns->set]),
+						errhint(PAIRS_HINT)));
+	if (pairs && !wanted)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("%s yields preference pairs (\"chosen\", \"rejected\"), which only "
+							   "method dpo trains on",
+							   what),
+						errhint("Give the option \"method\": \"dpo\", or yield an answer as "
+								"\"completion\".")));
 }

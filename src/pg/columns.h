@@ -44,9 +44,14 @@ typedef struct PgftColumns
  * are ignored.  what ("training query") names the query in errors:
  *
  * 42703 a column, or all of them, is missing; 42702 columns of two sets; 42701 a
- * column is there twice; 42804 its type is another; 0A000 preference pairs,
- * which no method trains on.
+ * column is there twice; 42804 its type is another.
  */
 extern void pgft_columns_find(TupleDesc desc, const char *what, PgftColumns *columns);
+
+/*
+ * Method dpo wants preference pairs, the others want none: 42703 where they are
+ * missing, 22023 where they are not wanted.
+ */
+extern void pgft_columns_check_pairs(const PgftColumns *columns, bool wanted, const char *what);
 
 #endif

@@ -75,6 +75,7 @@ pgft_finetune_estimate(PG_FUNCTION_ARGS)
 	PgftModel *from;
 	Jsonb *options;
 	char *base_name;
+	bool pairs;
 
 	pgft_require_preload();
 	base_name = pgft_text_argument(fcinfo, 0, "finetune_estimate", "base_model");
@@ -84,16 +85,24 @@ pgft_finetune_estimate(PG_FUNCTION_ARGS)
 						: pgft_text_argument(fcinfo, 2, "finetune_estimate", "validation_query");
 
 	pgft_base_check_wrapper();
-	task.file.base = base = pgft_base_lookup(base_name);
+	base = pgft_base_lookup(base_name);
 	options = pgft_options_argument(fcinfo, 3);
 	from = pgft_from_model(base, &options);
+	task.file.base = base = pgft_from_model_root(base, from);
 	task.file.options = pgft_options_for_engine(options);
+	pairs = pgft_options_pairs(options);
 	pgft_query_check(task.query, task.query_name, &columns);
+	pgft_columns_check_pairs(&columns, pairs, task.query_name);
+	pgft_options_check_columns(options, &columns, task.query_name);
 	if (task.validation_query)
+	{
 		pgft_query_check(task.validation_query, task.validation_name, &columns);
+		pgft_columns_check_pairs(&columns, pairs, task.validation_name);
+		pgft_options_check_columns(options, &columns, task.validation_name);
+	}
 	pgft_base_check_file(base);
 	pgft_model_resolve(base);
-	if (from != NULL)
+	if (from != NULL && from != base)
 	{
 		task.file.base_digest = from->base_digest;
 		task.file.adapter = pgft_weights_to_cache(&from->id, from->weights_digest);

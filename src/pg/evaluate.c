@@ -22,17 +22,13 @@
 #include "utils/jsonb.h"
 #include "weights.h"
 
-/* What the engine needs of a base, or of a tuned model over one. */
+/* What the engine needs of a model. */
 static void
 describe_model(PgftModel *model, PgftJobFile *file)
 {
-	PgftModel *base = model->kind == PGFT_MODEL_BASE ? model : model->base;
+	PgftModel *base = pgft_model_root(model);
 
 	pgft_model_require_ready(model);
-	if (model->kind == PGFT_MODEL_FULL)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("model \"%s\" cannot be evaluated", model->name),
-						errdetail("Fully tuned models are not supported yet.")));
 	pgft_model_resolve(base);
 	file->base = base;
 	file->replay_from = -1;
@@ -96,6 +92,16 @@ write_evaluation(const PgftSessionTask *task, const char *model)
 	return DirectFunctionCall1(jsonb_in, CStringGetDatum(buf.data));
 }
 
+/* What a model makes of a pair, only the reference that it was trained beside could say. */
+static void
+refuse_pairs(const PgftColumns *columns)
+{
+	if (columns->set == PGFT_PREFERENCE)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("preference pairs (\"chosen\", \"rejected\") cannot be evaluated"),
+						errhint("Yield an answer as \"completion\".")));
+}
+
 /* SQL: finetune_evaluate(model text, query text) returns jsonb */
 PG_FUNCTION_INFO_V1(pgft_finetune_evaluate);
 Datum
@@ -112,6 +118,7 @@ pgft_finetune_evaluate(PG_FUNCTION_ARGS)
 	task.query = pgft_text_argument(fcinfo, 1, "finetune_evaluate", "query");
 	model = pgft_model_lookup(name, false);
 	pgft_query_check_now(task.query, task.query_name, &columns);
+	refuse_pairs(&columns);
 	describe_model(model, &task.file);
 	pgft_session_engine_run(&task);
 	return write_evaluation(&task, name);

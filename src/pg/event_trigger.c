@@ -245,7 +245,8 @@ refuse_needed_base(List *servers)
 
 	pgft_follow("SELECT b.name, m.name FROM finetune.model m "
 				"JOIN finetune.model b ON b.id = m.base_id "
-				"WHERE b.name = ANY ($1) AND NOT m.name = ANY ($1) LIMIT 1",
+				"WHERE b.name = ANY ($1) AND NOT m.name = ANY ($1) AND " PGFT_MODEL_NEEDS_BASE
+				" LIMIT 1",
 				1, types, &names, NULL, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{

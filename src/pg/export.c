@@ -43,6 +43,12 @@ pgft_export_check_format(const char *format)
 			 errhint("Supported formats are: %s.", names.data)));
 }
 
+bool
+pgft_export_is_adapter(const char *format)
+{
+	return strcmp(format, PGFT_FORMAT_PEFT) == 0 || strcmp(format, "gguf-adapter") == 0;
+}
+
 static void
 set_mode(const char *path, mode_t mode)
 {
@@ -99,7 +105,7 @@ tell_of_quantised_base(const PgftSessionTask *task, const PgftModel *model)
 {
 	int64 quantised = 0;
 
-	if (strcmp(task->file.export_format, "gguf-adapter") == 0)
+	if (model->kind == PGFT_MODEL_FULL || pgft_export_is_adapter(task->file.export_format))
 		return;
 	pgft_json_int64(pgft_session_event(task, "exported"), "quantised_tensors", &quantised);
 	if (quantised > 0)
@@ -109,23 +115,47 @@ tell_of_quantised_base(const PgftSessionTask *task, const PgftModel *model)
 						   model->base->name)));
 }
 
-void
-pgft_export_by_engine(PgftModel *model, const char *directory, const char *format)
+/* Whoever asks the exported model must put prompts into it himself. */
+static void
+tell_of_prompt_template(const PgftSessionTask *task, const PgftModel *model)
 {
-	PgftSessionTask task = {.program = "export", .name = "exporting engine", .finish = finish};
-	char *temporary = psprintf("%s.tmp.XXXXXX", directory);
+	char *prompt_template =
+		pgft_json_string(pgft_session_event(task, "exported"), "prompt_template");
 
-	pgft_require_preload();
+	if (prompt_template != NULL)
+		ereport(NOTICE, (errmsg("prompts to the exported model are to be put into the prompt "
+								"template of \"%s\"",
+								model->name),
+						 errdetail("Other programs do not know of it: %s", prompt_template)));
+}
+
+/* The adapter, and the base below it. */
+static void
+describe_adapter(PgftModel *model, PgftJobFile *file)
+{
 	if (model->base)
 		model->base = pgft_model_by_id(&model->base->id);
 	if (model->base == NULL || !OidIsValid(model->base->server))
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("the base model of \"%s\" is missing", model->name)));
-	pgft_model_resolve(model->base);
-	task.file.base = model->base;
-	task.file.base_digest = model->base_digest;
+	file->base_digest = model->base_digest;
+	file->adapter = pgft_weights_to_cache(&model->id, model->weights_digest);
+}
+
+void
+pgft_export_by_engine(PgftModel *model, const char *directory, const char *format)
+{
+	PgftSessionTask task = {.program = "export", .name = "exporting engine", .finish = finish};
+	char *temporary = psprintf("%s.tmp.XXXXXX", directory);
+	PgftModel *root;
+
+	pgft_require_preload();
+	if (model->kind == PGFT_MODEL_LORA)
+		describe_adapter(model, &task.file);
+	root = pgft_model_root(model);
+	pgft_model_resolve(root);
+	task.file.base = root;
 	task.file.replay_from = -1;
-	task.file.adapter = pgft_weights_to_cache(&model->id, model->weights_digest);
 	task.file.export_format = format;
 	if (mkdtemp(temporary) == NULL)
 		ereport(ERROR, (errcode_for_file_access(),
@@ -135,4 +165,5 @@ pgft_export_by_engine(PgftModel *model, const char *directory, const char *forma
 	task.temporary_name = directory;
 	pgft_session_engine_run(&task);
 	tell_of_quantised_base(&task, model);
+	tell_of_prompt_template(&task, model);
 }

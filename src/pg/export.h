@@ -11,6 +11,9 @@
 /* 22023, with a list of what there is, for a format that nobody writes. */
 extern void pgft_export_check_format(const char *format);
 
+/* Is the format an adapter's, which a full model does not have? */
+extern bool pgft_export_is_adapter(const char *format);
+
 /*
  * Write a tuned model that is ready into a directory that is not there yet, in
  * any format but PEFT's.  The directory appears whole or not at all, whatever

@@ -17,6 +17,7 @@
 #include "fmgr.h"
 #include "foreign/foreign.h"
 #include "from_model.h"
+#include "full_model.h"
 #include "funcapi.h"
 #include "job.h"
 #include "json.h"
@@ -187,6 +188,7 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	PgftColumns columns;
 	PgftModel *base;
 	char *base_name;
+	bool pairs;
 
 	if (action != ACTION_CREATE)
 		wrong_arguments(action);
@@ -203,15 +205,27 @@ pgft_finetune_create(PG_FUNCTION_ARGS)
 	request.base = base = pgft_base_lookup(base_name);
 	request.options = pgft_options_argument(fcinfo, 5);
 	check_name(request.model_name);
-	(void) pgft_from_model(base, &request.options);
+	request.base = base = pgft_from_model_root(base, pgft_from_model(base, &request.options));
+	if (pgft_options_full(request.options))
+		pgft_full_check_create(pgft_options_as_files(request.options));
+	pairs = pgft_options_pairs(request.options);
 	pgft_query_check(request.training_query, "training query", &columns);
+	pgft_columns_check_pairs(&columns, pairs, "training query");
+	pgft_options_check_columns(request.options, &columns, "training query");
 	if (request.validation_query)
+	{
 		pgft_query_check(request.validation_query, "validation query", &columns);
+		pgft_columns_check_pairs(&columns, pairs, "validation query");
+		pgft_options_check_columns(request.options, &columns, "validation query");
+	}
 	pgft_base_check_file(base);
 
 	request.id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
-	pgft_model_create_tuned(request.model_name, PGFT_MODEL_LORA, request.base, &request.id,
-							&request.model_id);
+	pgft_model_create_tuned(request.model_name,
+							pgft_options_full(request.options) ? PGFT_MODEL_FULL : PGFT_MODEL_LORA,
+							request.base, &request.id, &request.model_id);
+	if (pgft_options_as_files(request.options))
+		pgft_model_keep_as_files(&request.model_id);
 	pgft_job_create(&request);
 	PG_RETURN_TEXT_P(cstring_to_text(pgft_job_name(&request.id)));
 }

@@ -4,6 +4,9 @@
  * Rights are those at CREATE, as for the base.  What is continued from is known
  * by the digest of its weights, and the engine keeps a copy in the job's
  * directory: the model may be renamed or dropped while the job waits or trains.
+ *
+ * A full model that is continued from is the base of the job, as if it had been
+ * named so: all that there is to be known of it is its weights.
  */
 #include "postgres.h"
 
@@ -15,13 +18,33 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
+/* An adapter is continued as an adapter, a full model as a full model. */
+static void
+check_kind(const PgftModel *model, bool full)
+{
+	if (full && model->kind == PGFT_MODEL_LORA)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("model \"%s\" is an adapter, from which method \"full\" cannot continue",
+						model->name),
+				 errhint("Merge it by finetune_export(..., 'safetensors'), and make that a base "
+						 "model.")));
+	if (full && model->kind != PGFT_MODEL_FULL)
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("model \"%s\" is not a full model that could be continued from",
+							   model->name)));
+	if (!full && model->kind != PGFT_MODEL_LORA)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("model \"%s\" is not an adapter that could be continued from", model->name),
+				 model->kind == PGFT_MODEL_FULL
+					 ? errhint("It is a full model: name it as the base model of the job.")
+					 : 0));
+}
+
 static void
 check(const PgftModel *model, const PgftModel *base, const char *expected)
 {
-	if (model->kind != PGFT_MODEL_LORA)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("model \"%s\" is not an adapter that could be continued from",
-							   model->name)));
 	pgft_model_require_ready(model);
 	if (model->base == NULL || memcmp(&model->base->id, &base->id, sizeof(base->id)) != 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -62,9 +85,16 @@ pgft_from_model(const PgftModel *base, Jsonb **options)
 		return NULL;
 	}
 	model = pgft_model_lookup(name, false);
+	check_kind(model, pgft_options_full(*options));
 	check(model, base, expected);
 	*options = with_digest(*options, model->weights_digest);
 	return model;
+}
+
+PgftModel *
+pgft_from_model_root(PgftModel *base, PgftModel *from)
+{
+	return from != NULL && from->kind == PGFT_MODEL_FULL ? from : base;
 }
 
 PgftModel *

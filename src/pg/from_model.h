@@ -13,13 +13,17 @@
  * are meant.
  *
  * Errors: 42704, 42501 as of pgft_model_lookup; 42809 for a model that is not
- * an adapter; 55000 for one without weights; 22023 for one over another base,
- * and for other weights than "from_weights" says.
+ * an adapter, or, with method full, a full model; 55000 for one without
+ * weights; 22023 for one over another base, and for other weights than
+ * "from_weights" says.
  */
 extern PgftModel *pgft_from_model(const PgftModel *base, Jsonb **options);
 
+/* What a job's engine reads first: `base`, or the full model that it continues `from`. */
+extern PgftModel *pgft_from_model_root(PgftModel *base, PgftModel *from);
+
 /*
- * The model that has the weights which a job's options name; NULL when they
+ * The adapter that has the weights which a job's options name; NULL when they
  * name none, or when there is none any more.
  */
 extern PgftModel *pgft_from_model_of(Jsonb *options);

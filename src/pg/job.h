@@ -14,6 +14,7 @@
 #include "pg_finetune.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
+#include "weights.h"
 
 /* Attempts without a new checkpoint after which a job has failed. */
 #define PGFT_JOB_MAX_ATTEMPTS 3
@@ -167,8 +168,12 @@ extern bool pgft_job_fail(PgftJob *job, int sqlstate, const char *message, const
 extern bool
 pgft_job_pause_by_error(PgftJob *job, int sqlstate, const char *message, const char *hint);
 
-/* Store the adapter, make the model ready, and end the job: all in one transaction. */
-extern bool pgft_job_complete(PgftJob *job, const char *adapter_directory);
+/*
+ * Store the weights that the engine has left in a directory, make the model
+ * ready, and end the job: all in one transaction.  `go_on` is asked while much is
+ * stored; 57014 is raised where it says no.
+ */
+extern bool pgft_job_complete(PgftJob *job, const char *directory, PgftGoOn go_on);
 
 /* Whose a job is that this worker has claimed, or was. */
 typedef enum PgftJobHold

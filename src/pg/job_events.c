@@ -13,6 +13,7 @@
 #include "catalog/pg_type.h"
 #include "job_events.h"
 #include "json.h"
+#include "options.h"
 #include "shmem.h"
 #include "utils/builtins.h"
 #include "utils/float.h"
@@ -212,6 +213,16 @@ on_plan(PgftJobEvents *events, Jsonb *event)
 					   psprintf(INT64_FORMAT " steps", events->total_steps), event);
 }
 
+/* Method dpo looks at every pair with its reference model first. */
+static void
+on_reference(PgftJobEvents *events, Jsonb *event)
+{
+	pgft_job_add_event(
+		&events->job->id, "info", "reference",
+		psprintf("computing the reference of " INT64_FORMAT " pairs", get_int64(event, "pairs")),
+		event);
+}
+
 /* A row of metrics; a step and an evaluation after it share one. */
 static void
 write_metric(PgftJobEvents *events, Jsonb *event)
@@ -321,7 +332,8 @@ on_completed(PgftJobEvents *events, Jsonb *event)
 	pgft_job_notify(&events->job->id);
 	events->job->phase = "uploading";
 	pgft_slot_set_phase(PGFT_PHASE_UPLOADING);
-	events->adapter = keep_string(events, event, "adapter");
+	events->result =
+		keep_string(events, event, pgft_options_full(events->job->options) ? "model" : "adapter");
 	events->completed = true;
 }
 
@@ -342,6 +354,7 @@ static const struct
 	{"started", on_started},
 	{"dataset", on_dataset},
 	{"plan", on_plan},
+	{"reference", on_reference},
 	{"step", on_step},
 	{"evaluation", on_evaluation},
 	{"checkpoint", on_checkpoint},
@@ -357,9 +370,9 @@ pgft_job_events_apply(PgftJobEvents *events, List *lines)
 	ListCell *cell;
 
 	pgft_job_begin(&catalog);
-	if (!pgft_job_is_mine(events->job))
-		events->lost = true;
-	else
+	/* Once lines were refused none may follow: a job that is resumed meanwhile would miss them. */
+	events->lost = events->lost || !pgft_job_is_mine(events->job);
+	if (!events->lost)
 	{
 		foreach (cell, lines)
 		{

@@ -14,8 +14,8 @@ typedef struct PgftJobEvents
 	MemoryContext context; /* of the strings below */
 
 	bool lost;      /* the job has ended, or is another's: stop */
-	bool completed; /* the adapter is on disk, and the job "uploading" */
-	char *adapter;  /* its directory, relative to the job's */
+	bool completed; /* the weights are on disk, and the job "uploading" */
+	char *result;   /* their directory, relative to the job's */
 	bool failed;
 	char *code; /* a name of ft_status_name */
 	char *message;

@@ -15,7 +15,7 @@ static char *
 describe_base(const PgftJobFile *file)
 {
 	const PgftModel *base = file->base;
-	const char *digest = file->base_digest ? file->base_digest : base->base_digest;
+	const char *digest = file->base_digest ? file->base_digest : pgft_model_root_digest(base);
 	StringInfoData buf;
 
 	initStringInfo(&buf);

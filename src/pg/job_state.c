@@ -13,8 +13,10 @@
 #include "access/xact.h"
 #include "catalog.h"
 #include "catalog/pg_type.h"
+#include "full_model.h"
 #include "job.h"
 #include "miscadmin.h"
+#include "options.h"
 #include "paths.h"
 #include "pgstat.h"
 #include "shmem.h"
@@ -381,37 +383,97 @@ read_facts(const PgftJob *job, PgftModelFacts *facts)
 	}
 }
 
+/* What a full model takes over from its base's server, which may be another's tomorrow. */
+static void
+add_base_facts(const PgftJob *job, PgftModelFacts *facts)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(&job->base_id)};
+	PgftModel *base = pgft_model_by_id(&job->base_id);
+
+	if (base == NULL)
+		return;
+	facts->chat_template = base->chat_template;
+	facts->context_length = base->context_length;
+	if (facts->context_length == 0 &&
+		pgft_select("SELECT context_length FROM finetune.model WHERE id = $1", 1, types, values) >
+			0)
+	{
+		bool isnull;
+		Datum datum = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+
+		facts->context_length = isnull ? 0 : DatumGetInt32(datum);
+	}
+}
+
+/* Keep the weights as files, in a transaction that has no snapshot to hold; their digest. */
+static char *
+keep_as_files(PgftJob *job, const char *directory, PgftGoOn go_on)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char *digest;
+
+	StartTransactionCommand();
+	digest = MemoryContextStrdup(context, pgft_full_keep(&job->id, directory, go_on));
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return digest;
+}
+
+/* Begin the transaction, and store the weights; their digest. */
+static char *
+begin_with_weights(PgftJob *job, const char *directory, PgftGoOn go_on, PgftCatalog *catalog)
+{
+	bool full = pgft_options_full(job->options);
+	char *digest = NULL;
+
+	/* files come before the row that names them */
+	if (full && pgft_options_as_files(job->options))
+		digest = keep_as_files(job, directory, go_on);
+	pgft_job_begin(catalog);
+	if (digest != NULL)
+		return digest;
+	return full ? pgft_weights_store_full(&job->model_id, directory, go_on)
+				: pgft_weights_store(&job->model_id, directory);
+}
+
 /*
- * The model's row is locked before the job's, as by DROP SERVER and CANCEL, so
- * that whoever comes second waits, and then finds the job ended.
+ * The weights come first, for they may take long, and who drops the model or
+ * cancels the job meanwhile must not wait for them.  Then the model's row is
+ * locked before the job's, as by DROP SERVER and CANCEL, so that whoever comes
+ * second waits, and then finds the job ended.  Where that is us, nothing of the
+ * transaction stays.
  */
 bool
-pgft_job_complete(PgftJob *job, const char *adapter_directory)
+pgft_job_complete(PgftJob *job, const char *directory, PgftGoOn go_on)
 {
 	Oid types[] = {UUIDOID};
 	Datum values[] = {UUIDPGetDatum(&job->model_id)};
 	PgftModelFacts facts = {0};
 	PgftCatalog catalog;
-	bool mine;
 
-	pgft_job_begin(&catalog);
+	facts.weights_digest = begin_with_weights(job, directory, go_on, &catalog);
 	pgft_select("SELECT FROM finetune.model WHERE id = $1 FOR UPDATE", 1, types, values);
-	mine = SPI_processed > 0 && pgft_job_is_mine(job);
-	if (mine)
+	if (SPI_processed == 0 || !pgft_job_is_mine(job))
 	{
-		read_facts(job, &facts);
-		facts.weights_digest = pgft_weights_store(&job->model_id, adapter_directory);
-		if (!pgft_model_set_ready(&job->model_id, &facts))
-			elog(ERROR, "model of job \"%s\" vanished while locked", job->name);
-		pgft_job_update(job,
-						"phase = 'completed', finished_at = clock_timestamp(),"
-						" owner = " PGFT_JOB_OWNER,
-						0, NULL, NULL, NULL);
-		pgft_job_add_event(&job->id, "info", "completed", "weights stored, model ready", NULL);
-		pgft_job_notify(&job->id);
+		pgft_catalog_leave(&catalog);
+		PopActiveSnapshot();
+		AbortCurrentTransaction();
+		return false;
 	}
+	read_facts(job, &facts);
+	if (pgft_options_full(job->options))
+		add_base_facts(job, &facts);
+	if (!pgft_model_set_ready(&job->model_id, &facts))
+		elog(ERROR, "model of job \"%s\" vanished while locked", job->name);
+	pgft_job_update(job,
+					"phase = 'completed', finished_at = clock_timestamp(),"
+					" owner = " PGFT_JOB_OWNER,
+					0, NULL, NULL, NULL);
+	pgft_job_add_event(&job->id, "info", "completed", "weights stored, model ready", NULL);
+	pgft_job_notify(&job->id);
 	pgft_job_finish(&catalog);
-	return mine;
+	return true;
 }
 
 /* The model of an ended job that has none of the weights it was made for. */
@@ -455,6 +517,7 @@ pgft_job_clean(const pg_uuid_t *id)
 		pgft_job_finish(&catalog);
 	}
 	pgft_remove_tree(pgft_job_directory(id));
+	pgft_full_clean(id);
 
 	pgft_job_begin(&catalog);
 	pgft_execute("UPDATE finetune.job SET has_directory = false"

@@ -86,7 +86,9 @@ find_adapter(PgftJobWorker *worker, PgftJobFile *file)
 	PgftModel *from;
 	struct stat st;
 
-	if (pgft_options_string(worker->job->options, "from_weights") == NULL || stat(copy, &st) == 0)
+	/* a full model that is continued from is the job's base */
+	if (pgft_options_full(worker->job->options) ||
+		pgft_options_string(worker->job->options, "from_weights") == NULL || stat(copy, &st) == 0)
 		return;
 	from = pgft_from_model_of(worker->job->options);
 	if (from == NULL)
@@ -282,7 +284,7 @@ engine_ended(PgftJobWorker *worker, Training *training, int status, const char *
 }
 
 PgftOutcome
-pgft_training_run(PgftJobWorker *worker, char **adapter)
+pgft_training_run(PgftJobWorker *worker, char **result)
 {
 	const char *argv[] = {pgft_engine_program(), "train", pgft_absolute_path(worker->directory),
 						  NULL};
@@ -301,6 +303,6 @@ pgft_training_run(PgftJobWorker *worker, char **adapter)
 	status = attend_engine(worker, &training);
 	outcome = engine_ended(worker, &training, status, pgft_child_last_words(training.child));
 	pgft_training_end_engine();
-	*adapter = training.events.adapter;
+	*result = training.events.result;
 	return outcome;
 }

@@ -19,9 +19,11 @@
 #include "access/xact.h"
 #include "catalog.h"
 #include "commands/extension.h"
+#include "full_model.h"
 #include "job_worker.h"
 #include "launcher.h"
 #include "miscadmin.h"
+#include "options.h"
 #include "paths.h"
 #include "pg_finetune.h"
 #include "pgstat.h"
@@ -191,13 +193,26 @@ can_pause(void)
 	return can;
 }
 
-/* With more room the job can go on, so a full disk does not end it. */
+/* Is a full model trained, which has taken long, and only to be stored? */
+static bool
+is_storing_full(PgftJobWorker *worker)
+{
+	return strcmp(worker->job->phase, "uploading") == 0 && pgft_options_full(worker->job->options);
+}
+
+/*
+ * With more room the job can go on, so a full disk does not end it; nor does
+ * anything else that keeps a full model from being stored.
+ */
 PgftOutcome
 pgft_worker_stop(PgftJobWorker *worker, int sqlstate, const char *message, const char *hint)
 {
-	if (sqlstate == ERRCODE_DISK_FULL && can_pause())
+	bool full_disk = sqlstate == ERRCODE_DISK_FULL;
+
+	if ((full_disk || is_storing_full(worker)) && can_pause())
 	{
-		hint = psprintf("Make room, then call finetune('RESUME', '%s').", worker->job->name);
+		hint = psprintf("%s, then call finetune('RESUME', '%s').",
+						full_disk ? "Make room" : "Put that right", worker->job->name);
 		return pgft_job_pause_by_error(worker->job, sqlstate, message, hint)
 				   ? PGFT_OUTCOME_LEAVE
 				   : pgft_worker_lost(worker);
@@ -291,15 +306,22 @@ file_exists(const char *path)
 	return stat(path, &st) == 0;
 }
 
-/* The adapter is named by the engine, which is not to lead us out of the job's directory. */
-static PgftOutcome
-upload(PgftJobWorker *worker, const char *adapter)
+/* Storing a large model goes on until somebody wants the place or the job. */
+static bool
+may_store(void)
 {
-	if (adapter == NULL || pgft_check_model_file(adapter) != NULL)
+	return !must_leave() && !pgft_slot_cancelled();
+}
+
+/* The result is named by the engine, which is not to lead us out of the job's directory. */
+static PgftOutcome
+upload(PgftJobWorker *worker, const char *result)
+{
+	if (result == NULL || pgft_check_model_file(result) != NULL)
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
-						errmsg("training engine named no usable adapter directory")));
+						errmsg("training engine named no usable directory of weights")));
 	pgft_slot_set_phase(PGFT_PHASE_UPLOADING);
-	if (!pgft_job_complete(worker->job, pgft_worker_path(worker, adapter)))
+	if (!pgft_job_complete(worker->job, pgft_worker_path(worker, result), may_store))
 		return pgft_worker_lost(worker);
 	return PGFT_OUTCOME_ENDED;
 }
@@ -307,8 +329,10 @@ upload(PgftJobWorker *worker, const char *adapter)
 static PgftOutcome
 run_attempt(PgftJobWorker *worker)
 {
+	bool full = pgft_options_full(worker->job->options);
 	PgftOutcome outcome = PGFT_OUTCOME_GO_ON;
-	char *adapter = "adapter";
+	char *result = full ? "model" : "adapter";
+	char *config = full ? "model/config.json" : "adapter/adapter_config.json";
 
 	pgft_make_work_directory();
 	outcome = pgft_worker_look_up(worker);
@@ -317,14 +341,14 @@ run_attempt(PgftJobWorker *worker)
 
 	/* what was trained before a restart need only be stored */
 	if (strcmp(worker->job->phase, "uploading") != 0 ||
-		!file_exists(pgft_worker_path(worker, "adapter/adapter_config.json")))
+		!file_exists(pgft_worker_path(worker, config)))
 	{
 		if (!pgft_data_is_read(worker))
 			outcome = pgft_data_read(worker);
 		if (outcome == PGFT_OUTCOME_GO_ON)
-			outcome = pgft_training_run(worker, &adapter);
+			outcome = pgft_training_run(worker, &result);
 	}
-	return outcome == PGFT_OUTCOME_GO_ON ? upload(worker, adapter) : outcome;
+	return outcome == PGFT_OUTCOME_GO_ON ? upload(worker, result) : outcome;
 }
 
 /* Would another attempt meet the same error? */
@@ -373,6 +397,16 @@ attempt_failed(PgftJobWorker *worker)
 
 	ereport(LOG,
 			(errcode(edata->sqlerrcode), errmsg("job %s: %s", worker->job->name, edata->message)));
+	/* by may_store: what was asked of this worker counts */
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	{
+		PgftOutcome outcome = pgft_worker_look_up(worker);
+
+		if (outcome != PGFT_OUTCOME_GO_ON)
+			return outcome;
+	}
+	if (is_storing_full(worker))
+		edata->message = pgft_full_words(edata->message);
 	if (is_transient(edata->sqlerrcode))
 	{
 		pgft_worker_remember(worker, edata->sqlerrcode, edata->message);

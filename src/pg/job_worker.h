@@ -73,10 +73,10 @@ extern void pgft_data_end_reader(void);
 /* ---- job_training.c ---- */
 
 /*
- * Have the engine train.  *adapter is where it left its result, relative to
+ * Have the engine train.  *result is where it left its result, relative to
  * the job's directory, when PGFT_OUTCOME_GO_ON is returned.
  */
-extern PgftOutcome pgft_training_run(PgftJobWorker *worker, char **adapter);
+extern PgftOutcome pgft_training_run(PgftJobWorker *worker, char **result);
 
 /* End a running engine, after an error. */
 extern void pgft_training_end_engine(void);

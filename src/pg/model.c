@@ -20,6 +20,7 @@
 #include "common/sha2.h"
 #include "engine_client.h"
 #include "foreign/foreign.h"
+#include "full_model.h"
 #include "json.h"
 #include "miscadmin.h"
 #include "model.h"
@@ -48,7 +49,14 @@ enum
 	COLUMN_BASE_WEIGHTS_DIGEST,
 	COLUMN_BASE_FILE_DIGEST,
 	COLUMN_SERVER,
-	COLUMN_BASE_SERVER
+	COLUMN_BASE_SERVER,
+	COLUMN_BASE_KIND,
+	COLUMN_STORAGE,
+	COLUMN_TEMPLATE,
+	COLUMN_CONTEXT_LENGTH,
+	COLUMN_BASE_STORAGE,
+	COLUMN_BASE_TEMPLATE,
+	COLUMN_BASE_CONTEXT_LENGTH
 };
 
 /*
@@ -59,8 +67,11 @@ enum
 	"SELECT m.id, m.name, m.kind, m.weights_digest, m.base_digest, m.job, b.id, b.name, " \
 	"b.weights_digest, b.base_digest, "                                                   \
 	"(SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = m.name::name), "            \
-	"(SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = b.name::name) "             \
-	"FROM finetune.model m LEFT JOIN finetune.model b ON b.id = m.base_id "
+	"(SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = b.name::name), b.kind, %s " \
+	"FROM finetune.model m LEFT JOIN finetune.model b ON b.id = m.base_id WHERE m.%s = $1"
+#define FULL_COLUMNS \
+	"m.storage, m.template, m.context_length, b.storage, b.template, b.context_length"
+#define FULL_COLUMNS_OF_1_0 "NULL, NULL, NULL, NULL, NULL, NULL"
 
 Oid
 pgft_wrapper_oid(bool missing_ok)
@@ -136,6 +147,12 @@ read_server(PgftModel *model)
 	return true;
 }
 
+bool
+pgft_model_full_is_known(void)
+{
+	return pgft_has_column("model", "template");
+}
+
 /* A column of the first row as text or uuid in the caller's context. */
 static char *
 text_column(MemoryContext context, int column)
@@ -165,14 +182,66 @@ oid_column(int column)
 	return is_null ? InvalidOid : DatumGetObjectId(datum);
 }
 
+static PgftModelKind
+kind_column(int column)
+{
+	PgftModelKind kind;
+
+	if (!pgft_model_kind_by_name(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column),
+								 &kind))
+		elog(ERROR, "unexpected kind of model");
+	return kind;
+}
+
+/* What a base's server would say in its options; columns of a full model's row. */
+static void
+read_full(MemoryContext context, PgftModel *model, int storage, int chat_template,
+		  int context_length)
+{
+	char *where = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, storage);
+	char *length = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, context_length);
+
+	if (model->kind != PGFT_MODEL_FULL)
+		return;
+	model->in_database = where == NULL || strcmp(where, "file") != 0;
+	model->chat_template = text_column(context, chat_template);
+	model->context_length = length == NULL ? 0 : pg_strtoint32(length);
+	if (model->in_database)
+		model->file = model->name;
+	else if (model->weights_digest != NULL)
+		model->file = MemoryContextStrdup(context, pgft_full_directory(model->weights_digest));
+}
+
+/* The base of the model in the first row; NULL when there is none. */
+static PgftModel *
+read_base(MemoryContext context)
+{
+	char *name = text_column(context, COLUMN_BASE_NAME);
+	PgftModel *base;
+
+	if (name == NULL)
+		return NULL;
+	base = MemoryContextAllocZero(context, sizeof(PgftModel));
+	base->has_row = true;
+	base->name = name;
+	base->kind = kind_column(COLUMN_BASE_KIND);
+	uuid_column(COLUMN_BASE_ID, &base->id);
+	base->weights_digest = text_column(context, COLUMN_BASE_WEIGHTS_DIGEST);
+	base->base_digest = text_column(context, COLUMN_BASE_FILE_DIGEST);
+	base->server = oid_column(COLUMN_BASE_SERVER);
+	read_full(context, base, COLUMN_BASE_STORAGE, COLUMN_BASE_TEMPLATE, COLUMN_BASE_CONTEXT_LENGTH);
+	return base;
+}
+
 /* The row's half of a model, by name or by id, and which server it has; or NULL. */
 static PgftModel *
 read_row(const char *name, const pg_uuid_t *id)
 {
-	static SPIPlanPtr plans[2]; /* by name, by id */
+	static SPIPlanPtr plans[2][2]; /* by name, by id; with a catalog of 1.0, with a later one */
 	Oid types[] = {name != NULL ? TEXTOID : UUIDOID};
 	Datum values[] = {name != NULL ? CStringGetTextDatum(name) : UUIDPGetDatum(id)};
-	SPIPlanPtr *plan = &plans[name == NULL];
+	bool full_is_known = pgft_model_full_is_known();
+	SPIPlanPtr *plan = &plans[name == NULL][full_is_known];
 	MemoryContext context = CurrentMemoryContext;
 	PgftModel *model = NULL;
 	PgftCatalog catalog;
@@ -181,7 +250,8 @@ read_row(const char *name, const pg_uuid_t *id)
 	if (*plan == NULL)
 	{
 		const char *query =
-			name != NULL ? SELECT_MODEL "WHERE m.name = $1" : SELECT_MODEL "WHERE m.id = $1";
+			psprintf(SELECT_MODEL, full_is_known ? FULL_COLUMNS : FULL_COLUMNS_OF_1_0,
+					 name != NULL ? "name" : "id");
 		SPIPlanPtr prepared = SPI_prepare(query, 1, types);
 
 		if (prepared == NULL || SPI_keepplan(prepared) != 0)
@@ -192,29 +262,17 @@ read_row(const char *name, const pg_uuid_t *id)
 		elog(ERROR, "could not look a model up");
 	if (SPI_processed > 0)
 	{
-		char *base_name = text_column(context, COLUMN_BASE_NAME);
-
 		model = MemoryContextAllocZero(context, sizeof(PgftModel));
 		model->has_row = true;
 		uuid_column(COLUMN_ID, &model->id);
 		model->name = text_column(context, COLUMN_NAME);
-		if (!pgft_model_kind_by_name(text_column(context, COLUMN_KIND), &model->kind))
-			elog(ERROR, "unexpected kind of model");
+		model->kind = kind_column(COLUMN_KIND);
 		model->weights_digest = text_column(context, COLUMN_WEIGHTS_DIGEST);
 		model->base_digest = text_column(context, COLUMN_BASE_DIGEST);
 		model->has_job = uuid_column(COLUMN_JOB, &model->job);
 		model->server = oid_column(COLUMN_SERVER);
-		if (base_name != NULL)
-		{
-			model->base = MemoryContextAllocZero(context, sizeof(PgftModel));
-			model->base->has_row = true;
-			model->base->name = base_name;
-			model->base->kind = PGFT_MODEL_BASE;
-			uuid_column(COLUMN_BASE_ID, &model->base->id);
-			model->base->weights_digest = text_column(context, COLUMN_BASE_WEIGHTS_DIGEST);
-			model->base->base_digest = text_column(context, COLUMN_BASE_FILE_DIGEST);
-			model->base->server = oid_column(COLUMN_BASE_SERVER);
-		}
+		read_full(context, model, COLUMN_STORAGE, COLUMN_TEMPLATE, COLUMN_CONTEXT_LENGTH);
+		model->base = read_base(context);
 	}
 	pgft_catalog_leave(&catalog);
 	return model;
@@ -255,7 +313,7 @@ look_up(const char *name, PgftModel **model)
 		return LOOKUP_NO_MODEL;
 	if (pg_foreign_server_aclcheck(found->server, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
 		return LOOKUP_NO_USAGE;
-	if (found->base != NULL && !read_server(found->base))
+	if (found->base != NULL && !read_server(found->base) && found->kind == PGFT_MODEL_LORA)
 		return LOOKUP_NO_BASE;
 	return LOOKUP_FOUND;
 }
@@ -313,6 +371,18 @@ pgft_model_by_id(const pg_uuid_t *id)
 	if (model->base != NULL)
 		read_server(model->base);
 	return model;
+}
+
+PgftModel *
+pgft_model_root(PgftModel *model)
+{
+	return model->kind == PGFT_MODEL_LORA ? model->base : model;
+}
+
+const char *
+pgft_model_root_digest(const PgftModel *root)
+{
+	return root->kind == PGFT_MODEL_FULL ? root->weights_digest : root->base_digest;
 }
 
 /* The phase of a model's job; NULL when its row is not here, for it is run elsewhere. */
@@ -399,6 +469,7 @@ resolve_stored(PgftModel *base)
 void
 pgft_model_resolve(PgftModel *base)
 {
+	pgft_model_require_ready(base);
 	if (base->in_database)
 		resolve_stored(base);
 	else
@@ -413,7 +484,8 @@ pgft_model_resolve_file(PgftModel *base)
 	if (base->file == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("base model \"%s\" has no file", base->name)));
-	base->path = pgft_model_path(base->file, false);
+	base->path = base->kind == PGFT_MODEL_FULL ? pgft_full_path(base, false)
+											   : pgft_model_path(base->file, false);
 	if (pgft_is_directory(base->path))
 	{
 		base->engine_id = engine_id(base, pgft_base_parts_identity(base->path, base->file));
@@ -477,7 +549,10 @@ pgft_model_inspect(PgftModel *base, int timeout_ms)
 	return reply->body;
 }
 
-/* Bytes of a base's file, for who may use the model; null when it cannot be seen. */
+/*
+ * Bytes of the file of a base, or of a full model that is kept as files, for who
+ * may use the model; null when it cannot be seen.
+ */
 PG_FUNCTION_INFO_V1(pgft_base_size);
 Datum
 pgft_base_size(PG_FUNCTION_ARGS)
@@ -491,10 +566,18 @@ pgft_base_size(PG_FUNCTION_ARGS)
 	if (server == NULL || server->fdwid != pgft_wrapper_oid(true) ||
 		pg_foreign_server_aclcheck(serverid, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
 		PG_RETURN_NULL();
-	read_options(&model, server->options);
-	if (model.file == NULL)
-		PG_RETURN_NULL();
-	path = pgft_model_path(model.file, true);
+	if (pgft_model_kind_by_name(server->servertype, &model.kind) && model.kind == PGFT_MODEL_FULL)
+	{
+		PgftModel *full = find_by_name(server->servername);
+
+		path = full == NULL || full->in_database || full->file == NULL ? NULL
+																	   : pgft_full_path(full, true);
+	}
+	else
+	{
+		read_options(&model, server->options);
+		path = model.file == NULL ? NULL : pgft_model_path(model.file, true);
+	}
 	bytes = path == NULL ? -1 : pgft_base_bytes(path);
 	if (bytes < 0)
 		PG_RETURN_NULL();

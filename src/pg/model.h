@@ -4,7 +4,9 @@
  * A model is a foreign server of the wrapper pg_finetune (name, owner, rights)
  * and a row of finetune.model (identity, weights).  A base model's weights are
  * a file, found by the server's options; a tuned model's stand in
- * finetune.weights, and so may a base's file.
+ * finetune.weights, and so may a base's file.  A full model is both: made by a
+ * job, its weights are all that an engine needs, as a base's are, and it may be
+ * the base of other models.
  */
 #ifndef PGFT_MODEL_H
 #define PGFT_MODEL_H
@@ -35,15 +37,16 @@ typedef struct PgftModel
 	char *base_digest;    /* SHA-256 in hex of the base's file: that it was trained on, or, of a
 						   * base, that is recorded; may be NULL */
 
-	struct PgftModel *base; /* a tuned model's base; NULL for a base */
+	struct PgftModel *base; /* a tuned model's base, what it was trained on; NULL for a base, and
+							 * for a full model whose base is gone */
 
-	/* Options of a base's server */
-	char *file;          /* as in the option */
+	/* Options of a base's server; of a full model, they stand in its row */
+	char *file;          /* as in the option; what messages call a full model's files */
 	char *chat_template; /* NULL: the file's own */
 	int context_length;  /* 0: the file's own */
-	bool in_database;    /* its file is kept in finetune.weights */
+	bool in_database;    /* the file is kept in finetune.weights */
 
-	/* Of a base, set by pgft_model_resolve: */
+	/* Of a base or a full model, set by pgft_model_resolve: */
 	char *path;      /* absolute path of the file */
 	char *engine_id; /* what the engine knows it by: changes with the file */
 } PgftModel;
@@ -70,13 +73,22 @@ extern PgftModel *pgft_model_find(const char *name);
 /* The model with this id; no check of rights; NULL when there is none. */
 extern PgftModel *pgft_model_by_id(const pg_uuid_t *id);
 
+/*
+ * The model whose files an engine reads before anything else: a base, or a full
+ * model, itself, and what an adapter lies over.
+ */
+extern PgftModel *pgft_model_root(PgftModel *model);
+
+/* SHA-256 in hex that the files of such a model must have; NULL when it is not known yet. */
+extern const char *pgft_model_root_digest(const PgftModel *root);
+
 /* Raise 55000 unless the model has weights: it is still being trained, or will never have any. */
 extern void pgft_model_require_ready(const PgftModel *model);
 
 /*
- * Find a base's file and set path and engine_id: 58P01 when it is not in the
- * model directory.  One that is kept in the database is written to the cache
- * if it is not there; 55000 when it was never stored.
+ * Find the file of a base or a full model and set path and engine_id: 58P01 when
+ * it is not in the model directory.  One that is kept in the database is written
+ * to the cache if it is not there; 55000 when it was never stored.
  */
 extern void pgft_model_resolve(PgftModel *base);
 
@@ -109,15 +121,28 @@ extern void pgft_model_check_create(const char *name);
 extern void pgft_model_create_tuned(const char *name, PgftModelKind kind, const PgftModel *base,
 									const pg_uuid_t *job, pg_uuid_t *id);
 
+/* Note that the weights of a model that is being created will be kept as files. */
+extern void pgft_model_keep_as_files(const pg_uuid_t *id);
+
+/* Does the catalog know of full models?  One of version 1.0 does not. */
+extern bool pgft_model_full_is_known(void);
+
+/*
+ * In SQL, of a row m of finetune.model: does it need its base?  Not a full model
+ * that is trained.
+ */
+#define PGFT_MODEL_NEEDS_BASE "(m.kind <> 'full' OR m.weights_digest IS NULL)"
+
 /* What is known of a model once it is trained; strings may be NULL. */
 typedef struct PgftModelFacts
 {
 	const char *weights_digest;
 	const char *base_digest;
 	const char *architecture;
-	int64 parameters;     /* 0: unknown */
-	int context_length;   /* 0: unknown */
-	double training_loss; /* NaN: unknown */
+	const char *chat_template; /* of a full model's base's server */
+	int64 parameters;          /* 0: unknown */
+	int context_length;        /* 0: unknown */
+	double training_loss;      /* NaN: unknown */
 	double validation_loss;
 	double validation_token_accuracy;
 } PgftModelFacts;

@@ -81,7 +81,7 @@ insert_row(const char *name, PgftModelKind kind, const pg_uuid_t *base, const pg
 	return inserted;
 }
 
-/* The id and base's name of a row; false when there is none. */
+/* The kind of a row's model and the name of the base that it needs; false when there is none. */
 static bool
 find_row(const char *name, PgftModelKind *kind, char **base_name)
 {
@@ -93,7 +93,8 @@ find_row(const char *name, PgftModelKind *kind, char **base_name)
 
 	pgft_catalog_enter(&catalog, true);
 	pgft_execute("SELECT m.kind, b.name FROM finetune.model m "
-				 "LEFT JOIN finetune.model b ON b.id = m.base_id WHERE m.name = $1",
+				 "LEFT JOIN finetune.model b ON b.id = m.base_id AND " PGFT_MODEL_NEEDS_BASE
+				 " WHERE m.name = $1",
 				 1, types, values, NULL, SPI_OK_SELECT);
 	found = SPI_processed > 0;
 	*base_name = NULL;
@@ -150,7 +151,8 @@ pgft_model_depend_all(void)
 				" JOIN pg_foreign_server s ON s.srvname::text = m.name"
 				" JOIN pg_foreign_server t ON t.srvname::text = b.name"
 				" JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.oid = t.srvfdw"
-				" WHERE w.fdwname = '" PGFT_WRAPPER "' AND NOT EXISTS (SELECT 1 FROM pg_depend d"
+				" WHERE w.fdwname = '" PGFT_WRAPPER "' AND " PGFT_MODEL_NEEDS_BASE
+				" AND NOT EXISTS (SELECT 1 FROM pg_depend d"
 				" WHERE d.classid = 'pg_foreign_server'::regclass AND d.objid = s.oid"
 				" AND d.refclassid = 'pg_foreign_server'::regclass AND d.refobjid = t.oid)",
 				0, NULL, NULL);
@@ -281,7 +283,7 @@ pgft_model_row_create(const char *name, PgftModelKind kind)
 		check_may_join(name);
 	if (base_name != NULL)
 		pgft_model_depend(name, base_name);
-	else
+	if (kind != PGFT_MODEL_LORA)
 		pgft_model_depend_all();
 }
 
@@ -318,6 +320,19 @@ pgft_model_row_rename(const char *old_name, const char *new_name)
 	pgft_catalog_enter(&catalog, false);
 	pgft_follow("UPDATE finetune.model SET name = $2 WHERE name = $1", 2, types, values, NULL,
 				SPI_OK_UPDATE);
+	pgft_catalog_leave(&catalog);
+}
+
+void
+pgft_model_keep_as_files(const pg_uuid_t *id)
+{
+	Oid types[] = {UUIDOID};
+	Datum values[] = {UUIDPGetDatum(id)};
+	PgftCatalog catalog;
+
+	pgft_catalog_enter(&catalog, false);
+	pgft_execute("UPDATE finetune.model SET storage = 'file' WHERE id = $1", 1, types, values, NULL,
+				 SPI_OK_UPDATE);
 	pgft_catalog_leave(&catalog);
 }
 
@@ -366,6 +381,12 @@ pgft_model_set_ready(const pg_uuid_t *id, const PgftModelFacts *facts)
 				 "validation_loss = $8, validation_token_accuracy = $9 WHERE id = $1",
 				 lengthof(types), types, values, nulls, SPI_OK_UPDATE);
 	found = SPI_processed > 0;
+	if (facts->chat_template != NULL)
+	{
+		values[1] = CStringGetTextDatum(facts->chat_template);
+		pgft_execute("UPDATE finetune.model SET template = $2 WHERE id = $1", 2, types, values,
+					 NULL, SPI_OK_UPDATE);
+	}
 	pgft_catalog_leave(&catalog);
 	return found;
 }
@@ -481,40 +502,67 @@ delete_placeholder(Datum name)
 	pgft_catalog_leave(&catalog);
 }
 
+/* Have a full model's server depend on no base. */
 static void
-depend_by_id(Datum name, Datum base_id)
+release(const char *name, const pg_uuid_t *base_id)
 {
-	PgftModel *base = pgft_model_by_id(DatumGetUUIDP(base_id));
+	PgftModel *base = pgft_model_by_id(base_id);
+	Oid server = server_oid(name);
 
+	if (base != NULL && OidIsValid(base->server) && OidIsValid(server))
+		deleteDependencyRecordsForSpecific(ForeignServerRelationId, server, DEPENDENCY_NORMAL,
+										   ForeignServerRelationId, base->server);
+}
+
+static Datum
+column_of(Relation relation, HeapTuple row, const char *name, bool *is_null)
+{
+	TupleDesc descriptor = RelationGetDescr(relation);
+
+	return heap_getattr(row, SPI_fnumber(descriptor, name), descriptor, is_null);
+}
+
+/*
+ * A row has come or has changed.  A base's may come after those of the models
+ * that are tuned from it, and a full model may be both.
+ */
+static void
+follow_row(Relation relation, HeapTuple row)
+{
+	bool no_name, no_base, not_ready, no_kind;
+	Datum name = column_of(relation, row, "name", &no_name);
+	Datum base_id = column_of(relation, row, "base_id", &no_base);
+	Datum kind = column_of(relation, row, "kind", &no_kind);
+	PgftModel *base;
+
+	(void) column_of(relation, row, "weights_digest", &not_ready);
+	if (no_base)
+	{
+		pgft_model_depend_all();
+		return;
+	}
+	if (strcmp(TextDatumGetCString(kind), pgft_model_kind_name(PGFT_MODEL_FULL)) == 0)
+	{
+		if (!not_ready)
+			release(TextDatumGetCString(name), DatumGetUUIDP(base_id));
+		pgft_model_depend_all();
+		return;
+	}
+	base = pgft_model_by_id(DatumGetUUIDP(base_id));
 	if (base != NULL)
 		pgft_model_depend(TextDatumGetCString(name), base->name);
 }
 
-/* A row is there; a base's may come after those of the models that are tuned from it. */
-static void
-depend_row(TriggerData *trigger, TupleDesc descriptor, Datum name)
-{
-	bool is_base;
-	Datum base_id = heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "base_id"),
-								 descriptor, &is_base);
-
-	if (is_base)
-		pgft_model_depend_all();
-	else
-		depend_by_id(name, base_id);
-}
-
 /*
- * Trigger on finetune.model: before and after the insertion of a row, and after
- * a rename.  Whoever has a table may put the function on it, so it looks where
- * it was called.
+ * Trigger on finetune.model: before and after the insertion of a row, after a
+ * rename, and after a full model has got its weights.  Whoever has a table may
+ * put the function on it, so it looks where it was called.
  */
 PG_FUNCTION_INFO_V1(pgft_model_row);
 Datum
 pgft_model_row(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
-	TupleDesc descriptor;
 	bool is_null;
 	Datum name;
 
@@ -528,18 +576,18 @@ pgft_model_row(PG_FUNCTION_ARGS)
 		return PointerGetDatum(trigger->tg_trigtuple);
 	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
-		pgft_model_depend_all();
+		if (strcmp(trigger->tg_trigger->tgname, "release_base") == 0)
+			follow_row(trigger->tg_relation, trigger->tg_newtuple);
+		else
+			pgft_model_depend_all();
 		return PointerGetDatum(trigger->tg_newtuple);
 	}
-
-	descriptor = RelationGetDescr(trigger->tg_relation);
-	name =
-		heap_getattr(trigger->tg_trigtuple, SPI_fnumber(descriptor, "name"), descriptor, &is_null);
+	name = column_of(trigger->tg_relation, trigger->tg_trigtuple, "name", &is_null);
 	if (is_null)
 		return PointerGetDatum(trigger->tg_trigtuple);
 	if (TRIGGER_FIRED_BEFORE(trigger->tg_event))
 		delete_placeholder(name);
 	else
-		depend_row(trigger, descriptor, name);
+		follow_row(trigger->tg_relation, trigger->tg_trigtuple);
 	return PointerGetDatum(trigger->tg_trigtuple);
 }

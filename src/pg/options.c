@@ -27,6 +27,7 @@ typedef enum OptionType
 	OPTION_BOOLEAN,
 	OPTION_CHOICE,
 	OPTION_MODULES,
+	OPTION_TEMPLATE,
 	OPTION_STRING
 } OptionType;
 
@@ -34,8 +35,8 @@ typedef enum OptionType
 #define OPTION_ABOVE_MIN 0x02  /* the lower bound itself is not allowed */
 #define OPTION_BELOW_MAX 0x04  /* nor the upper one */
 #define OPTION_QUEUE_ONLY 0x08 /* not the engine's business */
-#define OPTION_LATER 0x10      /* documented, but only its default can be had so far */
 #define OPTION_ADAPTER 0x20    /* no default where another model's adapter is continued */
+#define OPTION_DPO 0x40        /* of method dpo only */
 
 typedef struct OptionSpec
 {
@@ -45,7 +46,6 @@ typedef struct OptionSpec
 	double min;
 	double max;
 	const char *const *choices; /* of OPTION_CHOICE; the first is the default */
-	int supported;              /* how many of the choices can be had so far */
 	const char *fallback;       /* default as JSON text, NULL when it depends on model or data */
 } OptionSpec;
 
@@ -57,6 +57,9 @@ static const char *const storages[] = {"database", "file", NULL};
 static const char *const modules[] = {"q_proj",    "k_proj",  "v_proj",    "o_proj",
 									  "gate_proj", "up_proj", "down_proj", NULL};
 
+/* Of a prompt template, as the engine has it: in UTF-8, and a NUL behind it. */
+#define TEMPLATE_LIMIT 4095
+
 #define INT_LIMIT 2147483647.0
 /* The largest integer that every JSON reader keeps exactly. */
 #define SEED_LIMIT 9007199254740991.0
@@ -64,34 +67,34 @@ static const char *const modules[] = {"q_proj",    "k_proj",  "v_proj",    "o_pr
 static const OptionSpec option_specs[] = {
 	{"max_epochs", OPTION_INTEGER, OPTION_AUTO, 1, 50},
 	{"max_steps", OPTION_INTEGER, OPTION_AUTO, 1, INT_LIMIT},
-	{"method", OPTION_CHOICE, 0, 0, 0, methods, 1, "\"lora\""},
-	{"lora_r", OPTION_INTEGER, OPTION_ADAPTER, 1, 512, NULL, 0, "16"},
+	{"method", OPTION_CHOICE, 0, 0, 0, methods, "\"lora\""},
+	{"lora_r", OPTION_INTEGER, OPTION_ADAPTER, 1, 512, NULL, "16"},
 	{"lora_alpha", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN | OPTION_ADAPTER, 0, 65536},
-	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX | OPTION_LATER, 0, 1, NULL, 0, "0"},
-	{"lora_target_modules", OPTION_MODULES, OPTION_ADAPTER, 0, 0, NULL, 0, "\"all-linear\""},
-	{"use_rslora", OPTION_BOOLEAN, OPTION_ADAPTER, 0, 0, NULL, 0, "false"},
+	{"lora_dropout", OPTION_NUMBER, OPTION_BELOW_MAX, 0, 1, NULL, "0"},
+	{"lora_target_modules", OPTION_MODULES, OPTION_ADAPTER, 0, 0, NULL, "\"all-linear\""},
+	{"use_rslora", OPTION_BOOLEAN, OPTION_ADAPTER, 0, 0, NULL, "false"},
 	{"learning_rate", OPTION_NUMBER, OPTION_AUTO | OPTION_ABOVE_MIN, 0, 1},
-	{"lr_scheduler", OPTION_CHOICE, 0, 0, 0, schedulers, 3, "\"cosine\""},
+	{"lr_scheduler", OPTION_CHOICE, 0, 0, 0, schedulers, "\"cosine\""},
 	{"min_lr_ratio", OPTION_NUMBER, OPTION_AUTO, 0, 1},
-	{"warmup_ratio", OPTION_NUMBER, 0, 0, 1, NULL, 0, "0.03"},
-	{"weight_decay", OPTION_NUMBER, 0, 0, 1, NULL, 0, "0"},
-	{"max_grad_norm", OPTION_NUMBER, OPTION_ABOVE_MIN, 0, 1e6, NULL, 0, "1.0"},
+	{"warmup_ratio", OPTION_NUMBER, 0, 0, 1, NULL, "0.03"},
+	{"weight_decay", OPTION_NUMBER, 0, 0, 1, NULL, "0"},
+	{"max_grad_norm", OPTION_NUMBER, OPTION_ABOVE_MIN, 0, 1e6, NULL, "1.0"},
 	{"batch_size", OPTION_INTEGER, OPTION_AUTO, 1, INT_LIMIT},
 	{"gradient_accumulation_steps", OPTION_INTEGER, OPTION_AUTO, 1, 4096},
 	{"max_seq_length", OPTION_INTEGER, OPTION_AUTO, 16, 1048576},
-	{"packing", OPTION_BOOLEAN, 0, 0, 0, NULL, 0, "true"},
-	{"train_on_inputs", OPTION_BOOLEAN, 0, 0, 0, NULL, 0, "false"},
-	{"n_evals", OPTION_INTEGER, 0, 0, 10000, NULL, 0, "0"},
-	{"validation_fraction", OPTION_NUMBER, 0, 0, 0.9, NULL, 0, "0.1"},
-	{"seed", OPTION_INTEGER, 0, 0, SEED_LIMIT, NULL, 0, "42"},
-	{"priority", OPTION_INTEGER, OPTION_QUEUE_ONLY, -1000, 1000, NULL, 0, "0"},
-	{"storage", OPTION_CHOICE, OPTION_QUEUE_ONLY, 0, 0, storages, 1, "\"database\""},
+	{"packing", OPTION_BOOLEAN, 0, 0, 0, NULL, "true"},
+	{"train_on_inputs", OPTION_BOOLEAN, 0, 0, 0, NULL, "false"},
+	{"n_evals", OPTION_INTEGER, 0, 0, 10000, NULL, "0"},
+	{"validation_fraction", OPTION_NUMBER, 0, 0, 0.9, NULL, "0.1"},
+	{"seed", OPTION_INTEGER, 0, 0, SEED_LIMIT, NULL, "42"},
+	{"priority", OPTION_INTEGER, OPTION_QUEUE_ONLY, -1000, 1000, NULL, "0"},
+	{"storage", OPTION_CHOICE, OPTION_QUEUE_ONLY, 0, 0, storages, "\"database\""},
 	{"n_checkpoints", OPTION_INTEGER, 0, 1, 10000},
 	{"early_stopping_patience", OPTION_INTEGER, 0, 1, 10000},
 	{"from_model", OPTION_STRING, OPTION_QUEUE_ONLY},
 	{"from_weights", OPTION_STRING, OPTION_QUEUE_ONLY},
-	{"prompt_template", OPTION_STRING, OPTION_LATER},
-	{"dpo_beta", OPTION_NUMBER, OPTION_LATER | OPTION_ABOVE_MIN, 0, 100},
+	{"prompt_template", OPTION_TEMPLATE},
+	{"dpo_beta", OPTION_NUMBER, OPTION_DPO, 1e-6, 100, NULL, "0.1"},
 };
 
 /* The names in a NULL-terminated list as "a, b, c". */
@@ -164,6 +167,9 @@ allowed_values(const OptionSpec *spec)
 			return psprintf("one of %s", join_names(spec->choices));
 		case OPTION_MODULES:
 			return psprintf("\"all-linear\" or a non-empty array of %s", join_names(modules));
+		case OPTION_TEMPLATE:
+			return psprintf("a string of at most %d bytes in which {prompt} stands once",
+							TEMPLATE_LIMIT);
 		case OPTION_STRING:
 			return "a string";
 	}
@@ -176,14 +182,6 @@ bad_value(const OptionSpec *spec, JsonbValue *value)
 	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					errmsg("option \"%s\" must be %s, not %s", spec->name, allowed_values(spec),
 						   show_value(value))));
-}
-
-static void
-not_yet(const OptionSpec *spec, const char *value)
-{
-	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					value ? errmsg("option \"%s\" cannot be %s yet", spec->name, value)
-						  : errmsg("option \"%s\" is not supported yet", spec->name)));
 }
 
 /* Does a JSON string equal one of the names?  Its position, or -1. */
@@ -207,6 +205,14 @@ is_auto(JsonbValue *value)
 	return value->type == jbvNull || string_among(value, autos) >= 0;
 }
 
+/* Is an option as if it were not there?  A model may be called "auto". */
+static bool
+is_unset(const OptionSpec *spec, JsonbValue *value)
+{
+	return value == NULL || value->type == jbvNull ||
+		   ((spec->flags & OPTION_AUTO) && is_auto(value));
+}
+
 static double
 get_number(JsonbValue *value)
 {
@@ -227,10 +233,6 @@ check_number(const OptionSpec *spec, JsonbValue *value)
 		((spec->flags & OPTION_BELOW_MAX) && number >= spec->max) ||
 		(spec->type == OPTION_INTEGER && number != floor(number)))
 		bad_value(spec, value);
-	if ((spec->flags & OPTION_LATER) && spec->fallback == NULL)
-		not_yet(spec, NULL);
-	if ((spec->flags & OPTION_LATER) && number != atof(spec->fallback))
-		not_yet(spec, show_value(value));
 }
 
 /* "all-linear", or an array of module names, none of them twice. */
@@ -266,10 +268,46 @@ check_modules(const OptionSpec *spec, JsonbValue *value)
 }
 
 static void
+bad_brace(const OptionSpec *spec, const char *text, const char *at)
+{
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("option \"%s\" has a brace that means nothing at character %d",
+						   spec->name, pg_mbstrlen_with_len(text, at - text) + 1),
+					errhint("{prompt} stands for the prompt, {{ and }} for braces.")));
+}
+
+/* {prompt} once, and no other brace that is not doubled. */
+static void
+check_template(const OptionSpec *spec, JsonbValue *value)
+{
+	static const char placeholder[] = "{prompt}";
+	char *text;
+	int prompts = 0;
+
+	if (value->type != jbvString)
+		bad_value(spec, value);
+	text = pnstrdup(value->val.string.val, value->val.string.len);
+	for (const char *at = text; *at != '\0'; at += pg_mblen(at))
+	{
+		if (*at != '{' && *at != '}')
+			continue;
+		if (at[1] == at[0])
+			at++;
+		else if (strncmp(at, placeholder, strlen(placeholder)) == 0)
+		{
+			prompts++;
+			at += strlen(placeholder) - 1;
+		}
+		else
+			bad_brace(spec, text, at);
+	}
+	if (prompts != 1 || strlen(pg_server_to_any(text, strlen(text), PG_UTF8)) > TEMPLATE_LIMIT)
+		bad_value(spec, value);
+}
+
+static void
 check_value(const OptionSpec *spec, JsonbValue *value)
 {
-	int choice;
-
 	switch (spec->type)
 	{
 		case OPTION_INTEGER:
@@ -281,20 +319,18 @@ check_value(const OptionSpec *spec, JsonbValue *value)
 				bad_value(spec, value);
 			break;
 		case OPTION_CHOICE:
-			choice = string_among(value, spec->choices);
-			if (choice < 0)
+			if (string_among(value, spec->choices) < 0)
 				bad_value(spec, value);
-			if (choice >= spec->supported)
-				not_yet(spec, spec->choices[choice]);
 			break;
 		case OPTION_MODULES:
 			check_modules(spec, value);
 			break;
+		case OPTION_TEMPLATE:
+			check_template(spec, value);
+			break;
 		case OPTION_STRING:
 			if (value->type != jbvString)
 				bad_value(spec, value);
-			if (spec->flags & OPTION_LATER)
-				not_yet(spec, NULL);
 			break;
 	}
 }
@@ -376,38 +412,75 @@ check_keys(Jsonb *given)
 	}
 }
 
+/* Is the option about an adapter? */
+static bool
+is_of_adapter(const OptionSpec *spec)
+{
+	return strncmp(spec->name, "lora_", 5) == 0 || strcmp(spec->name, "use_rslora") == 0 ||
+		   spec->type == OPTION_TEMPLATE;
+}
+
+/* Options that contradict the method. */
+static void
+check_method(Jsonb *given)
+{
+	if (!pgft_options_full(given))
+	{
+		if (pgft_options_as_files(given))
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("option \"storage\" can be file only with method \"full\""),
+							errhint("Adapters are small, and are kept in the database.")));
+		return;
+	}
+	for (int i = 0; i < lengthof(option_specs); i++)
+	{
+		JsonbValue *value = get_option(given, option_specs[i].name);
+
+		if (is_of_adapter(&option_specs[i]) && value != NULL && value->type != jbvNull)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"%s\" cannot be given with method \"full\"", option_specs[i].name),
+				 errhint("That method trains the model's own weights, not an adapter.")));
+	}
+}
+
 static Jsonb *
 resolve(Jsonb *given)
 {
 	JsonbParseState *state = NULL;
 	bool continued;
+	bool full;
+	bool pairs;
 
 	check_keys(given);
 	for (int i = 0; i < lengthof(option_specs); i++)
 	{
 		JsonbValue *value = get_option(given, option_specs[i].name);
 
-		/* null means unset, whatever the option */
-		if (value && value->type != jbvNull &&
-			!((option_specs[i].flags & OPTION_AUTO) && is_auto(value)))
+		if (!is_unset(&option_specs[i], value))
 			check_value(&option_specs[i], value);
 	}
 
+	check_method(given);
+	full = pgft_options_full(given);
 	continued = pgft_options_string(given, "from_model") != NULL;
+	pairs = pgft_options_pairs(given);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < lengthof(option_specs); i++)
 	{
 		const OptionSpec *spec = &option_specs[i];
 		JsonbValue *value = get_option(given, spec->name);
 
-		if (value && !is_auto(value))
+		if (!is_unset(spec, value))
 		{
 			/* 16.0 is an integer here, but not to every reader of JSON */
 			if (spec->type == OPTION_INTEGER)
 				value->val.numeric = int64_to_numeric((int64) get_number(value));
 			push_option(&state, spec->name, value);
 		}
-		else if (continued && (spec->flags & OPTION_ADAPTER))
+		else if ((continued && (spec->flags & OPTION_ADAPTER)) || (full && is_of_adapter(spec)) ||
+				 (!pairs && (spec->flags & OPTION_DPO)))
 			;
 		else if (strcmp(spec->name, "lora_alpha") == 0)
 		{
@@ -440,6 +513,22 @@ check_early_stopping(Jsonb *options, bool validation_query)
 			 errhint("Give a validation query, or a \"validation_fraction\" above 0.")));
 }
 
+/* What goes with method dpo, and what does not. */
+static void
+check_dpo(Jsonb *options)
+{
+	bool pairs = pgft_options_pairs(options);
+
+	if (!pairs && get_option(options, "dpo_beta") != NULL)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option \"dpo_beta\" is of method dpo only"),
+						errhint("Leave it out, or give the option \"method\": \"dpo\".")));
+	if (pairs && get_option(options, "train_on_inputs")->val.boolean)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option \"train_on_inputs\" does not go with method dpo"),
+						errhint("Method dpo compares two answers: their prompt is the same.")));
+}
+
 Jsonb *
 pgft_options_argument(FunctionCallInfo fcinfo, int argno)
 {
@@ -449,7 +538,20 @@ pgft_options_argument(FunctionCallInfo fcinfo, int argno)
 	Jsonb *options = resolve(given);
 
 	check_early_stopping(options, !PG_ARGISNULL(argno - 1));
+	check_dpo(options);
 	return options;
+}
+
+void
+pgft_options_check_columns(Jsonb *options, const PgftColumns *columns, const char *what)
+{
+	if (get_option(options, "prompt_template") == NULL || columns->set == PGFT_PROMPT_COMPLETION ||
+		columns->set == PGFT_PREFERENCE)
+		return;
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("option \"prompt_template\" needs rows with a prompt, but the %s "
+						   "yields \"%s\"",
+						   what, columns->name[0])));
 }
 
 Jsonb *
@@ -473,6 +575,32 @@ char *
 pgft_options_string(Jsonb *options, const char *name)
 {
 	return pgft_json_string(&options->root, name);
+}
+
+static bool
+option_is(Jsonb *options, const char *name, const char *expected)
+{
+	char *value = pgft_options_string(options, name);
+
+	return value != NULL && strcmp(value, expected) == 0;
+}
+
+bool
+pgft_options_full(Jsonb *resolved)
+{
+	return option_is(resolved, "method", "full");
+}
+
+bool
+pgft_options_as_files(Jsonb *resolved)
+{
+	return option_is(resolved, "storage", "file");
+}
+
+bool
+pgft_options_pairs(Jsonb *options)
+{
+	return option_is(options, "method", "dpo");
 }
 
 int

@@ -66,21 +66,44 @@ pgft_make_work_directory(void)
 	pgft_make_directory(pgft_work_path("cache"));
 }
 
+/* Free megabytes of a directory's disk; as many as anybody may want when nobody asks or can tell.
+ */
+static uint64
+free_megabytes(const char *directory)
+{
+	struct statvfs fs;
+
+	if (pgft_reserve_disk == 0 || statvfs(directory, &fs) != 0)
+		return PG_UINT64_MAX;
+	return (uint64) fs.f_bavail * fs.f_frsize >> 20;
+}
+
 char *
 pgft_disk_is_low(void)
 {
-	struct statvfs fs;
-	uint64 free_mb;
+	uint64 free_mb = free_megabytes(pgft_work_directory);
 
-	if (pgft_reserve_disk == 0 || statvfs(pgft_work_directory, &fs) != 0)
-		return NULL;
-	free_mb = (uint64) fs.f_bavail * fs.f_frsize >> 20;
 	if (free_mb >= (uint64) pgft_reserve_disk)
 		return NULL;
 	return psprintf("the disk of pg_finetune.work_directory has " UINT64_FORMAT
 					" MB free, less than"
 					" pg_finetune.reserve_disk (%d MB)",
 					free_mb, pgft_reserve_disk);
+}
+
+void
+pgft_require_model_disk(int64 bytes)
+{
+	uint64 free_mb = free_megabytes(pgft_model_directory);
+	uint64 needed_mb = (uint64) bytes >> 20;
+
+	if (free_mb < needed_mb + pgft_reserve_disk)
+		ereport(ERROR, (errcode(ERRCODE_DISK_FULL),
+						errmsg("the disk of pg_finetune.model_directory has " UINT64_FORMAT
+							   " MB free, and would have less than pg_finetune.reserve_disk (%d MB)"
+							   " with a model of " UINT64_FORMAT " MB",
+							   free_mb, pgft_reserve_disk, needed_mb),
+						errhint("Make room there.")));
 }
 
 void
@@ -180,6 +203,25 @@ pgft_inside_model_directory(const char *path)
 	return directory != NULL && file != NULL && is_below(file, directory);
 }
 
+char *
+pgft_full_folder_path(const char *name)
+{
+	char *directory = pgft_model_directory[0] == '\0' ? NULL : real_path(pgft_model_directory);
+
+	if (directory == NULL)
+		return NULL;
+	return psprintf("%s/" PGFT_FULL_FOLDER "%s%s", directory, name[0] == '\0' ? "" : "/", name);
+}
+
+/* Is this path one of a full model's, which is used by its name, by who has the right to? */
+static bool
+is_full_model(const char *path)
+{
+	char *folder = real_path(pgft_full_folder_path(""));
+
+	return folder != NULL && is_below(path, folder);
+}
+
 /*
  * Messages name the file as its server's option does; where the directory is
  * on disk is nothing that every user may know.
@@ -226,6 +268,13 @@ pgft_model_path(const char *file, bool missing_ok)
 		ereport(level,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("model file \"%s\" is outside of pg_finetune.model_directory", file)));
+		return NULL;
+	}
+	if (is_full_model(path))
+	{
+		ereport(level, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("model file \"%s\" belongs to a full model", file),
+						errhint("Use that model by its name.")));
 		return NULL;
 	}
 	return path;

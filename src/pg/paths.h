@@ -12,6 +12,9 @@
 #ifndef PGFT_PATHS_H
 #define PGFT_PATHS_H
 
+/* Folder of pg_finetune.model_directory that holds full models, and no base's file */
+#define PGFT_FULL_FOLDER "pg_finetune_full"
+
 /* Folder of the sessions' directories, emptied when the server starts */
 #define PGFT_SESSIONS "sessions"
 
@@ -31,6 +34,9 @@ extern void pgft_make_work_directory(void);
  */
 extern char *pgft_disk_is_low(void);
 extern void pgft_require_disk(void);
+
+/* The same for pg_finetune.model_directory, once it has taken so many bytes more; raised. */
+extern void pgft_require_model_disk(int64 bytes);
 
 /* Create one directory, 0700; it may exist already. */
 extern void pgft_make_directory(const char *path);
@@ -53,10 +59,17 @@ extern const char *pgft_check_model_file(const char *file);
 /*
  * The absolute path, free of links, of a base model's file below
  * pg_finetune.model_directory.  Raises 55000 when the directory is not set,
- * 58P01 when the file is not there, 42501 when a link leads out of it;
- * with `missing_ok` returns NULL instead.
+ * 58P01 when the file is not there, 42501 when a link leads out of it, or the
+ * file is in PGFT_FULL_FOLDER; with `missing_ok` returns NULL instead.
  */
 extern char *pgft_model_path(const char *file, bool missing_ok);
+
+/*
+ * The absolute path of what is called so in PGFT_FULL_FOLDER, or of the folder if
+ * it is called "", whether it is there or not; NULL where there is no
+ * pg_finetune.model_directory.
+ */
+extern char *pgft_full_folder_path(const char *name);
 
 /* Does a path, its links followed, lead into pg_finetune.model_directory? */
 extern bool pgft_inside_model_directory(const char *path);

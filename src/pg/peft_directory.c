@@ -85,16 +85,18 @@ get_own_model(const char *name)
 }
 
 static void
-check_exportable(const PgftModel *model)
+check_exportable(const PgftModel *model, const char *format)
 {
 	if (model->kind == PGFT_MODEL_BASE)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						errmsg("model \"%s\" is a base model", model->name),
 						errhint("Only tuned models are exported.")));
-	if (model->kind == PGFT_MODEL_FULL)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("model \"%s\" cannot be exported", model->name),
-						errdetail("Fully tuned models are not supported yet.")));
+	if (model->kind == PGFT_MODEL_FULL && pgft_export_is_adapter(format))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("model \"%s\" cannot be exported in format \"%s\"", model->name, format),
+				 errdetail("It is a full model and has no adapter."),
+				 errhint("Name a format such as \"safetensors\" or \"gguf\".")));
 	pgft_model_require_ready(model);
 }
 
@@ -157,7 +159,7 @@ pgft_export(PG_FUNCTION_ARGS)
 	pgft_export_check_format(format);
 	model = get_own_model(name);
 	check_role(ROLE_PG_WRITE_SERVER_FILES, function, "pg_write_server_files");
-	check_exportable(model);
+	check_exportable(model, format);
 	check_free(directory);
 	if (strcmp(format, PGFT_FORMAT_PEFT) == 0)
 		write_directory(model, directory);

@@ -24,6 +24,7 @@
 #include "json.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "options.h"
 #include "paths.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -57,11 +58,13 @@ lock_directory(const pg_uuid_t *job)
 
 /* Tables may have changed since CREATE. */
 static int64
-write_query(const char *query, const char *what, const char *directory, const char *name)
+write_query(PgftJob *job, const char *query, const char *what, const char *directory,
+			const char *name)
 {
 	PgftColumns columns;
 
 	pgft_query_check(query, what, &columns);
+	pgft_columns_check_pairs(&columns, pgft_options_pairs(job->options), what);
 	return pgft_rows_write(query, what, directory, name, &columns);
 }
 
@@ -75,7 +78,7 @@ run_query(PgftJob *job, const char *query, const char *what, const char *directo
 
 	(void) set_config_option("search_path", job->search_path, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	rows = write_query(query, what, directory, name);
+	rows = write_query(job, query, what, directory, name);
 	AtEOXact_GUC(false, nest_level);
 	return rows;
 }

@@ -9,7 +9,7 @@
  * A base is known by its file's path, size and time, or by its digest where the
  * database holds it, an adapter by its digest and its base: nothing that was
  * loaded from other bytes can be taken for it.  The engine checks digests as it
- * loads.
+ * loads.  A full model is to the engine what a base is.
  */
 #include "postgres.h"
 
@@ -28,7 +28,7 @@
 static const char *
 serving_id(const PgftModel *model)
 {
-	if (model->kind == PGFT_MODEL_BASE)
+	if (model->kind != PGFT_MODEL_LORA)
 		return model->engine_id;
 	return psprintf("lora-%s-%s", model->weights_digest, model->base->engine_id);
 }
@@ -38,11 +38,7 @@ pgft_serving_prepare(PgftModel *model)
 {
 	pgft_require_preload();
 	pgft_model_require_ready(model);
-	if (model->kind == PGFT_MODEL_FULL)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("model \"%s\" cannot be served", model->name),
-						errdetail("Fully tuned models are not supported yet.")));
-	pgft_model_resolve(model->kind == PGFT_MODEL_BASE ? model : model->base);
+	pgft_model_resolve(pgft_model_root(model));
 	return serving_id(model);
 }
 
@@ -55,6 +51,7 @@ is_unknown_model(const PgftReply *reply)
 static PgftReply *
 post_load_model(const PgftModel *base)
 {
+	const char *digest = pgft_model_root_digest(base);
 	StringInfoData body;
 
 	initStringInfo(&body);
@@ -65,8 +62,8 @@ post_load_model(const PgftModel *base)
 		pgft_json_add_string(&body, "template", base->chat_template);
 	if (base->context_length > 0)
 		pgft_json_add_int64(&body, "context_length", base->context_length);
-	if (base->base_digest != NULL)
-		pgft_json_add_string(&body, "digest", base->base_digest);
+	if (digest != NULL)
+		pgft_json_add_string(&body, "digest", digest);
 	appendStringInfoChar(&body, '}');
 	return pgft_engine_request("POST", "/v1/load_model", body.data, -1);
 }
@@ -74,6 +71,11 @@ post_load_model(const PgftModel *base)
 static void
 base_has_changed(const PgftModel *base)
 {
+	if (base->kind == PGFT_MODEL_FULL)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("the files of model \"%s\" have changed", base->name),
+						errdetail("They are in directory \"%s\".", base->file),
+						errhint("Bring back the original ones.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("base model \"%s\" has changed", base->name),
@@ -166,7 +168,7 @@ teach(PgftModel *model)
 {
 	const char *id = serving_id(model);
 
-	if (model->kind == PGFT_MODEL_BASE)
+	if (model == pgft_model_root(model))
 		pgft_serving_load_base(model);
 	else
 		load_adapter(model);
@@ -250,7 +252,7 @@ pgft_serving_poll(PgftServingCall *call)
 		{
 			call->busy = strcmp(pgft_reply_code(reply), "busy") == 0;
 			if (reply->status != 200 || reply->body == NULL)
-				pgft_model_error(model->kind == PGFT_MODEL_BASE ? model : model->base, reply);
+				pgft_model_error(pgft_model_root(model), reply);
 			return reply->body;
 		}
 		if (!was_taught_since(serving_id(model), call->lessons))

@@ -231,7 +231,16 @@ typedef struct Storing
 	const pg_uuid_t *model;
 	SPIPlanPtr plan;
 	int part;
+	PgftGoOn go_on;
 } Storing;
+
+static void
+check_go_on(PgftGoOn go_on)
+{
+	if (go_on != NULL && !go_on())
+		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
+						errmsg("the storing of weights was interrupted")));
+}
 
 static void
 store_part(const char *file, const char *data, int length, void *arg)
@@ -243,6 +252,7 @@ store_part(const char *file, const char *data, int length, void *arg)
 					  PointerGetDatum(name), Int64GetDatum(part_crc(data, length)),
 					  PointerGetDatum(value)};
 
+	check_go_on(storing->go_on);
 	if (SPI_execute_plan(storing->plan, values, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not store weights");
 	pfree(name);
@@ -261,25 +271,37 @@ begin_storing(Storing *storing)
 		elog(ERROR, "could not prepare the storing of weights");
 }
 
-char *
-pgft_weights_store(const pg_uuid_t *model, const char *directory)
+static char *
+store_files(const pg_uuid_t *model, const char *directory, List *names, PgftGoOn go_on)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Storing storing = {.model = model};
+	Storing storing = {.model = model, .go_on = go_on};
 	PgftCatalog catalog;
-	List *names;
 	char *digest;
 
 	pgft_catalog_enter(&catalog, false);
-	names = list_files(directory, false);
-	if (names == NIL)
-		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-						errmsg("directory \"%s\" holds no weights", directory)));
 	begin_storing(&storing);
 	digest = MemoryContextStrdup(context,
 								 walk_directory(directory, directory, names, store_part, &storing));
 	pgft_catalog_leave(&catalog);
 	return digest;
+}
+
+char *
+pgft_weights_store(const pg_uuid_t *model, const char *directory)
+{
+	List *names = list_files(directory, false);
+
+	if (names == NIL)
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+						errmsg("directory \"%s\" holds no weights", directory)));
+	return store_files(model, directory, names, NULL);
+}
+
+char *
+pgft_weights_store_full(const pg_uuid_t *model, const char *directory, PgftGoOn go_on)
+{
+	return store_files(model, directory, pgft_written_parts(directory), go_on);
 }
 
 static void
@@ -338,6 +360,7 @@ typedef struct Writing
 	char *file; /* the file that is open, NULL if none */
 	int fd;
 	int next_part;
+	PgftGoOn go_on; /* of copies */
 } Writing;
 
 static void
@@ -396,6 +419,14 @@ write_data(Writing *writing, const char *data, int length)
 	}
 }
 
+static void
+write_part(Writing *writing, int part, const char *name, const char *data, int length)
+{
+	if (writing->file == NULL || strcmp(strrchr(writing->file, '/') + 1, name) != 0)
+		begin_file(writing, part, name);
+	write_data(writing, data, length);
+}
+
 /* One row: part, file, crc, data. */
 static void
 write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
@@ -411,11 +442,11 @@ write_row(Writing *writing, HeapTuple row, TupleDesc descriptor)
 	if (part != writing->next_part)
 		bad_part(writing->next_part, "is missing");
 	writing->next_part++;
+	if (writing->base)
+		pgft_require_disk();
 	if (length > PGFT_WEIGHTS_PART_SIZE || part_crc(VARDATA_ANY(data), length) != crc)
 		bad_part(part, "is damaged");
-	if (writing->file == NULL || strcmp(strrchr(writing->file, '/') + 1, name) != 0)
-		begin_file(writing, part, name);
-	write_data(writing, VARDATA_ANY(data), length);
+	write_part(writing, part, name, VARDATA_ANY(data), length);
 	digest_add(writing->digest, VARDATA_ANY(data), length);
 
 	/* A small part stands in the row itself */
@@ -492,6 +523,26 @@ pgft_weights_write(const pg_uuid_t *model, const char *directory, bool base)
 		ReThrowError(error);
 	}
 	return digest_finish(writing.digest);
+}
+
+static void
+copy_part(const char *file, const char *data, int length, void *arg)
+{
+	Writing *writing = arg;
+
+	check_go_on(writing->go_on);
+	pgft_require_model_disk(length);
+	write_part(writing, writing->next_part++, file, data, length);
+}
+
+char *
+pgft_weights_copy_full(const char *from, const char *to, PgftGoOn go_on)
+{
+	Writing writing = {.directory = to, .base = true, .go_on = go_on};
+	char *digest = walk_directory(from, from, pgft_written_parts(from), copy_part, &writing);
+
+	finish_file(&writing);
+	return digest;
 }
 
 bool

@@ -12,7 +12,7 @@
  * A base is one file, PGFT_BASE_FILE, whose digest is the SHA-256 of its
  * contents alone, wherever it lies; or the files of a directory
  * (base_directory.h), whose digest is made as an adapter's.  The engine
- * computes the same.
+ * computes the same.  A full model is such a directory, too.
  *
  * All digests are in hex (palloc'd).
  */
@@ -27,10 +27,25 @@
 #define PGFT_BASE_FILE "model.gguf"
 
 /*
- * Store the files of a directory as the weights of a model, in the current
- * transaction.  Returns their digest.
+ * Asked before each part, where that may take long: to go on?  57014 is raised
+ * when not.  NULL: always.
+ */
+typedef bool (*PgftGoOn)(void);
+
+/*
+ * Store the files of an adapter's directory as the weights of a model, in the
+ * current transaction.  Returns their digest.
  */
 extern char *pgft_weights_store(const pg_uuid_t *model, const char *directory);
+
+/* The same with a full model's directory, which an engine has written. */
+extern char *pgft_weights_store_full(const pg_uuid_t *model, const char *directory, PgftGoOn go_on);
+
+/*
+ * Copy the files of a full model from a directory that an engine has written to
+ * another one, which must be empty, and fsync them.  Returns their digest.
+ */
+extern char *pgft_weights_copy_full(const char *from, const char *to, PgftGoOn go_on);
 
 /*
  * The same with a base's file or directory, in place of what the base had before.  Errors

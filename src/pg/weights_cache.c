@@ -5,7 +5,7 @@
  * under a digest was verified when it was written, and came there by a rename.
  * Adapters are small and are verified again when they are handed to an engine;
  * of a base the engine computes the digest anyhow, and what is damaged is found
- * out and written again after it has said so.
+ * out and written again after it has said so; a full model is treated as a base.
  *
  * Who writes an entry holds its lock, so that of many sessions that want a base
  * of gigabytes one writes it.  The lock is of the advisory class, with a fourth

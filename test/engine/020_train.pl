@@ -308,8 +308,9 @@ fails('unknown option', with_options(lora_rank => 4), 'invalid', qr/unknown opti
 fails('option out of range', with_options(max_epochs => 51), 'invalid', qr/"max_epochs".*1 to 50/);
 fails('option of another type', with_options(learning_rate => 'fast'), 'invalid', qr/"learning_rate"/);
 fails('unknown module', with_options(lora_target_modules => ['q_proj', 'head']), 'invalid', qr/unknown module at 2/);
-fails('another method', with_options(method => 'dpo'), 'unsupported', qr/method "dpo"/);
-fails('dropout', with_options(lora_dropout => 0.1), 'unsupported', qr/lora_dropout 0\.1/);
+fails('another method', with_options(method => 'prefix'), 'unsupported', qr/method "prefix"/);
+fails('dropout', with_options(lora_dropout => 1), 'invalid', qr/option "lora_dropout" is 1, which leaves nothing/);
+fails('prompt template', with_options(prompt_template => 'none'), 'invalid', qr/prompt template has \{prompt\} 0 times, not once/);
 fails('missing base', new_job(job => { base => { path => "$scratch/none.gguf" } }), 'not_found', qr/none\.gguf/);
 fails('another base', new_job(job => { base => { path => $base, digest => '0' x 64 } }), 'mismatch', qr/digest/);
 my $told = fails('no rows', new_job(train => ''), 'invalid', qr/no usable rows: 0 read/);

@@ -110,18 +110,24 @@ sub refused
 	refused(export_job('gguf', base => { path => $JobTest::base, digest => '0' x 64 }), 'mismatch', qr/has digest/,
 		'another base');
 }
-refused(export_job('gguf', base => { path => 'test/golden/tiny_mixtral/plain/base.gguf' }, adapter => undef), 'unsupported',
-	qr/a mixture of experts is not written as GGUF Formats "safetensors" and "gguf-adapter" are\./, 'experts in GGUF');
 ok(!-e $out && !-e "$out.tmp", 'these leave nothing');
 
-# of experts in a directory
+# of experts
 {
 	my %mixture = (base => { path => 'test/golden/tiny_mixtral/plain/base.gguf' },
 		adapter => 'test/golden/tiny_mixtral/plain/adapter');
-	my ($code) = run_engine('export', export_job('safetensors', %mixture));
-	is($code, 0, 'experts as safetensors');
-	my $directory = decode_json(scalar qx($JobTest::engine inspect $out));
-	is_deeply([ @$directory{qw(experts experts_per_token unsupported)} ], [ 5, 2, [] ], 'which can be used');
+	for my $format ('safetensors', 'gguf', 'gguf-q8_0')
+	{
+		remove();
+		my ($code) = run_engine('export', export_job($format, %mixture));
+		is($code, 0, "experts as $format");
+		my $path = $format eq 'safetensors' ? $out : "$out/model.gguf";
+		my $written = decode_json(scalar qx($JobTest::engine inspect $path));
+		is_deeply([ @$written{qw(experts experts_per_token unsupported)} ], [ 5, 2, [] ], 'which can be used');
+	}
+	remove();
+	my ($code) = run_engine('export', export_job('gguf-adapter', %mixture));
+	is($code, 0, 'an adapter over experts as GGUF');
 	remove();
 }
 

@@ -69,6 +69,30 @@ is_deeply(texts(@together), texts(@alone), 'and changes no answer');
 ($status, $reply) = $engine->get('/stats');
 is($reply->{cache}{m}{free}, $reply->{cache}{m}{blocks}, 'all blocks are free again');
 
+# --- a sliding window -------------------------------------------------------------------------
+
+# 256 blocks again: 12 answers of 600 tokens would take 456, their windows take four blocks each
+write_model("$folder/window.gguf", context => 1000, window => 40);
+($status) = $engine->post('/v1/load_model', { model => 'w', path => "$folder/window.gguf" });
+is($status, 200, 'a model with a sliding window');
+(undef, $reply) = $engine->get('/stats');
+my ($preempted, $blocks) = ($reply->{preemptions}, $reply->{cache}{w}{blocks});
+@many = map {
+	[   '/v1/completions',
+		{   model => 'w', prompt => "window $_ " . 'abc' x ($_ * 7 % 60), max_tokens => 600, ignore_eos => $true,
+			temperature => 1, seed => $_ }
+	]
+} 1 .. 12;
+@alone = map { [ $engine->post(@$_) ] } @many;
+my $tokens = 0;
+$tokens += $_->[1]{usage}{total_tokens} for @alone;
+cmp_ok($tokens, '>', 16 * $blocks, "$tokens tokens are more than $blocks blocks hold");
+@together = $engine->post_all(@many);
+is_deeply(texts(@together), texts(@alone), 'answers at once are those one by one');
+($status, $reply) = $engine->get('/stats');
+is($reply->{preemptions}, $preempted, 'and nobody gave way: blocks before the window are free again');
+is($reply->{cache}{w}{free}, $blocks, 'at the end all are');
+
 # --- clients that go --------------------------------------------------------------------------
 
 my %endless = (model => 'm', prompt => 'x', ignore_eos => $true, max_tokens => 250);

@@ -68,7 +68,7 @@ sub vocabulary
 		key_string('tokenizer.chat_template', $template));
 }
 
-# Write a model as GGUF, all in f32: write_model($path, seed => 1, context => 256).
+# Write a model as GGUF, all in f32: write_model($path, seed => 1, context => 256), with window => 40 with a sliding window.
 sub write_model
 {
 	my ($path, %options) = @_;
@@ -118,6 +118,7 @@ sub write_model
 		key_u32('llama.attention.value_length',  $m{head_dim}),
 		key_u32('llama.rope.dimension_count',    $m{head_dim}),
 		key_f32('llama.attention.layer_norm_rms_epsilon', 1e-5),
+		($m{window} ? key_u32('llama.attention.sliding_window', $m{window}) : ()),
 		vocabulary());
 	my $head = 'GGUF' . pack('L<Q<Q<', 3, scalar @list, scalar @keys) . join('', @keys) . $tensors;
 	$head .= "\0" x (-length($head) % 32);

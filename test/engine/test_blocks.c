@@ -1,6 +1,7 @@
 /*
  * test_blocks.c: stored types give the very bits that the package gguf gives
- * (test/golden/blocks.gguf), by conversion, by lookup and by products.
+ * (test/golden/blocks.gguf), by conversion, by lookup, by dequantising and by
+ * products.
  */
 #include "test_ops_common.h"
 
@@ -103,6 +104,47 @@ test_embed(void **state)
 	}
 }
 
+/* A weight of the matrix twice, into f32 and bf16.  The sign of a zero is left open. */
+static void
+test_dequantise(void **state)
+{
+	(void) state;
+	for (int i = 0; i < N_TYPES; i++)
+	{
+		ft_mat stored = read_tensor(types[i], "stored");
+		ft_mat values = read_tensor(types[i], "values");
+		ft_mat parts[2] = {stored, stored};
+		int64_t n = stored.rows * stored.cols;
+		float *got = malloc((size_t) (2 * n) * sizeof *got);
+		uint16_t *narrow = malloc((size_t) (2 * n) * sizeof *narrow);
+		void *y = device_alloc((size_t) (2 * n) * sizeof *got);
+		ft_weight *w;
+
+		must(ops->weight_create(device, parts, 2, FT_USE_DEQUANTISE, &w));
+		must(ops->dequantise(stream, ft_mat_make(y, FT_F32, 2 * stored.rows, stored.cols), w));
+		download(got, y, (size_t) (2 * n) * sizeof *got);
+		must(ops->dequantise(stream, ft_mat_make(y, FT_BF16, 2 * stored.rows, stored.cols), w));
+		download(narrow, y, (size_t) (2 * n) * sizeof *narrow);
+		for (int p = 0; p < 2; p++)
+			for (int64_t j = 0; j < n; j++)
+			{
+				float expected = ((float *) values.data)[j];
+				float rounded = ft_bf16_to_f32(ft_f32_to_bf16(expected));
+
+				if (got[p * n + j] != expected || ft_bf16_to_f32(narrow[p * n + j]) != rounded)
+					fail_msg("dequantising %s: value %lld is %a, in bf16 %a, expected %a",
+							 ft_dtype_get(types[i])->name, (long long) j, (double) got[p * n + j],
+							 (double) ft_bf16_to_f32(narrow[p * n + j]), (double) expected);
+			}
+		ops->weight_free(w);
+		device_free(y);
+		free(got);
+		free(narrow);
+		free(stored.data);
+		free(values.data);
+	}
+}
+
 /* The product with a unit vector is a column; adding zeros to it changes but the sign of a zero. */
 static void
 test_product(void **state)
@@ -152,6 +194,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_convert),
 		cmocka_unit_test(test_embed),
+		cmocka_unit_test(test_dequantise),
 		cmocka_unit_test(test_product),
 	};
 	struct stat st;

@@ -236,6 +236,33 @@ test_plan(void **state)
 	tiny_close(&run);
 }
 
+/* The same of training all weights. */
+static void
+test_plan_full(void **state)
+{
+	ft_options options;
+	tiny_run run;
+	ft_transformer *t;
+	ft_full *full;
+	ft_memory_plan plan;
+
+	(void) state;
+	must(ft_options_read(NULL, &options));
+	tiny_open_bf16(&run, "untied", 1);
+	ft_model_free(run.model);
+	must(ft_model_load_trainable(run.file, run.ops, run.device, 64, &run.model));
+	must(ft_transformer_create(run.model, NULL, 64, &t));
+	must(ft_full_create(run.model, &options, &full));
+	must(ft_memory_plan_make(&run.model->config, FT_METHOD_FULL, 5, 64, &plan));
+	assert_int_equal(plan.weights, run.model->bytes);
+	assert_int_equal(plan.adapter, 0);
+	assert_int_equal(plan.optimizer, full->arena.bytes + full->gradients->arena.bytes);
+	assert_int_equal(plan.activations, t->arena.bytes);
+	ft_full_free(full);
+	ft_transformer_free(t);
+	tiny_close(&run);
+}
+
 /* Sizes that are each within bounds, and together beyond any memory. */
 static void
 test_plan_overflow(void **state)
@@ -814,6 +841,7 @@ main(void)
 		cmocka_unit_test(test_golden),
 		cmocka_unit_test(test_beside),
 		cmocka_unit_test(test_plan),
+		cmocka_unit_test(test_plan_full),
 		cmocka_unit_test(test_plan_fits),
 		cmocka_unit_test(test_plan_overflow),
 		cmocka_unit_test(test_defaults),

@@ -35,20 +35,9 @@ static float *
 expected(const char *which, const char *name, int64_t *n)
 {
 	char path[512];
-	ft_safetensors *file;
-	const ft_safetensor *tensor;
-	float *values;
 
 	path_of(path, which, "expected.safetensors");
-	must(ft_safetensors_open(path, &file));
-	tensor = ft_safetensors_find(file, name);
-	if (tensor == NULL)
-		fail_msg("no tensor %s in %s", name, path);
-	*n = (int64_t) (tensor->bytes / sizeof(float));
-	must(ft_alloc((void **) &values, (size_t) *n, sizeof(float)));
-	must(ft_safetensors_read_f32(file, tensor, values, *n));
-	ft_safetensors_close(file);
-	return values;
+	return read_tensor(path, name, n);
 }
 
 /* A model with the fixtures' adapter and documents, ready to train. */

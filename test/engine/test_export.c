@@ -256,6 +256,7 @@ test_types(void **state)
 	}
 }
 
+/* Behind 20 tokens; of a smaller vocabulary zeros follow. */
 static void
 logits_of(const char *path, const char *adapter, float *logits)
 {
@@ -263,9 +264,11 @@ logits_of(const char *path, const char *adapter, float *logits)
 	ft_adapter *loaded = NULL;
 	serving s;
 
-	for (int i = 0; i < 20; i++)
-		tokens[i] = (int32_t) ft_random_below(5, 0, (uint64_t) i, V);
+	memset(logits, 0, V * sizeof *logits);
 	serving_open(&s, path, FT_NUMERICS_REFERENCE, 2, 64);
+	assert_true(s.model->config.vocab <= V);
+	for (int i = 0; i < 20; i++)
+		tokens[i] = (int32_t) ft_random_below(5, 0, (uint64_t) i, (uint64_t) s.model->config.vocab);
 	if (adapter != NULL)
 		must(ft_peft_load(s.model, adapter, &loaded));
 	serving_feed(&s, loaded, tokens, 20, 20, logits);
@@ -310,6 +313,111 @@ test_merged(void **state)
 		logits_of(in_directory("merged", "model.gguf"), NULL, merged);
 		assert_true(difference(merged, unmerged) < 0.1);
 	}
+}
+
+/* --- experts --- */
+
+#define MIXTRAL "test/golden/tiny_mixtral/"
+#define MIXTRAL_DIRECTORY "test/golden/directories/mixtral"
+#define EXPERTS 5
+
+/* Experts lie behind each other in one tensor of the file, and the router is f32 whatever the type.
+ */
+static void
+check_stacks(const char *path, uint32_t type)
+{
+	static const char *const names[] = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"};
+	int fd = open(path, O_RDONLY);
+	struct stat st;
+	ft_gguf *g;
+	char name[64];
+
+	assert_int_equal(fstat(fd, &st), 0);
+	must(ft_gguf_open(fd, (uint64_t) st.st_size, &g));
+	for (int layer = 0; layer < 2; layer++)
+	{
+		const ft_gguf_tensor *t;
+
+		for (int i = 0; i < 3; i++)
+		{
+			snprintf(name, sizeof name, "blk.%d.%s.weight", layer, names[i]);
+			t = ft_gguf_find_tensor(g, name);
+			assert_non_null(t);
+			assert_int_equal(t->n_dims, 3);
+			assert_int_equal(t->dims[0], i == 2 ? 18 : 28);
+			assert_int_equal(t->dims[1], i == 2 ? 28 : 18);
+			assert_int_equal(t->dims[2], EXPERTS);
+			assert_int_equal(t->type, type);
+		}
+		snprintf(name, sizeof name, "blk.%d.ffn_gate_inp.weight", layer);
+		t = ft_gguf_find_tensor(g, name);
+		assert_non_null(t);
+		assert_int_equal(t->type, 0);
+		assert_int_equal(t->dims[1], EXPERTS);
+	}
+	ft_gguf_close(g);
+	close(fd);
+}
+
+/* Bases with experts stacked and with a tensor for each. */
+static void
+test_experts(void **state)
+{
+	static const char *const variants[] = {"plain", "window"};
+	float unmerged[V], merged[V], base[V];
+
+	(void) state;
+	for (size_t i = 0; i < 2; i++)
+	{
+		char path[512];
+		char adapter[512];
+
+		snprintf(path, sizeof path, MIXTRAL "%s/base.gguf", variants[i]);
+		snprintf(adapter, sizeof adapter, MIXTRAL "%s/adapter", variants[i]);
+		export_gguf(path, NULL, FT_F32, "same");
+		check_same_tensors(path, in_directory("same", "model.gguf"));
+		check_same_meaning(path, in_directory("same", "model.gguf"));
+		check_stacks(in_directory("same", "model.gguf"), 0);
+
+		export_gguf(path, adapter, FT_F32, "merged");
+		logits_of(path, adapter, unmerged);
+		logits_of(path, NULL, base);
+		logits_of(in_directory("merged", "model.gguf"), NULL, merged);
+		assert_true(difference(merged, unmerged) < 1e-5);
+		assert_true(difference(base, unmerged) > 1e-2);
+		export_gguf(path, adapter, FT_F16, "merged");
+		check_stacks(in_directory("merged", "model.gguf"), 1);
+		logits_of(in_directory("merged", "model.gguf"), NULL, merged);
+		assert_true(difference(merged, unmerged) < 1e-2);
+	}
+}
+
+/* From a directory, and back to one. */
+static void
+test_experts_directory(void **state)
+{
+	float first[V], second[V];
+	ft_model_file *file;
+	const ft_config *c;
+	char gguf[1024];
+	source s;
+
+	(void) state;
+	export_gguf(MIXTRAL_DIRECTORY, NULL, FT_F32, "same");
+	snprintf(gguf, sizeof gguf, "%s", in_directory("same", "model.gguf"));
+	must(ft_model_file_open(gguf, &file));
+	c = ft_model_file_config(file);
+	assert_string_equal(c->architecture, "llama");
+	assert_true(c->experts > 0);
+	assert_int_equal(c->experts_per_token, 2);
+	ft_model_file_close(file);
+	logits_of(MIXTRAL_DIRECTORY, NULL, first);
+	logits_of(gguf, NULL, second);
+	assert_true(difference(first, second) < 1e-5);
+	s = open_source(gguf, NULL);
+	must(ft_export_safetensors(s.merge, FT_F32, 1 << 30, fresh("again")));
+	close_source(&s);
+	check_same_tensors(gguf, in_directory("again", ""));
 }
 
 /* --- adapters --- */
@@ -391,6 +499,50 @@ test_adapter(void **state)
 	(void) state;
 	check_adapter(false);
 	check_adapter(true);
+}
+
+/* An adapter with a module that ours never have, as another program may write it. */
+static void
+adapt_module(const char *module, int64_t in, int64_t out)
+{
+	static const char config[] =
+		"{\"peft_type\": \"LORA\", \"r\": 1, \"lora_alpha\": 1, \"target_modules\": [\"q_proj\"]}";
+	static const float values[64];
+	char names[2][128];
+	char path[FT_PATH_SIZE];
+	ft_safetensor_out tensors[2] = {{.name = names[0], .rows = 1, .cols = in, .values = values},
+									{.name = names[1], .rows = out, .cols = 1, .values = values}};
+
+	for (int i = 0; i < 2; i++)
+		snprintf(names[i], sizeof names[i], "base_model.model.model.layers.1.%s.lora_%c.weight",
+				 module, 'A' + i);
+	must(ft_path_join(path, fresh("odd"), "adapter_model.safetensors"));
+	must(ft_safetensors_write(path, tensors, 2));
+	must(ft_path_join(path, in_directory("odd", ""), "adapter_config.json"));
+	must(ft_replace_file(path, config, sizeof config - 1));
+}
+
+static void
+test_adapter_of_experts(void **state)
+{
+	static const struct
+	{
+		const char *module;
+		int64_t out;
+	} modules[] = {{"block_sparse_moe.experts.3.w1", 18}, {"block_sparse_moe.gate", EXPERTS}};
+
+	(void) state;
+	for (size_t i = 0; i < 2; i++)
+	{
+		source s;
+
+		adapt_module(modules[i].module, 28, modules[i].out);
+		s = open_source(MIXTRAL "plain/base.gguf", in_directory("odd", ""));
+		assert_int_equal(ft_export_gguf_adapter(s.merge, fresh("out")), FT_UNSUPPORTED);
+		assert_non_null(strstr(ft_error_message(), modules[i].module));
+		assert_non_null(strstr(ft_error_message(), "of a mixture of experts is not adapted"));
+		close_source(&s);
+	}
 }
 
 /* --- safetensors --- */
@@ -668,11 +820,19 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_same_model),  cmocka_unit_test(test_types),
-		cmocka_unit_test(test_merged),      cmocka_unit_test(test_adapter),
-		cmocka_unit_test(test_safetensors), cmocka_unit_test(test_tokenizer),
-		cmocka_unit_test(test_directory),   cmocka_unit_test(test_rope_factors),
-		cmocka_unit_test(test_q8_0),        cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_same_model),
+		cmocka_unit_test(test_types),
+		cmocka_unit_test(test_merged),
+		cmocka_unit_test(test_adapter),
+		cmocka_unit_test(test_experts),
+		cmocka_unit_test(test_experts_directory),
+		cmocka_unit_test(test_adapter_of_experts),
+		cmocka_unit_test(test_safetensors),
+		cmocka_unit_test(test_tokenizer),
+		cmocka_unit_test(test_directory),
+		cmocka_unit_test(test_rope_factors),
+		cmocka_unit_test(test_q8_0),
+		cmocka_unit_test(test_refusals),
 	};
 
 	return cmocka_run_group_tests(tests, set_up, tear_down);

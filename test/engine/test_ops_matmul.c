@@ -248,6 +248,126 @@ test_linear_train(void **state)
 			}
 }
 
+/* A matrix of the caller's is a weight for training, and row-fixed, too; what it has changed to
+ * counts. */
+static void
+test_linear_view(void **state)
+{
+	static const ft_dtype types[] = {FT_F32, FT_BF16};
+
+	(void) state;
+	for (int type = 0; type < 2; type++)
+		for (int c = 0; c < COUNT_OF(part_cols); c++)
+		{
+			tensor m = tensor_random(39, part_cols[c], 0, types[type]);
+			tensor other = tensor_random(39, part_cols[c], 0, types[type]);
+			stacked s = {.rows = 39, .cols = part_cols[c]};
+			ft_weight *w;
+
+			must(ops->weight_view(device, m.mat, &w));
+			must(ops->copy(stream, m.mat.data, other.mat.data,
+						   (size_t) (39 * part_cols[c]) * (types[type] == FT_F32 ? 4 : 2)));
+			for (int r = 0; r < COUNT_OF(row_counts); r++)
+			{
+				tensor dy = tensor_random(row_counts[r], 39, 2, types[type]);
+				tensor dx = tensor_zero(row_counts[r], part_cols[c], 1, FT_F32);
+
+				check_linear(&s, other.value, w, row_counts[r], types[type], false);
+				check_linear(&s, other.value, w, row_counts[r], types[type], true);
+				multiply(dx.value, dy.value, false, other.value, false, row_counts[r], s.cols,
+						 s.rows, 1, 0);
+				must(ops->linear_grad_input(stream, dx.mat, dy.mat, w, 0));
+				check_tensor("linear_grad_input of a view", &dx, dx.value);
+				tensor_free(&dy);
+				tensor_free(&dx);
+			}
+			ops->weight_free(w);
+			m.mat.ld++;
+			assert_int_equal(ops->weight_view(device, m.mat, &w), FT_INVALID);
+			m.mat.ld--;
+			m.mat.dtype = FT_F16;
+			assert_int_equal(ops->weight_view(device, m.mat, &w), FT_UNSUPPORTED);
+			m.mat.dtype = types[type];
+			tensor_free(&m);
+			tensor_free(&other);
+		}
+}
+
+/* The gradient of the head: softmax less the target, times words that have much in common, so
+ * that a sum over the whole vocabulary nearly cancels.  Its rounding stays that of short sums.
+ */
+static void
+test_gradient_over_a_vocabulary(void **state)
+{
+	enum
+	{
+		ROWS = 5,
+		WORDS = 49152,
+		COLUMNS = 32
+	};
+	tensor words = tensor_random(WORDS, COLUMNS, 0, FT_F32);
+	tensor dy = tensor_random(ROWS, WORDS, 0, FT_F32);
+	tensor dx = tensor_zero(ROWS, COLUMNS, 0, FT_F32);
+	float result[ROWS * COLUMNS];
+	ft_weight *w;
+
+	(void) state;
+	if (strcmp(info.name, "cpu") != 0 || info.compute_dtype != FT_F32)
+	{
+		print_message("skipped: not a CPU that computes in f32\n");
+		tensor_free(&words);
+		tensor_free(&dy);
+		tensor_free(&dx);
+		skip();
+	}
+	for (int64_t i = 0; i < (int64_t) WORDS * COLUMNS; i++)
+		words.value[i] = (float) (1 + 0.1 * words.value[i]);
+	for (int64_t i = 0; i < ROWS; i++)
+	{
+		double *row = dy.value + i * WORDS;
+		double sum = 0;
+
+		for (int64_t j = 0; j < WORDS; j++)
+			sum += row[j] = exp(row[j]);
+		for (int64_t j = 0; j < WORDS; j++)
+			row[j] = (float) (row[j] / sum - (j == 1000 * i ? 1 : 0));
+	}
+	tensor_upload(&words);
+	tensor_upload(&dy);
+	multiply(dx.value, dy.value, false, words.value, false, ROWS, COLUMNS, WORDS, 1, 0);
+	/* a weight laid out for training, one in its own layout, and a plain product */
+	for (int way = 0; way < 3; way++)
+	{
+		double error = 0;
+		double size = 0;
+
+		if (way == 2)
+			must(ops->matmul(stream, dx.mat, dy.mat, false, words.mat, false, 1, 0));
+		else
+		{
+			if (way == 1)
+				must(ops->weight_view(device, words.mat, &w));
+			else
+				must(ops->weight_create(device, &words.mat, 1, FT_USE_TRAIN, &w));
+			must(ops->linear_grad_input(stream, dx.mat, dy.mat, w, 0));
+			ops->weight_free(w);
+		}
+		must(ops->copy_to_host(stream, result, dx.mat.data, sizeof result));
+		must(ops->stream_synchronize(stream));
+		for (int i = 0; i < ROWS * COLUMNS; i++)
+		{
+			error += (result[i] - dx.value[i]) * (result[i] - dx.value[i]);
+			size += dx.value[i] * dx.value[i];
+		}
+		print_message("relative error of a gradient over %d words: %.2g\n", WORDS,
+					  sqrt(error / size));
+		assert_true(error <= 1e-10 * size);
+	}
+	tensor_free(&words);
+	tensor_free(&dy);
+	tensor_free(&dx);
+}
+
 /* A row's result has the same bits whether it is alone or the first, middle or last of many. */
 static void
 check_row_fixed(int type, ft_dtype in)
@@ -439,7 +559,8 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_matmul),       cmocka_unit_test(test_linear_serve),
-		cmocka_unit_test(test_linear_train), cmocka_unit_test(test_row_fixed),
+		cmocka_unit_test(test_linear_train), cmocka_unit_test(test_gradient_over_a_vocabulary),
+		cmocka_unit_test(test_linear_view),  cmocka_unit_test(test_row_fixed),
 		cmocka_unit_test(test_lora),         cmocka_unit_test(test_lora_row_fixed),
 		cmocka_unit_test(test_refusals),
 	};

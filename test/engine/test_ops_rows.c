@@ -140,6 +140,44 @@ test_embed(void **state)
 			}
 }
 
+/* The rows of a matrix of the caller's, as they are at each call. */
+static void
+test_embed_view(void **state)
+{
+	static const int32_t ids[] = {0, 12, 5, 5, -1, 13, 2000000000};
+	static const ft_dtype types[] = {FT_F32, FT_BF16};
+	int n = sizeof ids / sizeof *ids;
+
+	(void) state;
+	for (int type = 0; type < 4; type++)
+	{
+		tensor first = tensor_random(13, 37, 0, types[type / 2]);
+		tensor second = tensor_random(13, 37, 0, types[type / 2]);
+		int32_t *device_ids = upload(ids, sizeof ids);
+		tensor y = tensor_zero(n, 37, 3, types[type % 2]);
+		ft_weight *w;
+
+		must(ops->weight_view(device, first.mat, &w));
+		for (int pass = 0; pass < 2; pass++)
+		{
+			memset(y.value, 0, (size_t) n * 37 * sizeof *y.value);
+			must(ops->embed(stream, y.mat, w, device_ids));
+			for (int i = 0; i < n; i++)
+				if (ids[i] >= 0 && ids[i] < 13)
+					memcpy(y.value + i * 37, first.value + ids[i] * 37, 37 * sizeof *y.value);
+			check_tensor("embed of a view", &y, y.value);
+			must(ops->copy(stream, first.mat.data, second.mat.data,
+						   (size_t) 13 * 37 * (types[type / 2] == FT_F32 ? 4 : 2)));
+			memcpy(first.value, second.value, 13 * 37 * sizeof *first.value);
+		}
+		ops->weight_free(w);
+		device_free(device_ids);
+		tensor_free(&first);
+		tensor_free(&second);
+		tensor_free(&y);
+	}
+}
+
 static void
 test_gather_scatter(void **state)
 {
@@ -395,6 +433,210 @@ test_adamw(void **state)
 	}
 }
 
+/* Parameters and moments of 8 bits on the device. */
+typedef struct small_state
+{
+	tensor param;
+	uint8_t *m;
+	uint8_t *v;
+	uint8_t *m_exponents;
+	uint8_t *v_exponents;
+} small_state;
+
+static small_state
+small_zero(int64_t n, ft_dtype dtype)
+{
+	size_t blocks = (size_t) (n + FT_MOMENT_BLOCK - 1) / FT_MOMENT_BLOCK;
+	uint8_t *zero = calloc((size_t) n, 1);
+	small_state s = {tensor_random(1, n, 0, dtype), upload(zero, (size_t) n),
+					 upload(zero, (size_t) n), upload(zero, blocks), upload(zero, blocks)};
+
+	free(zero);
+	return s;
+}
+
+static void
+small_free(small_state *s)
+{
+	tensor_free(&s->param);
+	device_free(s->m);
+	device_free(s->v);
+	device_free(s->m_exponents);
+	device_free(s->v_exponents);
+}
+
+static void
+small_step(small_state *s, const float *grad, const ft_adamw *settings)
+{
+	must(ops->adamw_8bit(stream, s->param.mat, s->m, s->v, s->m_exponents, s->v_exponents, grad,
+						 settings));
+}
+
+/* From a state that is just what the codes say, one step's moments are the two codes next to the
+ * exact ones, or one of them, and the parameters what these exact ones make. */
+static void
+check_small_step(int64_t n, ft_dtype dtype, int64_t step)
+{
+	size_t blocks = (size_t) (n + FT_MOMENT_BLOCK - 1) / FT_MOMENT_BLOCK;
+	small_state s = small_zero(n, dtype);
+	tensor g = tensor_random(1, n, 0, FT_F32);
+	uint8_t *m = malloc((size_t) n);
+	uint8_t *v = malloc((size_t) n);
+	uint8_t *exponents = malloc(2 * blocks);
+	double *first = calloc((size_t) n, sizeof *first);
+	double *second = calloc((size_t) n, sizeof *second);
+	double *after;
+	ft_adamw settings = {.learning_rate = 0.01f,
+						 .beta1 = 0.9f,
+						 .beta2 = 0.999f,
+						 .eps = 1e-8f,
+						 .weight_decay = 0.1f,
+						 .grad_scale = 0.5f,
+						 .step = step,
+						 .noise = {1, 2, 3, 4}};
+
+	for (int64_t i = 0; i < n; i++)
+	{
+		m[i] = (uint8_t) random_bits();
+		v[i] = (uint8_t) random_bits();
+		first[i] = ft_first_moment(m[i], 120);
+		second[i] = ft_second_moment(v[i], 110);
+	}
+	memset(exponents, 120, blocks);
+	memset(exponents + blocks, 110, blocks);
+	must(ops->copy_to_device(stream, s.m, m, (size_t) n));
+	must(ops->copy_to_device(stream, s.v, v, (size_t) n));
+	must(ops->copy_to_device(stream, s.m_exponents, exponents, blocks));
+	must(ops->copy_to_device(stream, s.v_exponents, exponents + blocks, blocks));
+	small_step(&s, g.mat.data, &settings);
+	adamw_reference(s.param.value, first, second, g.value, n, &settings);
+	download(m, s.m, (size_t) n);
+	download(v, s.v, (size_t) n);
+	download(exponents, s.m_exponents, blocks);
+	download(exponents + blocks, s.v_exponents, blocks);
+	after = tensor_read(&s.param);
+	for (int64_t i = 0; i < n; i++)
+	{
+		uint32_t m_exponent = exponents[i / FT_MOMENT_BLOCK];
+		uint32_t v_exponent = exponents[blocks + (size_t) (i / FT_MOMENT_BLOCK)];
+		double smallest = ldexp(1, (int) m_exponent - 127 - 15);
+
+		/* neighbours are at most an eighth apart */
+		assert_true(fabs(ft_first_moment(m[i], m_exponent) - first[i]) <=
+					fmax(fabs(first[i]) / 8 * 1.001, smallest));
+		assert_true(fabs(ft_second_moment(v[i], v_exponent) - second[i]) <=
+					fmax(second[i] / 8 * 1.001, ldexp(1, (int) v_exponent - 127 - 31)));
+		/* and bf16's an 128th */
+		assert_true(fabs(after[i] - s.param.value[i]) <=
+					fabs(s.param.value[i]) / (dtype == FT_F32 ? 1e5 : 127.9) + 1e-7);
+	}
+	free(after);
+	free(m);
+	free(v);
+	free(exponents);
+	free(first);
+	free(second);
+	tensor_free(&g);
+	small_free(&s);
+}
+
+static void
+test_adamw_8bit(void **state)
+{
+	static const int64_t sizes[] = {1, 19, 256, 300, 5000};
+	small_state s = small_zero(5, FT_F32);
+	ft_adamw settings = {.step = 0};
+
+	(void) state;
+	for (size_t c = 0; c < sizeof sizes / sizeof *sizes; c++)
+	{
+		check_small_step(sizes[c], FT_F32, 1);
+		check_small_step(sizes[c], FT_BF16, 3);
+	}
+	assert_int_equal(ops->adamw_8bit(stream, s.param.mat, s.m, s.v, s.m_exponents, s.v_exponents,
+									 s.param.mat.data, &settings),
+					 FT_INVALID);
+	settings.step = 1;
+	assert_int_equal(ops->adamw_8bit(stream, ft_mat_make(s.param.mat.data, FT_I32, 1, 5), s.m, s.v,
+									 s.m_exponents, s.v_exponents, s.param.mat.data, &settings),
+					 FT_UNSUPPORTED);
+	small_free(&s);
+}
+
+/* Many values that are alike and go the same way: their mean is what it is in exact arithmetic,
+ * both where each step moves a bf16 weight by less than half of its precision, and where a second
+ * moment changes by less than half of a code.  The same noise gives the same bytes, other noise
+ * others. */
+static void
+test_rounding_by_chance(void **state)
+{
+	enum
+	{
+		N = 16384,
+		STEPS = SANITIZED ? 20 : 60
+	};
+	small_state s[3] = {small_zero(N, FT_BF16), small_zero(N, FT_BF16), small_zero(N, FT_BF16)};
+	tensor g = tensor_zero(1, N, 0, FT_F32);
+	uint8_t *codes = malloc(N);
+	float *host = malloc(N * sizeof *host);
+	double p = 1;
+	double m = 0;
+	double v = 0;
+	double mean[2] = {0, 0};
+	double *after[3];
+	uint8_t exponents[N / FT_MOMENT_BLOCK];
+
+	(void) state;
+	for (int64_t step = 1; step <= STEPS; step++)
+	{
+		double grad = step % 2 == 0 ? 1.5 : 0.5;
+		ft_adamw settings = {.learning_rate = 1e-4f,
+							 .beta1 = 0.9f,
+							 .beta2 = 0.999f,
+							 .eps = 1e-8f,
+							 .grad_scale = 1,
+							 .step = step};
+
+		for (int i = 0; i < N; i++)
+			host[i] = (float) grad;
+		must(ops->copy_to_device(stream, g.mat.data, host, N * sizeof *host));
+		adamw_reference(&p, &m, &v, &grad, 1, &settings);
+		for (int k = 0; k < 3; k++)
+		{
+			uint16_t one = 0x3f80;
+
+			for (int i = 0; step == 1 && i < N; i++)
+				((uint16_t *) host)[i] = one;
+			if (step == 1)
+				must(ops->copy_to_device(stream, s[k].param.mat.data, host, N * sizeof one));
+			settings.noise[0] = (uint32_t) step * 2654435761u;
+			settings.noise[1] = k == 2;
+			small_step(&s[k], g.mat.data, &settings);
+		}
+	}
+	for (int k = 0; k < 3; k++)
+		after[k] = tensor_read(&s[k].param);
+	download(codes, s[0].v, N);
+	download(exponents, s[0].v_exponents, sizeof exponents);
+	for (int i = 0; i < N; i++)
+	{
+		mean[0] += after[0][i] / N;
+		mean[1] += ft_second_moment(codes[i], exponents[i / FT_MOMENT_BLOCK]) / N;
+	}
+	assert_true(fabs((mean[0] - 1) / (p - 1) - 1) < 0.02);
+	assert_true(fabs(mean[1] / v - 1) < 0.02);
+	assert_memory_equal(after[0], after[1], N * sizeof *after[0]);
+	assert_memory_not_equal(after[0], after[2], N * sizeof *after[0]);
+	for (int k = 0; k < 3; k++)
+	{
+		free(after[k]);
+		small_free(&s[k]);
+	}
+	free(codes);
+	free(host);
+	tensor_free(&g);
+}
+
 static void
 test_refusals(void **state)
 {
@@ -424,6 +666,7 @@ main(void)
 		cmocka_unit_test(test_open_refusals),
 		cmocka_unit_test(test_memory),
 		cmocka_unit_test(test_embed),
+		cmocka_unit_test(test_embed_view),
 		cmocka_unit_test(test_gather_scatter),
 		cmocka_unit_test(test_convert_plain),
 		cmocka_unit_test(test_convert_edges),
@@ -431,6 +674,8 @@ main(void)
 		cmocka_unit_test(test_add),
 		cmocka_unit_test(test_sum_squares),
 		cmocka_unit_test(test_adamw),
+		cmocka_unit_test(test_adamw_8bit),
+		cmocka_unit_test(test_rounding_by_chance),
 		cmocka_unit_test(test_refusals),
 	};
 

@@ -71,6 +71,44 @@ test_steps_suit_the_table(void **state)
 	}
 }
 
+/* Method full takes smaller steps, and no option of adapters; its options say so again. */
+static void
+test_full(void **state)
+{
+	static const char *const refused[] = {"lora_r", "lora_alpha", "lora_dropout", "use_rslora",
+										  "lora_target_modules"};
+	ft_options o =
+		read_options("{\"method\": \"full\", \"lora_r\": \"auto\", \"use_rslora\": null}");
+	ft_data_size data = {.documents = 300, .tokens = 17000, .max_length = 80};
+	ft_options again;
+	json_t *json;
+
+	(void) state;
+	assert_true(o.full);
+	ft_options_resolve(&o, &small, 0, &data);
+	assert_true(o.learning_rate == 2e-5);
+	json = ft_options_json(&o);
+	assert_string_equal(json_string_value(json_object_get(json, "method")), "full");
+	for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
+		assert_null(json_object_get(json, refused[i]));
+	must(ft_options_read(json, &again));
+	assert_true(again.full && again.learning_rate == o.learning_rate);
+	json_decref(json);
+	for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
+	{
+		json = json_pack("{s:s, s:i}", "method", "full", refused[i], 0);
+		assert_int_equal(ft_options_read(json, &o), FT_INVALID);
+		/* whatever is wrong with the value itself is said first */
+		assert_non_null(strstr(ft_error_message(), refused[i]));
+		json_decref(json);
+	}
+	json = json_pack("{s:i, s:s}", "lora_r", 4, "method", "full");
+	assert_int_equal(ft_options_read(json, &o), FT_INVALID);
+	assert_string_equal(ft_error_message(),
+						"option \"lora_r\" does not go with method full, which has no adapter");
+	json_decref(json);
+}
+
 static void
 test_what_is_set_stays(void **state)
 {
@@ -164,6 +202,26 @@ test_round_trip(void **state)
 }
 
 static void
+test_methods(void **state)
+{
+	static const char *const methods[] = {"lora", "qlora"};
+
+	(void) state;
+	for (int i = 0; i < 2; i++)
+	{
+		ft_options o = {0};
+		json_t *json = json_pack("{s:s}", "method", methods[i]);
+
+		must(ft_options_read(json, &o));
+		json_decref(json);
+		assert_int_equal(o.qlora, i == 1);
+		json = ft_options_json(&o);
+		assert_string_equal(json_string_value(json_object_get(json, "method")), methods[i]);
+		json_decref(json);
+	}
+}
+
+static void
 test_caller_options_are_left_alone(void **state)
 {
 	(void) state;
@@ -176,10 +234,12 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_defaults),
 		cmocka_unit_test(test_steps_suit_the_table),
+		cmocka_unit_test(test_full),
 		cmocka_unit_test(test_what_is_set_stays),
 		cmocka_unit_test(test_targets_of_experts),
 		cmocka_unit_test(test_steps_without_epochs),
 		cmocka_unit_test(test_round_trip),
+		cmocka_unit_test(test_methods),
 		cmocka_unit_test(test_caller_options_are_left_alone),
 	};
 

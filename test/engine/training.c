@@ -167,6 +167,7 @@ pack_by_hand(ft_microbatch *batch, const hand_document *documents, int n, int le
 			batch->all_targets[batch->all] = d->ids[j];
 			batch->all_weights[batch->all++] = d->weights[j];
 		}
+		batch->numbers[batch->n_documents] = i;
 		batch->starts[++batch->n_documents] = (int32_t) batch->all;
 		if (d->length > batch->max_length)
 			batch->max_length = d->length;

@@ -191,6 +191,7 @@ def job_seeds():
     }  # fmt: skip
     yield "minimal", json.dumps(dict(job, options={}))
     yield "options", json.dumps(dict(job, options=options))
+    yield "template", json.dumps(dict(job, options={"prompt_template": "{{1}} Q: {prompt}\nA: ", "lora_dropout": 0.1}))
     yield "auto", json.dumps(dict(job, options={k: "auto" for k in options}))
     yield "null", json.dumps(dict(job, options={k: None for k in options}))
     yield "huge", json.dumps(dict(job, threads=2**63 - 1, options={k: 2**63 - 1 for k in options}))
@@ -226,6 +227,16 @@ def row_seeds():
     ]:
         yield name, b"\x20" + json.dumps(row).encode()
         yield name + "_trained", b"\xa0" + json.dumps(row).encode()
+    for name, row in [
+        ("preference", {"prompt": "the", "chosen": "abab<|im_end|>", "rejected": ""}),
+        ("preference_weight", {"prompt": "", "chosen": "a", "rejected": "b", "weight": 1e12}),
+        ("preference_long", {"prompt": "ab " * 60, "chosen": "the " * 40, "rejected": "a\u00e9 " * 90}),
+        ("preference_wide", {"prompt": "a", "chosen": "\ud83d\ude00" * 40, "rejected": "x"}),
+        ("preference_null", {"prompt": "a", "chosen": None, "rejected": "x"}),
+        ("preference_half", {"prompt": "a", "rejected": "x"}),
+        ("preference_other", {"prompt": "a", "completion": "x"}),
+    ]:
+        yield name, b"\x60" + json.dumps(row).encode()
     yield "deep", b"\x20" + b'{"text":' + b"[" * 5000
 
 

@@ -6,7 +6,7 @@
         -lcrypto -levent -levent_pthreads -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread
     python test/golden/check_exports.py test/golden/tiny_llama/tied/base.gguf test/golden/tiny_llama/tied/adapter
 
-Needs torch, transformers, peft, gguf, safetensors. Takes a GGUF base with a tokenizer, and an adapter. Judges
+Needs torch, transformers, peft, gguf, safetensors; with xllamacpp, llama.cpp judges the GGUF files, too. Takes a GGUF base with a tokenizer, and an adapter. Judges
 these, and random models of each architecture that transformers saves as directories, with the base's tokenizer.
 The logits are compared with those of the engine's serving path in reference numerics, base and adapter unmerged;
 differences are relative to the largest logit. Prints a line a check, and ends with 1 when one fails.
@@ -21,6 +21,7 @@ import sys
 import tempfile
 
 import gguf
+import llama_cpp
 import numpy
 import torch
 import transformers
@@ -30,6 +31,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LIMIT = 1e-5
+# llama.cpp rounds what is multiplied with matrices of these types to them.
+LIMITS = {"gguf-f32": LIMIT, "gguf-f16": 5e-3, "gguf-bf16": 5e-2, "gguf-q8_0": 5e-2}
 TEXTS = ["The capital of France is", " 3 apples, 42 pears\n\n\tand 1234567.5 others", "naïve café — 東京 🙂",
          "don't  stop   now\r\n", "", " "]
 NAMES = {
@@ -38,6 +41,10 @@ NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+}
+EXPERTS = {
+    "mlp.gate.weight": "ffn_gate_inp", "mlp.experts.gate_up_proj": "ffn_gate_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
 failed = 0
 
@@ -77,18 +84,41 @@ def compare(what, got, expected, limit=LIMIT):
     check(what, error <= limit, f"{error:.2e}, at most {limit:.0e}")
 
 
+def check_llama_cpp(what, path, adapter, ids, expected, limit=LIMIT):
+    """llama.cpp loads the file, and adapter over it, and gives these logits, as far as a softmax tells."""
+    if llama_cpp.available():
+        return
+    got = llama_cpp.Model(path, adapter).log_probabilities(ids)
+    compare(f"{what}: llama.cpp", got, llama_cpp.log_softmax(expected), limit)
+
+
 def of_torch(model, ids):
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids])).logits[0, -1].float().numpy()
 
 
 def gguf_name(name):
-    """Of a tensor of Hugging Face's."""
+    """Of a tensor of Hugging Face's; of its gate_up_proj the first of the two that it becomes."""
     if name in NAMES:
         return NAMES[name]
     _, _, layer, rest = name.split(".", 3)
+    if rest in EXPERTS:
+        return f"blk.{layer}.{EXPERTS[rest]}.weight"
     module, kind = rest.rsplit(".", 1)
     return f"blk.{layer}.{NAMES[module]}.{kind}"
+
+
+def gguf_tensors(merged, heads):
+    """What a GGUF file holds of these weights: name -> values."""
+    wanted = {}
+    for name, value in merged.items():
+        to = gguf_name(name)
+        if name.endswith("gate_up_proj"):
+            half = value.shape[1] // 2
+            wanted[to], wanted[to.replace("gate", "up")] = value[:, :half], value[:, half:]
+        else:
+            wanted[to] = interleave(to, value, *heads)
+    return {name: numpy.ascontiguousarray(value) for name, value in wanted.items()}
 
 
 def interleave(name, weight, architecture, heads, kv_heads):
@@ -131,34 +161,40 @@ def check_safetensors(work, base, adapter, ids, expected):
     return merged, heads
 
 
+def check_tensors(form, path, wanted):
+    """The file's tensors are these, as the package gguf makes them."""
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    qtype = gguf.GGMLQuantizationType[form.removeprefix("gguf-").upper()]
+    check(f"{form}: names", set(tensors) - {"rope_freqs.weight"} == set(wanted), f"{len(tensors)}")
+    same = True
+    for name, value in wanted.items():
+        tensor = tensors[name]
+        kind = qtype
+        if value.ndim == 1 or "ffn_gate_inp" in name:
+            kind = gguf.GGMLQuantizationType.F32
+        elif qtype == gguf.GGMLQuantizationType.Q8_0 and value.shape[-1] % 32:
+            kind = gguf.GGMLQuantizationType.F16
+        same &= tensor.tensor_type == kind and list(tensor.shape) == list(reversed(value.shape))
+        if kind == gguf.GGMLQuantizationType.F32:
+            same &= numpy.array_equal(tensor.data, value)
+        else:
+            same &= numpy.array_equal(tensor.data.view(numpy.uint8), quantize(value, kind).view(numpy.uint8))
+    check(f"{form}: tensors, bit for bit as the package gguf makes them", bool(same))
+
+
 def check_gguf(work, base, adapter, ids, expected, merged, heads):
-    wanted = {gguf_name(name): interleave(gguf_name(name), value, *heads) for name, value in merged.items()}
+    wanted = gguf_tensors(merged, heads)
     original = gguf.GGUFReader(base)
     for form in ("gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0"):
         path = os.path.join(export(work, base, adapter, form), "model.gguf")
         reader = gguf.GGUFReader(path)
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        qtype = gguf.GGMLQuantizationType[form.removeprefix("gguf-").upper()]
         kept = {key for key in original.fields if key.startswith(("tokenizer.", heads[0] + "."))}
         check(f"{form}: keys of the base", all(reader.fields[key].contents() == original.fields[key].contents()
                                               for key in kept), f"{len(kept)}")
-        check(f"{form}: names", set(tensors) - {"rope_freqs.weight"} == set(wanted), f"{len(tensors)}")
-        same = True
-        for name, value in wanted.items():
-            tensor = tensors[name]
-            kind = qtype
-            if value.ndim == 1:
-                kind = gguf.GGMLQuantizationType.F32
-            elif qtype == gguf.GGMLQuantizationType.Q8_0 and value.shape[-1] % 32:
-                kind = gguf.GGMLQuantizationType.F16
-            same &= tensor.tensor_type == kind
-            if kind == gguf.GGMLQuantizationType.F32:
-                same &= numpy.array_equal(tensor.data, value)
-            else:
-                same &= numpy.array_equal(tensor.data.view(numpy.uint8), quantize(value, kind).view(numpy.uint8))
-        check(f"{form}: tensors, bit for bit as the package gguf makes them", bool(same))
+        check_tensors(form, path, wanted)
         limit = {"gguf-f32": LIMIT, "gguf-f16": 5e-3}.get(form, 5e-2)
         compare(f"{form}: served", served(path, "-", ids), expected, limit)
+        check_llama_cpp(form, path, None, ids, served(path, "-", ids), LIMITS[form])
     if heads[0] == "llama":
         q = next(name for name in merged if "q_proj.weight" in name)
         back = separate(wanted[gguf_name(q)], heads[1])
@@ -168,7 +204,7 @@ def check_gguf(work, base, adapter, ids, expected, merged, heads):
     compare("transformers, merged GGUF in f32", of_torch(model, ids), expected)
 
 
-def check_gguf_adapter(work, base, adapter, heads):
+def check_gguf_adapter(work, base, adapter, ids, heads):
     with open(os.path.join(adapter, "adapter_config.json"), encoding="utf-8") as file:
         config = json.load(file)
     original = load_file(os.path.join(adapter, "adapter_model.safetensors"))
@@ -178,7 +214,8 @@ def check_gguf_adapter(work, base, adapter, heads):
         with open(os.path.join(copy, "adapter_config.json"), "w", encoding="utf-8") as file:
             json.dump(config | {"use_rslora": rslora}, file)
         shutil.rmtree(os.path.join(work, "gguf-adapter"), ignore_errors=True)
-        reader = gguf.GGUFReader(os.path.join(export(work, base, copy, "gguf-adapter"), "adapter.gguf"))
+        path = os.path.join(export(work, base, copy, "gguf-adapter"), "adapter.gguf")
+        reader = gguf.GGUFReader(path)
         alpha = config["lora_alpha"] * (config["r"] ** 0.5 if rslora else 1)
         good = (scalar(reader, "general.type"), scalar(reader, "adapter.type"),
                 scalar(reader, "general.architecture")) == ("adapter", "lora", heads[0])
@@ -195,12 +232,15 @@ def check_gguf_adapter(work, base, adapter, heads):
                 value = interleave(name, value, *heads)
             same &= numpy.array_equal(tensor.data, value)
         check(f"GGUF adapter, rslora {rslora}: tensors", bool(same), f"{len(reader.tensors)}")
+        check_llama_cpp(f"GGUF adapter, rslora {rslora}", base, path, ids, served(base, copy, ids))
 
 
 SIZES = {
     "hidden_size": 36, "intermediate_size": 52, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 16384, "rms_norm_eps": 1e-5,
 }
+# Sizes in whole blocks, so that experts are quantised.
+BLOCKS = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
 CLASSES = [
     ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
                                               "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -208,7 +248,7 @@ CLASSES = [
     ("MistralForCausalLM", {"sliding_window": 9}),
     ("Qwen2ForCausalLM", {"hidden_size": 40, "tie_word_embeddings": True}),
     ("Qwen3ForCausalLM", {}),
-    ("MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    ("MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2, **BLOCKS}),
 ]
 
 
@@ -247,13 +287,29 @@ def check_directory(work, name, more, vocabulary, ids, tokenizer):
     path = export(folder, base, adapter, "safetensors")
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     compare(f"{name}: transformers, merged safetensors", of_torch(model, ids), expected)
-    if name == "MixtralForCausalLM":
-        return
+    merged = {key: value.numpy() for key, value in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del merged["lm_head.weight"]
     path = os.path.join(export(folder, base, adapter, "gguf-f32"), "model.gguf")
-    names = {tensor.name for tensor in gguf.GGUFReader(path).tensors} - {"rope_freqs.weight"}
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    check(f"{name}: names in the GGUF file", names == {gguf_name(key) for key in set(model.state_dict()) - tied})
+    heads = (scalar(gguf.GGUFReader(path), "general.architecture"), model.config.num_attention_heads,
+             model.config.num_key_value_heads)
+    wanted = gguf_tensors(merged, heads)
+    check_tensors("gguf-f32", path, wanted)
+    if name == "MixtralForCausalLM":
+        reader = gguf.GGUFReader(path)
+        check("experts in the keys", [scalar(reader, f"llama.expert_{key}") for key in ("count", "used_count")] == [4, 2])
+        for form in ("gguf-f16", "gguf-q8_0"):
+            packed = os.path.join(export(folder, base, adapter, form), "model.gguf")
+            check_tensors(form, packed, wanted)
+            check_llama_cpp(f"{name}, {form}", packed, None, ids, served(packed, "-", ids), LIMITS[form])
     compare(f"{name}: merged GGUF, served", served(path, "-", ids), expected)
+    # llama.cpp has no sliding window in this architecture
+    seen = ids[:more.get("sliding_window")]
+    expected_seen = served(base, adapter, seen)
+    check_llama_cpp(f"{name}: merged GGUF", path, None, seen, expected_seen)
+    lora = os.path.join(export(folder, base, adapter, "gguf-adapter"), "adapter.gguf")
+    plain = os.path.join(export(os.path.join(folder, "plain"), base, None, "gguf-f32"), "model.gguf")
+    check_llama_cpp(f"{name}: GGUF adapter", plain, lora, seen, expected_seen)
     again = os.path.join(folder, "again")
     os.makedirs(again)
     model = AutoModelForCausalLM.from_pretrained(export(again, path, None, "safetensors")).eval()
@@ -266,13 +322,15 @@ def main():
     random.seed(7)
     ids = [random.randrange(vocabulary) for _ in range(24)]
     expected = served(base, adapter, ids)
+    if llama_cpp.available():
+        print(f"skipped: {llama_cpp.available()}")
     with tempfile.TemporaryDirectory() as work:
         folder, name = os.path.split(base)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
         compare("PEFT, adapter over the base", of_torch(PeftModel.from_pretrained(model, adapter).eval(), ids), expected)
         merged, heads = check_safetensors(work, base, adapter, ids, expected)
         check_gguf(work, base, adapter, ids, expected, merged, heads)
-        check_gguf_adapter(work, base, adapter, heads)
+        check_gguf_adapter(work, base, adapter, ids, heads)
         for name, more in CLASSES:
             check_directory(work, name, more, vocabulary, ids, os.path.join(work, "safetensors-f32"))
     sys.exit(failed > 0)

@@ -157,6 +157,13 @@ bits_to_float(uint32_t bits)
 	return x;
 }
 
+/* Compiled for a processor without fused multiply-adds. */
+static inline float
+rounded_product(float a, float b)
+{
+	return a * b;
+}
+
 static inline uint16_t
 f32_to_bf16(float x)
 {

@@ -1,5 +1,5 @@
 -- What CREATE EXTENSION makes: names, types, properties and rights.
-SELECT plan(47);
+SELECT plan(48);
 
 SELECT has_schema('finetune');
 SELECT ok(NOT has_schema_privilege('public', 'finetune', 'CREATE'), 'nobody may create in the schema');

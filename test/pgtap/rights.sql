@@ -60,6 +60,9 @@ INSERT INTO cell VALUES
 ('create', 'CREATE without either',
 						'ok',	'42501', '42501', '42501', '42501', '42501', '42501', '42501', NULL,
 	$$SELECT finetune('CREATE', 'created', 'tiny', 'SELECT $q$a$q$ AS text')$$),
+('create', 'CREATE of a full model without either',
+						'ok',	'42501', '42501', '42501', '42501', '42501', '42501', '42501', NULL,
+	$$SELECT finetune('CREATE', 'created', 'tiny', 'SELECT $q$a$q$ AS text', NULL, '{"method": "full"}')$$),
 ('create', 'CREATE SERVER',
 						'ok',	'ok',	'ok',	'ok',	'ok',	'ok',	'42501', 'ok', 'wrapper',
 	$$CREATE SERVER created TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'tiny.gguf')$$),
@@ -87,6 +90,10 @@ INSERT INTO cell VALUES
 ('ask', 'size of the base',
 						'ok',	'none',	'none',	'none',	'none',	'none',	'none',	'none', NULL,
 	$$SELECT FROM finetune.base_size((SELECT oid FROM pg_foreign_server WHERE srvname = 'tiny')) s WHERE s > 0$$),
+
+('ask', 'directories of full models',
+						'none',	'42501', '42501', '42501', '42501', '42501', '42501', '42501', NULL,
+	$$SELECT finetune.model_files()$$),
 
 ('job', 'SHOW',			'ok',	'ok',	'none',	'none',	'none',	'ok',	'none',	'ok', NULL,
 	$$SELECT FROM jsonb_array_elements(finetune('SHOW')) j WHERE j->>'id' = '{completed}'$$),

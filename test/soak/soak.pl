@@ -81,7 +81,7 @@ my (%wrong, %count, %kind_count, %slowest);
 my @serve_faults; # times of faults of the serving engine that no answer followed yet
 my (%suspect, %doubled);
 
-sub say_it { diag($_[0]); return; }
+sub say_it { note($_[0]); return; }
 
 # Something is not as it must be.
 sub wrong

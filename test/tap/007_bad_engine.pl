@@ -35,8 +35,8 @@ sub fails
 }
 
 for my $case (
-	[ outside => ', "adapter": "../../elsewhere"', 'XX000', qr/training engine named no usable adapter directory/ ],
-	[ absent => '', 'XX000', qr/training engine named no usable adapter directory/ ],
+	[ outside => ', "adapter": "../../elsewhere"', 'XX000', qr/training engine named no usable directory of weights/ ],
+	[ absent => '', 'XX000', qr/training engine named no usable directory of weights/ ],
 	[ empty => ', "adapter": "empty"', 'XX001', qr/directory ".*" holds no weights/ ])
 {
 	my ($name, $says, $code, $pattern) = @$case;

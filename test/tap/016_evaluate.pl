@@ -439,16 +439,8 @@ is(left_behind(), $nothing, 'and nothing is left');
 	ok(wait_until(sub { left_behind() eq $nothing }), 'nothing is left');
 }
 
-# --- A model of a kind that cannot be evaluated yet, and a server without the library
+# --- A server without the library
 
-$node->safe_psql('postgres', <<'SQL');
-CREATE SERVER whole TYPE 'full' FOREIGN DATA WRAPPER pg_finetune;
-INSERT INTO finetune.model (id, name, kind, base_id, weights_digest)
-	SELECT gen_random_uuid(), 'whole', 'full', id, 'none' FROM finetune.model WHERE name = 'tiny';
-SQL
-like(error_of($node, "SELECT finetune_evaluate('whole', 'TABLE unseen')"),
-	qr/^0A000: model "whole" cannot be evaluated/, 'a fully tuned model');
-$node->safe_psql('postgres', 'DROP SERVER whole');
 $node->append_conf('postgresql.conf', "shared_preload_libraries = ''\n");
 $node->restart;
 like(error_of($node, "SELECT $_"), qr/^55000: pg_finetune must be loaded via shared_preload_libraries/, "$_ without preload")

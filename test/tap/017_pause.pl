@@ -8,6 +8,7 @@ use FinetuneJob;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $node = new_node('pause', "pg_finetune.max_running_jobs = 1\n");
 my %long = (options => { max_steps => 400, learning_rate => 0.001, batch_size => 256 });
@@ -131,6 +132,25 @@ let_go($control);
 is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'paused and resumed again and again, it ends well');
 is(metrics_of($id), metrics_of($undisturbed), 'with every step in the metrics');
 is(digest_of('at_once'), digest_of('undisturbed'), 'and the same weights');
+
+# The worker learns of PAUSE before it has written down what the engine told, and
+# of RESUME before the engine ends
+hold_at($control, 20);
+$id = start_job($node, 'unwritten', %long);
+is_held($control) or die 'no engine waits';
+wait_for_sql($node, "SELECT count(*) = 1 FROM finetune.progress WHERE phase = 'running'");
+my $worker = $node->safe_psql('postgres', 'SELECT pid FROM finetune.progress');
+wait_for_sql($node, "SELECT steps_done = 18 FROM finetune.progress") or die 'steps are not written down';
+kill 'STOP', $worker;
+hold_at($control, 40);
+is_held($control) or die 'no engine waits';
+finetune('PAUSE', $id);
+kill 'CONT', $worker;
+usleep(1_500_000);    # some time to write in; without it nothing is tested, and nothing fails
+finetune('RESUME', $id);
+let_go($control);
+is(wait_for_status($node, $id, 'SUCCESS')->{status}, 'SUCCESS', 'resumed before its engine has ended, it ends well');
+is(metrics_of($id), metrics_of($undisturbed), 'with every step in the metrics');
 
 # What pauses can end, too
 $id = start_job($node, 'cancelled', endless_job());

@@ -70,6 +70,7 @@ my %server = (
 	endless => q(TYPE 'lora' FOREIGN DATA WRAPPER pg_finetune),
 	later   => q(TYPE 'lora' FOREIGN DATA WRAPPER pg_finetune),
 	again   => q(TYPE 'lora' FOREIGN DATA WRAPPER pg_finetune),
+	whole   => q(TYPE 'full' FOREIGN DATA WRAPPER pg_finetune),
 	qq("$FinetuneCopy::odd") => q(TYPE 'lora' FOREIGN DATA WRAPPER pg_finetune));
 
 sub create_servers
@@ -170,6 +171,31 @@ for my $db ('rows_first', 'servers_first')
 	$past->safe_psql($db, 'DROP SERVER again');
 	is($past->safe_psql($db, 'SELECT count(DISTINCT model_id) FROM finetune.weights'), 2, "$db: nothing is left of it");
 }
+
+# A full model needs its base until it is trained, wherever it is
+stop_jobs($primary);
+my $full = start_job($primary, 'whole', options => { method => 'full', max_steps => 2 });
+for my $db ('rows_first', 'servers_first')
+{
+	$primary->wait_for_catchup($db);
+	create_servers($db, 'whole');
+	depends_on_base($db, 'whole');
+}
+let_jobs_run($primary);
+is(wait_for_status($primary, $full, 'SUCCESS')->{status}, 'SUCCESS', 'a full model on the publisher');
+for my $db ('rows_first', 'servers_first')
+{
+	$primary->wait_for_catchup($db);
+	is($past->safe_psql($db, q(SELECT count(*) FROM pg_depend JOIN pg_foreign_server s ON objid = s.oid
+		WHERE classid = 'pg_foreign_server'::regclass AND refclassid = classid AND s.srvname = 'whole')),
+		0, "$db: trained, it depends on no base");
+	is( $past->safe_psql($db, q(SELECT complete('whole', 'item 5', '{"max_tokens": 8}')->>'choices')),
+		$primary->safe_psql('postgres', q(SELECT complete('whole', 'item 5', '{"max_tokens": 8}')->>'choices')),
+		"$db: it answers as the publisher's");
+	$past->safe_psql($db, 'DROP SERVER whole');
+}
+$primary->safe_psql('postgres', "DROP SERVER whole; SELECT finetune('DELETE', '$full')");
+
 $past->safe_psql($_, "DROP SUBSCRIPTION $_") for 'rows_first', 'servers_first';
 is_paused($past, 'rows_first', $endless, 'replicated');
 $past->stop;

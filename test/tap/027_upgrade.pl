@@ -38,6 +38,8 @@ is($old->safe_psql('postgres', "SELECT finetune('DELETE', '$id')->>'status'; DRO
 	'1.0: DELETE');
 is( $old->safe_psql('postgres', "SELECT count(*) FROM finetune.metric WHERE 'ft_' || job_id = '$id'"),
 	0, '1.0: takes metrics along');
+like(error_of($old, q(SELECT finetune('CREATE', 'x', 'tiny', 'TABLE fact', NULL, '{"method": "full"}'))),
+	qr/^55000: full models cannot be made before the extension is updated/, '1.0: a full model');
 $old->safe_psql('template1', 'CREATE DATABASE first TEMPLATE postgres');
 
 # --- ALTER EXTENSION UPDATE, while a job is running

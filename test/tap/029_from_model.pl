@@ -68,11 +68,15 @@ is($job->{error}{message}, 'the model to continue from does not exist any more',
 my %long = (max_steps => 200, learning_rate => 0.001, batch_size => 256, from_model => 'second');
 my $whole = start_job($node, 'whole', options => \%long);
 wait_for_status($node, $whole, 'SUCCESS');
+my $control = hold_engines($node);
+hold_at($control, 45);
 my $id = start_job($node, 'killed', options => \%long);
-ok(wait_for_sql($node, "SELECT count(*) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'checkpoint'"), 'a job at work');
+ok(is_held($control), 'a job at work');
+ok(wait_for_sql($node, "SELECT count(*) > 0 FROM finetune.events WHERE job_id = '$id' AND type = 'checkpoint'"), 'it has a checkpoint');
 sql('DROP SERVER second');
 sql('DROP SERVER third');
 kill 'KILL', engine_of($node);
+let_go($control);
 $job = wait_for_status($node, $id, 'SUCCESS');
 is($job->{status}, 'SUCCESS', 'it survives its engine when the model is gone');
 is(sql("SELECT count(DISTINCT weights_digest) FROM finetune.model WHERE name IN ('whole', 'killed')"), 1, 'to the same weights');

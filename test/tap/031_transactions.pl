@@ -309,7 +309,7 @@ answer('DROP OWNED BY alice; DROP ROLE alice');
 
 # History of a role that is gone is for superusers; a dump leaves it out
 answer('CREATE ROLE gone LOGIN; GRANT USAGE ON FOREIGN DATA WRAPPER pg_finetune TO gone; GRANT USAGE ON FOREIGN SERVER tiny TO gone');
-$id = start_job($node, 'gones', user => 'gone');
+$id = start_job($node, 'gones', user => 'gone', endless_job());
 as('gone', 'DROP SERVER gones');
 answer('DROP OWNED BY gone; DROP ROLE gone');
 is(job($node, $id)->{status}, 'CANCELLED', 'the history of a role that is gone');

@@ -6,6 +6,7 @@ use warnings;
 use lib "$ENV{TESTDIR}/test/engine";
 
 use Errno qw(EIO ENOSPC);
+use File::Copy qw(copy);
 use FaultShim;
 use FinetuneCluster;
 use FinetuneJob;
@@ -94,6 +95,18 @@ answer("SELECT finetune_import('twice', 'merged_gguf_f32', '$golden/tied/adapter
 answer("SELECT finetune_export('twice', '$models/twice', 'gguf-f32')");
 base('twice_merged', 'twice/model.gguf');
 is_deeply([ answers_of('twice_merged') ], [ answers_of('twice') ], 'so is one that was exported before');
+
+# a mixture of experts
+copy("$golden/../tiny_mixtral/plain/base.gguf", "$models/mixtral.gguf") or die $!;
+base('mixtral', 'mixtral.gguf');
+answer("SELECT finetune_import('mixtral_tuned', 'mixtral', '$golden/../tiny_mixtral/plain/adapter')");
+answer("SELECT finetune_export('mixtral_tuned', '$models/mixtral_merged', 'gguf-f32')");
+base('mixtral_merged', 'mixtral_merged/model.gguf');
+isnt(join('|', answers_of('mixtral_tuned')), join('|', answers_of('mixtral')), 'experts: the adapter tells');
+is_deeply([ answers_of('mixtral_merged') ], [ answers_of('mixtral_tuned') ],
+	'experts: the merged model answers as the tuned one does');
+answer("SELECT finetune_export('mixtral_tuned', '$folder/mixtral_adapter', 'gguf-adapter')");
+is(-e "$folder/mixtral_adapter/adapter.gguf", 1, 'experts: an adapter over them');
 
 # --- Safetensors and adapters
 

@@ -147,6 +147,37 @@ is(sql("SELECT min(step), max(step), count(*) FROM finetune.metrics WHERE job_id
 is(sql("SELECT length(complete('storing', 'item 1')) > 0"), 't', 'weights: the model answers');
 ok(wait_until(sub { !glob "$work/jobs/*" }), 'nothing is left on disk');
 
+# While a full model is stored, in the database and as files
+my %full = (options => { method => 'full', max_steps => 4, learning_rate => 0.001, batch_size => 256 });
+fill($tablespace);
+$id = start_job($node, 'full', %full);
+is_paused($id, qr/^could not extend file "[^"]*"/, 'full model');
+make_room($tablespace);
+goes_on($id, 'full model');
+my $folder = $node->basedir . '/models/pg_finetune_full';
+disk($folder, 24);
+$full{options}{storage} = 'file';
+$id = start_job($node, 'files', %full);
+is_paused($id, qr/^could not write file "[^"]*": No space left on device/, 'files');
+is(join(' ', glob "$folder/*"), '', 'files: nothing is left of them');
+system('mount', '-o', 'remount,size=4096k', $folder) == 0 or die 'could not remount';
+goes_on($id, 'files');
+is(digest_of('files'), digest_of('full'), 'files: the same weights');
+is(join(' ', glob "$folder/*"), "$folder/" . digest_of('files'), 'files: under their digest');
+is(sql("SELECT complete('files', 'item 1') = complete('full', 'item 1')"), 't', 'files: the model answers');
+
+# Before it is full: what pg_finetune.reserve_disk says counts for files, too
+my $small = $node->basedir . '/small';
+disk($small, 65536);
+sql("ALTER SYSTEM SET pg_finetune.reserve_disk = '128MB'");
+system('cp', '-r', glob($node->basedir . '/models/*'), $small);
+sql("ALTER SYSTEM SET pg_finetune.model_directory = '$small'");
+system('mount', '-o', 'remount,size=256m', $work) == 0 or die 'could not remount';
+$node->reload;
+$id = start_job($node, 'reserved', %full);
+is_paused($id, qr/^the disk of pg_finetune\.model_directory has 6\d MB free, and would have less than pg_finetune\.reserve_disk \(128 MB\) with a model of 0 MB/,
+	'a disk that is nearly full, 53100');
+
 $node->stop;
 is(log_count($node, 'PANIC|TRAP|Segmentation'), 0, 'nothing unseemly in the log');
 
