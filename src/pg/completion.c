@@ -59,6 +59,7 @@ struct PgftCompletion
 
 	bool over;
 	bool busy;
+	bool again;       /* asked once more */
 	ErrorData *error; /* NULL: there is an answer */
 	Datum result;
 };
@@ -109,6 +110,7 @@ typedef struct Answer
 	char *finish_reason;
 	int64 created;
 	int64 prompt_tokens;
+	int64 cached_tokens;
 	int64 completion_tokens;
 } Answer;
 
@@ -125,6 +127,9 @@ read_answer(Answer *answer, Jsonb *reply)
 		!pgft_json_int64(usage, "completion_tokens", &answer->completion_tokens))
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
 						errmsg("the engine's reply is not a chat completion")));
+	if (!pgft_json_int64(pgft_json_object(usage, "prompt_tokens_details"), "cached_tokens",
+						 &answer->cached_tokens))
+		answer->cached_tokens = 0;
 	if (!pgft_json_int64(&reply->root, "created", &answer->created))
 		answer->created = time(NULL);
 }
@@ -231,6 +236,7 @@ step_poll(PgftCompletion *completion)
 	answer.model = completion->model_name;
 	read_answer(&answer, reply);
 	completion->usage.prompt_tokens = answer.prompt_tokens;
+	completion->usage.cached_tokens = answer.cached_tokens;
 	completion->usage.completion_tokens = answer.completion_tokens;
 	completion->result =
 		completion->form->as_jsonb ? answer_as_jsonb(&answer) : CStringGetTextDatum(answer.content);
@@ -282,7 +288,7 @@ pgft_completion_request(const PgftCompletion *completion)
 bool
 pgft_completion_was_busy(const PgftCompletion *completion)
 {
-	return completion->over && completion->busy;
+	return completion->over && completion->busy && !completion->again;
 }
 
 static void
@@ -295,7 +301,8 @@ step_again(PgftCompletion *completion)
 void
 pgft_completion_again(PgftCompletion *completion)
 {
-	Assert(completion->busy);
+	Assert(completion->busy && !completion->again);
+	completion->again = true;
 	completion->earlier_requests = completion->usage.requests;
 	FreeErrorData(completion->error);
 	completion->error = NULL;

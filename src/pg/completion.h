@@ -37,6 +37,7 @@ typedef struct PgftCompletionUsage
 {
 	int requests; /* sent to the engine */
 	int64 prompt_tokens;
+	int64 cached_tokens; /* of these: the engine had them from earlier prompts */
 	int64 completion_tokens;
 } PgftCompletionUsage;
 
@@ -54,7 +55,7 @@ extern bool pgft_completion_poll(PgftCompletion *completion);
 /* The request to wait for while there is no answer. */
 extern PgftRequest *pgft_completion_request(const PgftCompletion *completion);
 
-/* Once it is over: had the engine too many requests?  Then it can be asked again. */
+/* Once it is over: had the engine too many requests?  Then it can be asked again, once. */
 extern bool pgft_completion_was_busy(const PgftCompletion *completion);
 extern void pgft_completion_again(PgftCompletion *completion);
 

@@ -30,6 +30,8 @@ static ExecutorRun_hook_type previous_hook = NULL;
 typedef struct Search
 {
 	PlanState *node;
+	PlanState *top;
+	PgftDemand top_demand;
 	PgftDemand demand; /* of the node that is looked at */
 	PgftDemand found;
 } Search;
@@ -153,11 +155,52 @@ search_members(PlanState **members, int count, Search *search, PgftDemand demand
 	return false;
 }
 
-static PgftDemand
-of_subplan(const SubPlan *subplan)
+/* Those who read a CTE */
+typedef struct Readers
 {
+	PlanState *cte;
+	PlanState *last;
+	int count;
+} Readers;
+
+static bool
+find_readers(PlanState *node, Readers *readers)
+{
+	if (IsA(node, CteScanState) && ((CteScanState *) node)->cteplanstate == readers->cte)
+	{
+		readers->last = node;
+		readers->count++;
+	}
+	return planstate_tree_walker(node, find_readers, readers);
+}
+
+/*
+ * What its only reader is asked for; of several it is not known which one asks
+ * now.  A reader that starts again, with another LIMIT, may ask for more.
+ */
+static PgftDemand
+of_cte(PlanState *cte, const Search *search)
+{
+	Readers readers = {.cte = cte};
+	Search above;
+
+	(void) find_readers(search->top, &readers);
+	if (readers.count != 1)
+		return unknown;
+	above = (Search){readers.last, search->top, search->top_demand, search->top_demand, unknown};
+	(void) search_node(search->top, &above);
+	return (PgftDemand){above.found.certain, PGFT_DEMAND_ALL};
+}
+
+static PgftDemand
+of_subplan(const SubPlanState *state, const Search *search)
+{
+	const SubPlan *subplan = state->subplan;
+
 	switch (subplan->subLinkType)
 	{
+		case CTE_SUBLINK:
+			return of_cte(state->planstate, search);
 		case ARRAY_SUBLINK:
 			return all;
 		case EXISTS_SUBLINK:
@@ -180,7 +223,11 @@ search_subplans(List *subplans, Search *search)
 	{
 		SubPlanState *state = lfirst_node(SubPlanState, cell);
 
-		if (search_below(state->planstate, search, of_subplan(state->subplan)))
+		/* Who looks for a reader of this one must not come here for its demand again */
+		if (state->subplan->subLinkType == CTE_SUBLINK &&
+			!search_below(state->planstate, search, unknown))
+			continue;
+		if (search_below(state->planstate, search, of_subplan(state, search)))
 			return true;
 	}
 	return false;
@@ -233,14 +280,15 @@ search_node(PlanState *node, Search *search)
 PgftDemand
 pgft_rows_demand(PlanState *node, int64 *limit)
 {
-	Search search = {node, all, unknown};
+	Search search = {.node = node, .top_demand = all, .demand = all, .found = unknown};
 	int64 count;
 
 	*limit = PGFT_DEMAND_ALL;
 	if (current_run == NULL || current_run->query->estate != node->state ||
 		current_run->query->planstate == NULL)
 		return unknown;
-	if (!search_node(current_run->query->planstate, &search))
+	search.top = current_run->query->planstate;
+	if (!search_node(search.top, &search))
 		return unknown;
 	*limit = search.found.most;
 	if (current_run->count == 0)
@@ -248,8 +296,8 @@ pgft_rows_demand(PlanState *node, int64 *limit)
 
 	/* More may be fetched later */
 	count = (int64) Min(current_run->count, (uint64) PG_INT64_MAX);
-	search.demand = (PgftDemand){count, PGFT_DEMAND_ALL};
-	(void) search_node(current_run->query->planstate, &search);
+	search.top_demand = search.demand = (PgftDemand){count, PGFT_DEMAND_ALL};
+	(void) search_node(search.top, &search);
 	return search.found;
 }
 

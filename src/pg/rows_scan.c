@@ -27,6 +27,7 @@
 #include "pg_finetune.h"
 #include "rows.h"
 #include "settings.h"
+#include "shmem.h"
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -50,8 +51,10 @@ typedef struct Row
 {
 	MinimalTuple tuple;           /* of the plan below */
 	PgftCompletion **completions; /* one for each call; NULL: an argument is null */
-	bool alone;                   /* its one request was sent while none other was under way */
+	bool alone;                   /* none other of ours was under way beside its one request */
 	bool busy;                    /* the engine had no room: one of them is to be sent again */
+	bool again;                   /* one was, and nothing else is sent before its answer is there */
+	int places;                   /* taken for its requests among those of all sessions */
 } Row;
 
 typedef struct RowsScan
@@ -60,6 +63,7 @@ typedef struct RowsScan
 	MemoryContext context; /* holds what follows, and what is under way */
 	MemoryContextCallback on_reset;
 	int reserved; /* connections */
+	int places;   /* taken by rows, and by the one that is being read */
 	Call *calls;
 	int ncalls;
 	int ncolumns;         /* of the plan below */
@@ -72,7 +76,7 @@ typedef struct RowsScan
 	int head;
 	int count;
 	int flying; /* rows with requests under way, when last looked */
-	int busy;   /* rows whose requests wait for others to end */
+	int busy;   /* rows whose requests wait for others to end, or have them wait */
 
 	bool exhausted;
 	int max_flying;
@@ -85,6 +89,7 @@ typedef struct RowsScan
 	/* For EXPLAIN ANALYZE */
 	int64 requests;
 	int64 prompt_tokens;
+	int64 cached_tokens;
 	int64 completion_tokens;
 	int most_flying;
 	instr_time waited;
@@ -154,12 +159,21 @@ read_calls(RowsScan *scan, CustomScan *plan)
 }
 
 static void
-release_connections(void *arg)
+give_places(RowsScan *scan, int count)
+{
+	if (count > 0)
+		pgft_ahead_give(count);
+	scan->places -= count;
+}
+
+static void
+release_all(void *arg)
 {
 	RowsScan *scan = arg;
 
 	pgft_connections_reserve(-scan->reserved);
 	scan->reserved = 0;
+	give_places(scan, scan->places);
 }
 
 static void
@@ -188,7 +202,7 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 			MemoryContextAllocZero(estate->es_query_cxt, scan->ncalls * sizeof(PgftCompletion *));
 
 	old_context = MemoryContextSwitchTo(scan->context);
-	scan->on_reset.func = release_connections;
+	scan->on_reset.func = release_all;
 	scan->on_reset.arg = scan;
 	MemoryContextRegisterResetCallback(scan->context, &scan->on_reset);
 	scan->reserved = scan->max_flying * scan->ncalls;
@@ -203,8 +217,16 @@ row_at(RowsScan *scan, int index)
 }
 
 static void
+give_places_of(RowsScan *scan, Row *row)
+{
+	give_places(scan, row->places);
+	row->places = 0;
+}
+
+static void
 drop_row(RowsScan *scan, Row *row)
 {
+	give_places_of(scan, row);
 	for (int i = 0; i < scan->ncalls; i++)
 		if (row->completions[i] != NULL)
 		{
@@ -212,6 +234,7 @@ drop_row(RowsScan *scan, Row *row)
 
 			scan->requests += usage->requests;
 			scan->prompt_tokens += usage->prompt_tokens;
+			scan->cached_tokens += usage->cached_tokens;
 			scan->completion_tokens += usage->completion_tokens;
 			pgft_completion_free(row->completions[i]);
 			row->completions[i] = NULL;
@@ -232,6 +255,7 @@ drop_rows(RowsScan *scan)
 	}
 	scan->flying = 0;
 	scan->busy = 0;
+	give_places(scan, scan->places);
 }
 
 static void
@@ -279,6 +303,8 @@ poll_row(RowsScan *scan, Row *row)
 		if (completion != NULL && !pgft_completion_poll(completion))
 			over = false;
 	}
+	if (over)
+		give_places_of(scan, row);
 	return over;
 }
 
@@ -306,7 +332,10 @@ poll_rows(RowsScan *scan)
 		Row *row = row_at(scan, i);
 
 		if (!poll_row(scan, row))
+		{
 			scan->flying++;
+			scan->busy += row->again;
+		}
 		else
 		{
 			row->busy = !row->alone && row_was_busy(scan, row);
@@ -317,7 +346,10 @@ poll_rows(RowsScan *scan)
 	scan->most_flying = Max(scan->most_flying, scan->flying);
 }
 
-/* Once nothing else is under way.  Until all such rows have their answer, no more are read. */
+/*
+ * Send a request again, once nothing else is under way.  Until all such requests
+ * have their answer, no more rows are read.
+ */
 static void
 ask_busy_again(RowsScan *scan)
 {
@@ -327,14 +359,13 @@ ask_busy_again(RowsScan *scan)
 	{
 		Row *row = row_at(scan, i);
 
-		if (!row->busy)
-			continue;
-		for (int j = 0; j < scan->ncalls; j++)
+		for (int j = 0; row->busy && j < scan->ncalls; j++)
 			if (row->completions[j] != NULL && pgft_completion_was_busy(row->completions[j]))
+			{
 				pgft_completion_again(row->completions[j]);
-		row->alone = true;
-		row->busy = false;
-		return;
+				row->again = true;
+				return;
+			}
 	}
 }
 
@@ -457,24 +488,31 @@ ask(RowsScan *scan, Row *row, TupleTableSlot *slot)
 	}
 }
 
-/* Read a row, and ask for its answers. */
+/* Read a row, for which places have been taken, and ask for its answers. */
 static void
 read_row(RowsScan *scan)
 {
 	TupleTableSlot *slot = read_below(scan);
 	MemoryContext old_context;
+	int places = scan->count > 0 ? scan->ncalls : 0;
 	Row *row;
 
 	if (TupIsNull(slot))
 	{
+		give_places(scan, places);
 		scan->exhausted = true;
 		return;
 	}
 	old_context = MemoryContextSwitchTo(scan->context);
 	row = row_at(scan, scan->count);
+	row->places = places;
 	row->tuple = ExecCopySlotMinimalTuple(slot);
 	scan->count++;
 	row->alone = scan->flying == 0 && scan->ncalls == 1;
+	row->again = false;
+	if (scan->flying > 0)
+		for (int i = 0; i < scan->count; i++)
+			row_at(scan, i)->alone = false; /* the engine may read that one's request later */
 	ask(scan, row, slot);
 	if (!poll_row(scan, row))
 		scan->flying++;
@@ -521,6 +559,18 @@ wants_row(const RowsScan *scan)
 	return scan->harmless && scan->count < scan->window;
 }
 
+/* May its requests be sent?  Those of the row that is waited for may. */
+static bool
+take_places(RowsScan *scan)
+{
+	if (scan->count == 0)
+		return true;
+	if (!pgft_ahead_take(scan->ncalls))
+		return false;
+	scan->places += scan->ncalls;
+	return true;
+}
+
 /* Have the first row and its answers in the ring; false when there is no more row. */
 static bool
 prepare_row(RowsScan *scan)
@@ -532,7 +582,7 @@ prepare_row(RowsScan *scan)
 
 		CHECK_FOR_INTERRUPTS();
 		poll_rows(scan);
-		while (wants_row(scan))
+		while (wants_row(scan) && take_places(scan))
 			read_row(scan);
 		if (scan->count == 0)
 			return false;
@@ -650,6 +700,7 @@ explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
 		drop_row(scan, row_at(scan, i));
 	ExplainPropertyInteger("Requests", NULL, scan->requests, es);
 	ExplainPropertyInteger("Prompt Tokens", NULL, scan->prompt_tokens, es);
+	ExplainPropertyInteger("Cached Tokens", NULL, scan->cached_tokens, es);
 	ExplainPropertyInteger("Completion Tokens", NULL, scan->completion_tokens, es);
 	ExplainPropertyInteger("Most Rows in Flight", NULL, scan->most_flying, es);
 	if (es->timing)

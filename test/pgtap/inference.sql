@@ -1,5 +1,5 @@
 -- The functions that ask a model: what they take and return, and their properties.
-SELECT plan(40);
+SELECT plan(46);
 
 SELECT has_function('public', 'try_complete', ARRAY['text', 'text']);
 SELECT has_function('public', 'try_complete', ARRAY['text', 'text', 'jsonb']);
@@ -50,5 +50,21 @@ FROM unnest(ARRAY['SELECT CASE WHEN id > 1 THEN complete(m, p) END FROM question
 				  'SELECT complete(''m'', ''p'')', 'UPDATE question SET p = complete(m, p)']) q;
 SELECT is(plan_of('SELECT complete(m, p) FROM question', 'JSON')::jsonb #>> '{0,Plan,Custom Plan Provider}', 'Rows in Flight', 'in JSON');
 SELECT is(plan_of('SELECT id, complete(m, p) FROM question', 'JSON')::jsonb #> '{0,Plan,Output}', '["id", "(complete(m, p))"]', 'with its output');
+
+-- what a call costs: as long as its answer may get, when that is known
+CREATE FUNCTION cost_of(expr text) RETURNS int LANGUAGE plpgsql AS $$
+	DECLARE plan json;
+	BEGIN
+		EXECUTE format('EXPLAIN (FORMAT JSON) SELECT %s FROM (SELECT FROM question LIMIT 1000) s, (VALUES (''m'', ''p'')) v (m, p)', expr) INTO plan;
+		RETURN round((plan #>> '{0,Plan,Total Cost}')::numeric / 1000);
+	END $$;
+INSERT INTO question SELECT i FROM generate_series(1, 1000) i;
+ANALYZE question;
+SELECT is(cost_of(expr), 25, expr)
+FROM unnest(ARRAY['complete(m, p)', 'try_complete(m, p, ''{"max_tokens": 4096}'')', 'complete(m, p, ''{"max_tokens": "x"}'')']) expr;
+SELECT cmp_ok(cost_of(expr), '<', 2, expr)
+FROM unnest(ARRAY['complete(m, p, ''{"max_tokens": 1}'')', 'try_complete(m, messages => ''[]'', options => ''{"max_tokens": 1}'')']) expr;
+SELECT matches(plan_of($$SELECT FROM question WHERE complete(m, p, '{"max_tokens": 90}') IS NULL AND complete(m, p, '{"max_tokens": 3}') IS NULL$$),
+	'Filter: .*"max_tokens": 3}.*"max_tokens": 90}', 'what is answered sooner is asked first');
 
 SELECT * FROM finish();

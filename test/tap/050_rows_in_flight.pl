@@ -45,8 +45,9 @@ for my $rows (0, 1)
 		qr/Rows in Flight/, "batch_rows $rows turns it off");
 }
 
-like( answer(q(EXPLAIN (ANALYZE, FORMAT JSON) SELECT complete(m, p) FROM t LIMIT 10)),
-	qr/"Batch Rows": 32,\s*"Requests": \d+,\s*"Prompt Tokens": 10,\s*"Completion Tokens": 20,\s*"Most Rows in Flight": \d+,\s*"Time Waited": [\d.]+,/,
+my $plan = answer(q(EXPLAIN (ANALYZE, FORMAT JSON) SELECT complete(m, p) FROM (SELECT m, CASE WHEN i % 2 = 0 THEN 'cached 1 x' ELSE 'x' END AS p FROM t) s LIMIT 10));
+like( $plan,
+	qr/"Batch Rows": 32,\s*"Requests": \d+,\s*"Prompt Tokens": 20,\s*"Cached Tokens": 5,\s*"Completion Tokens": 30,\s*"Most Rows in Flight": \d+,\s*"Time Waited": [\d.]+,/,
 	'EXPLAIN ANALYZE shows what it took');
 
 # Answers come in any order, rows in theirs
@@ -54,7 +55,7 @@ my ($asked, $most, $out) = asked_for(q(SELECT string_agg(c, ',')
 	FROM (SELECT complete(m, 'later ' || (i * 37 % 50) || ' ' || i) AS c FROM t) s));
 is($out, join(',', map { 'echo: later ' . ($_ * 37 % 50) . " $_" } 1 .. 100), 'rows come in order');
 is("$asked $most", '100 32', 'one request a row, 32 at a time');
-($asked, $most) = asked_for(q(SET pg_finetune.batch_rows = 5; SELECT count(*) FROM (SELECT complete(m, 'later 5') FROM t) s));
+($asked, $most) = asked_for(q(SET pg_finetune.batch_rows = 5; SELECT count(*) FROM (SELECT complete(m, 'gather 5') FROM t) s));
 is("$asked $most", '100 5', 'batch_rows bounds them');
 ($asked, $most, $out) = asked_for(q(SELECT md5(string_agg(c || d::text, ',')) FROM
 	(SELECT complete(m, 'later 50 ' || i) AS c, try_complete(m, 'later 60 ' || i, '{"max_tokens": 3}')->'choices' AS d FROM t) s));
@@ -64,6 +65,67 @@ is( $out,
 	answer(q(SET pg_finetune.batch_rows = 0; SELECT md5(string_agg(c || d::text, ',')) FROM
 		(SELECT complete(m, 'later 50 ' || i) AS c, try_complete(m, 'later 60 ' || i, '{"max_tokens": 3}')->'choices' AS d FROM t) s)),
 	'with the same answers');
+
+# All kinds of statements.  Answers come when 32 are waited for, so fewer would hang.
+answer(q(CREATE TABLE g AS SELECT * FROM t WHERE i <= 96;
+	CREATE TABLE part (i int, m text, p text) PARTITION BY RANGE (i);
+	CREATE TABLE part1 PARTITION OF part FOR VALUES FROM (0) TO (40);
+	CREATE TABLE part2 PARTITION OF part FOR VALUES FROM (40) TO (1000);
+	INSERT INTO part SELECT * FROM g;
+	ANALYZE g;
+	CREATE VIEW v AS SELECT m, complete(m, 'gather 32') AS c FROM g;
+	CREATE TABLE sink (c text);
+	CREATE FUNCTION answers() RETURNS SETOF text LANGUAGE sql VOLATILE AS $$ SELECT complete(m, 'gather 32') FROM g $$;
+	CREATE FUNCTION returned() RETURNS SETOF text LANGUAGE plpgsql AS $$ BEGIN RETURN QUERY SELECT complete(m, 'gather 32') FROM g; END $$));
+my $file = $node->basedir . '/t.csv';
+answer(sprintf(q(COPY g TO '%1$s' WITH (FORMAT csv);
+	CREATE EXTENSION file_fdw;
+	CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
+	CREATE FOREIGN TABLE written (i int, m text, p text) SERVER files OPTIONS (filename '%1$s', format 'csv');
+	CREATE EXTENSION postgres_fdw;
+	CREATE SERVER here FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '%2$s', port '%3$s', dbname 'postgres', async_capable 'true');
+	CREATE USER MAPPING FOR CURRENT_USER SERVER here;
+	CREATE FOREIGN TABLE far (i int, m text, p text) SERVER here OPTIONS (table_name 'g');
+	CREATE TABLE parted (i int, m text, p text) PARTITION BY RANGE (i);
+	CREATE FOREIGN TABLE parted1 PARTITION OF parted FOR VALUES FROM (0) TO (40) SERVER here OPTIONS (table_name 'part1');
+	CREATE FOREIGN TABLE parted2 PARTITION OF parted FOR VALUES FROM (40) TO (1000) SERVER here OPTIONS (table_name 'part2')),
+	$file, $node->host, $node->port));
+my $call = q(complete(m, 'gather 32'));
+my $parallel = 'SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0';
+for my $case (
+	[ "INSERT INTO sink SELECT $call FROM g" => 'INSERT … SELECT' ],
+	[ "CREATE TABLE made AS SELECT $call FROM g" => 'CREATE TABLE AS' ],
+	[ "CREATE MATERIALIZED VIEW kept AS SELECT $call FROM g" => 'CREATE MATERIALIZED VIEW' ],
+	[ 'REFRESH MATERIALIZED VIEW kept' => 'REFRESH MATERIALIZED VIEW' ],
+	[ "COPY (SELECT $call FROM g) TO '/dev/null'" => 'COPY' ],
+	[ "BEGIN; DECLARE c CURSOR FOR SELECT $call FROM g; FETCH ALL FROM c; COMMIT" => 'a cursor' ],
+	[ 'SELECT count(*) FROM returned()' => 'RETURN QUERY in PL/pgSQL' ],
+	[ 'SELECT count(*) FROM answers()' => 'a function in SQL' ],
+	[ "SET plan_cache_mode = force_generic_plan; PREPARE q(text) AS SELECT complete(m, \$1) FROM g; EXECUTE q('gather 32')" => 'a generic plan' ],
+	[ "WITH w AS (SELECT $call FROM g) TABLE w" => 'a CTE' ],
+	[ "WITH w AS (SELECT i, complete(m, 'gather 32 ' || i / 1) FROM g) SELECT count(*) FROM w" => 'a CTE, arguments that might fail' ],
+	[ "SELECT count(c) FROM (SELECT $call AS c FROM g) s" => 'a subquery' ],
+	[ 'SELECT upper(c) FROM v' => 'a view' ],
+	[ "SELECT $call FROM g WHERE i <= 64 UNION ALL SELECT $call FROM g WHERE i > 64" => 'UNION ALL' ],
+	[ 'SELECT complete(g.m, \'gather 32\') FROM g JOIN part USING (i)' => 'a join' ],
+	[ 'SET enable_hashjoin = off; SET enable_mergejoin = off; SELECT complete(g.m, \'gather 32\') FROM g JOIN part USING (i)' => 'a nested loop' ],
+	[ "SELECT $call FROM part" => 'partitions' ],
+	[ "SELECT $call FROM written" => 'file_fdw' ],
+	[ "SELECT $call FROM far" => 'postgres_fdw' ],
+	[ "SELECT $call FROM parted" => 'foreign partitions' ],
+	[ "SELECT $call FROM g ORDER BY p" => 'ORDER BY' ],
+	[ "$parallel; SELECT $call FROM g" => 'a parallel plan below' ],
+	[ "SET force_parallel_mode = on; SELECT $call FROM g" => 'force_parallel_mode' ])
+{
+	my ($sql, $name) = @$case;
+
+	($asked, $most) = asked_for("SET statement_timeout = '120s'; $sql");
+	is("$asked $most", '96 32', "$name: one request a row, 32 at a time");
+}
+like(answer("$parallel; EXPLAIN (COSTS OFF) SELECT $call FROM g"), qr/Rows in Flight\)\n.*\n\s+->  Gather\n/, 'the parallel plan is one');
+like(answer("EXPLAIN (COSTS OFF) SELECT complete(m, p) FROM far ORDER BY p LIMIT 3"), qr/Rows in Flight\)\n.*\n\s+->  Foreign Scan/,
+	'a foreign server sorts and limits');
+is_asked_for('SELECT complete(m, p) FROM far ORDER BY p LIMIT 3', 3, 'and gives what is asked for');
 
 # Only what is wanted
 is_asked_for('SELECT complete(m, p) FROM t LIMIT 3', 3, 'LIMIT');
@@ -85,8 +147,12 @@ cmp_ok($asked, '<=', 3 + 4, 'FETCH: a few more');
 is_asked_for(q(SELECT complete('one', 'x')), 1, 'a call alone');
 ($asked) = asked_for(q(DO $$ DECLARE r record; BEGIN FOR r IN SELECT complete(m, p) FROM t LOOP EXIT; END LOOP; END $$));
 cmp_ok($asked, '<=', 1 + 4, 'a loop in PL/pgSQL that ends at once: a few more');
-($asked, $most) = asked_for(q(DO $$ DECLARE r record; BEGIN FOR r IN SELECT complete(m, 'later 9') FROM t LOOP END LOOP; END $$));
+($asked, $most) = asked_for(q(DO $$ DECLARE r record; BEGIN FOR r IN SELECT complete(m, CASE WHEN i > 36 THEN 'gather 32' ELSE p END) FROM t LOOP END LOOP; END $$));
 is("$asked $most", '100 32', 'one that goes on: soon as many as there may be');
+($asked, $most) = asked_for(q(WITH w AS (SELECT complete(m, CASE WHEN i > 36 THEN 'gather 32' ELSE p END) FROM t) SELECT count(*) FROM w x, w y));
+is("$asked $most", '100 32', 'a CTE that is read twice: the same');
+($asked) = asked_for(q(WITH w AS (SELECT complete(m, p) FROM t) SELECT * FROM w LIMIT 3));
+cmp_ok($asked, '<=', 3 + 4, 'a CTE and LIMIT: a few more');
 is_asked_for(q(CREATE FUNCTION f() RETURNS SETOF text LANGUAGE plpgsql AS
 	$$ DECLARE r record; BEGIN FOR r IN SELECT complete(m, i / 1 || 'x') AS c FROM t LOOP RETURN NEXT r.c; EXIT; END LOOP; END $$; SELECT f()), 10,
 	'one in a function, which fetches ten');
@@ -181,6 +247,24 @@ ok(in_flight(q(BEGIN; SELECT 1 / (SELECT count(*) - 1 FROM (SELECT complete(m, p
 answer("SELECT pg_cancel_backend($pid)");
 all_dropped(10, 'a cancel under a LIMIT', $offset);
 $session->query('ROLLBACK');
+
+# Many sessions leave room in the engine for those that ask one at a time
+my @crowd = map { $node->background_psql('postgres', on_error_stop => 0) } 1 .. 3;
+my @pids = map { scalar $_->query('SET pg_finetune.batch_rows = 256; SELECT pg_backend_pid()') } @crowd;
+sub waiting { return (answer(q(SELECT complete('one', 'tally'))) =~ /echo: \d+ (\d+)/)[0]; }
+waiting();
+$offset = log_end($node);
+$_->query_until(qr/under way/, "\\echo under way\nSELECT complete('one', 'sleep') FROM generate_series(1, 300);\n") for @crowd;
+wait_until(sub { ($most = waiting()) >= 512 + 3 });
+is($most, 512 + 3, 'sessions share 512 places for rows ahead');
+is(answer(q(SELECT complete('one', 'x'))), 'echo: x', 'and another one is answered');
+answer("SELECT pg_terminate_backend($pids[0]), pg_cancel_backend($pids[1]), pg_cancel_backend($pids[2])");
+all_dropped(512 + 3, 'one session is ended, two are cancelled', $offset);
+waiting();
+$crowd[1]->query(q(SELECT count(*) FROM (SELECT complete('one', 'gather 256') FROM generate_series(1, 256)) s));
+is(waiting(), 256, 'the places are free again');
+$_->quit for @crowd[ 1, 2 ];
+$crowd[0]->{run}->finish;
 
 # Savepoints and cursors
 is( $session->query(q(BEGIN; DECLARE c CURSOR FOR SELECT i, complete(m, p) FROM t; FETCH 2 FROM c; SAVEPOINT s;
