@@ -1,7 +1,7 @@
 #!/bin/bash
 # run.sh: run every benchmark and write bench/results/latest.tsv.
 #
-# Each program build/bench/bench_*, and bench_jobs.sh after them, prints
+# Each program build/bench/bench_*, and bench_jobs.sh and bench_rows.sh after them, prints
 # "metric<TAB>value<TAB>unit", with the name of a metric of the same run as a
 # fourth field where there is one to compare with.  bench_peak runs first and
 # measures the machine.
@@ -15,8 +15,10 @@ for program in build/bench/bench_peak $(find build/bench -type f -perm -u+x -nam
 	echo "# ${program##*/}" >&2
 	"$program" | tee -a "$measured" >&2
 done
-echo "# bench_jobs.sh" >&2
-bench/bench_jobs.sh | tee -a "$measured" >&2
+for script in bench_jobs.sh bench_rows.sh; do
+	echo "# $script" >&2
+	"bench/$script" | tee -a "$measured" >&2
+done
 
 mkdir -p "${results%/*}"
 awk -f bench/ratios.awk "$measured" "$measured" >"$results.new"
