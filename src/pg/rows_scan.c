@@ -5,7 +5,9 @@
  * returned in order.  How far ahead: as far as rows are certain to be asked for
  * (rows_demand.c), and beyond that a few, more as rows are taken; never more
  * than pg_finetune.batch_rows with requests under way, and four times that in
- * all, so that one long answer does not hold the others up.
+ * all, so that one long answer does not hold the others up.  Requests of rows
+ * ahead take places that all sessions share: where there is none, the scan goes
+ * on one row at a time.
  *
  * An error of a request belongs to its row and is raised when that row is
  * returned.  One that comes up while a row is read cannot wait as long, for what

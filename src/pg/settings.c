@@ -27,7 +27,7 @@ int pgft_max_jobs_per_role = 0;
 int pgft_reserve_disk = 512;
 bool pgft_serve = true;
 int pgft_request_timeout = 600000;
-int pgft_batch_rows = 0;
+int pgft_batch_rows = 32;
 int pgft_engine_silence = 60000;
 
 static const struct config_enum_entry numerics_options[] = {
@@ -108,7 +108,7 @@ define_reloadable_settings(void)
 	DefineCustomIntVariable("pg_finetune.batch_rows",
 							"Rows whose answers a query waits for at the same time.",
 							"0 and 1 have complete() called for one row after the other.",
-							&pgft_batch_rows, 0, 0, 256, PGC_USERSET, 0, NULL, NULL, NULL);
+							&pgft_batch_rows, 32, 0, 256, PGC_USERSET, 0, NULL, NULL, NULL);
 
 	/* for tests of what hangs: nobody else has a reason to change it, so it is not shown */
 	DefineCustomIntVariable("pg_finetune.engine_silence",

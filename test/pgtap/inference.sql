@@ -31,7 +31,6 @@ SELECT throws_ok($$SELECT complete('no such', '[]')$$, '42704', 'model "no such"
 SELECT is(try_complete('no such', '[]'), NULL, 'try_complete() does not');
 
 -- which plans have many rows in flight: shown by EXPLAIN, in text and in JSON
-SET pg_finetune.batch_rows = 32;
 CREATE TABLE question (id int, m text, p text);
 CREATE FUNCTION plan_of(query text, form text DEFAULT 'TEXT') RETURNS text LANGUAGE plpgsql AS $$
 	DECLARE line text; lines text := '';
