@@ -569,3 +569,26 @@ COMMENT ON COLUMN finetune.progress.tokens_per_second IS 'tokens trained in a se
 COMMENT ON COLUMN finetune.progress.time_left IS 'time until the job may end';
 COMMENT ON FUNCTION @extschema@.finetune(pg_catalog.text, pg_catalog.text)
 	IS 'a fine-tuning job: finetune(''DESCRIBE'' | ''CANCEL'' | ''PAUSE'' | ''RESUME'' | ''DELETE'', job_id)';
+
+/*
+ * What calls cost
+ */
+CREATE FUNCTION finetune.complete_support(pg_catalog.internal)
+	RETURNS pg_catalog.internal
+	LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
+	AS 'MODULE_PATHNAME', 'pgft_complete_support';
+COMMENT ON FUNCTION finetune.complete_support(pg_catalog.internal)
+	IS 'planner support: what a call of complete() or try_complete() costs';
+
+ALTER FUNCTION @extschema@.complete(pg_catalog.text, pg_catalog.text)
+	SUPPORT finetune.complete_support;
+ALTER FUNCTION @extschema@.complete(pg_catalog.text, pg_catalog.text, pg_catalog.jsonb)
+	SUPPORT finetune.complete_support;
+ALTER FUNCTION @extschema@.complete(pg_catalog.text, pg_catalog.jsonb, pg_catalog.jsonb)
+	SUPPORT finetune.complete_support;
+ALTER FUNCTION @extschema@.try_complete(pg_catalog.text, pg_catalog.text)
+	SUPPORT finetune.complete_support;
+ALTER FUNCTION @extschema@.try_complete(pg_catalog.text, pg_catalog.text, pg_catalog.jsonb)
+	SUPPORT finetune.complete_support;
+ALTER FUNCTION @extschema@.try_complete(pg_catalog.text, pg_catalog.jsonb, pg_catalog.jsonb)
+	SUPPORT finetune.complete_support;

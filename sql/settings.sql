@@ -6,7 +6,7 @@ WHERE name LIKE 'pg\_finetune.%' AND name NOT IN ('pg_finetune.threads', 'pg_fin
 ORDER BY name;
 SELECT name, context, min_val FROM pg_settings WHERE name IN ('pg_finetune.threads', 'pg_finetune.model_directory') ORDER BY name;
 
--- a session may set no more than how long it waits
+-- a session may set no more than how long it waits, and for how many rows
 SET pg_finetune.request_timeout = '1min';
 SHOW pg_finetune.request_timeout;
 SET pg_finetune.request_timeout = -1;

@@ -34,7 +34,9 @@
 #include "storage/latch.h"
 #include "utils/memutils.h"
 
-#define MAX_IDLE 8
+/* Connections that an idle session keeps, and the most that it ever keeps idle */
+#define KEPT_IDLE 8
+#define MAX_IDLE 512
 #define RECEIVE_SIZE 16384
 
 /* What the engine takes; it would end a longer request in the middle */
@@ -89,6 +91,7 @@ struct PgftRequest
 /* Connections without a request, all to the engine of one generation */
 static int idle[MAX_IDLE];
 static int idle_count = 0;
+static int idle_limit = KEPT_IDLE;
 static uint64 idle_generation = 0;
 
 /* ---- Connections ---- */
@@ -133,10 +136,18 @@ keep_idle(int fd, uint64 generation)
 	if (idle_generation != generation)
 		close_idle();
 	idle_generation = generation;
-	if (idle_count == MAX_IDLE)
+	if (idle_count >= Min(idle_limit, MAX_IDLE))
 		close_socket(fd);
 	else
 		idle[idle_count++] = fd;
+}
+
+void
+pgft_connections_reserve(int change)
+{
+	idle_limit += change;
+	while (idle_count > Max(idle_limit, 0))
+		close_socket(idle[--idle_count]);
 }
 
 /* A new connection; -1 when there is none to be had now. */
@@ -528,11 +539,9 @@ pgft_request_finish(PgftRequest *request)
 	return reply;
 }
 
-PgftReply *
-pgft_engine_request(const char *method, const char *path, const char *body, int timeout_ms)
+void
+pgft_request_wait(PgftRequest *request)
 {
-	PgftRequest *volatile request = pgft_request_start(method, path, body, timeout_ms);
-
 	PG_TRY();
 	{
 		PgftRequest *waiting = request;
@@ -546,6 +555,14 @@ pgft_engine_request(const char *method, const char *path, const char *body, int 
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+}
+
+PgftReply *
+pgft_engine_request(const char *method, const char *path, const char *body, int timeout_ms)
+{
+	PgftRequest *request = pgft_request_start(method, path, body, timeout_ms);
+
+	pgft_request_wait(request);
 	return pgft_request_finish(request);
 }
 

@@ -35,6 +35,15 @@ extern bool pgft_request_poll(PgftRequest *request);
 /* Wait until one of these requests has ended; returns its index. */
 extern int pgft_request_wait_any(PgftRequest **requests, int count);
 
+/* Wait for this one, and cancel it at an error, so that the engine stops at once. */
+extern void pgft_request_wait(PgftRequest *request);
+
+/*
+ * Keep so many more (or fewer) connections when they are idle: for who is about
+ * to have as many requests under way, again and again.
+ */
+extern void pgft_connections_reserve(int change);
+
 /*
  * The reply of a request that has ended, in the caller's memory context; frees
  * the request.  Raises 57P03 when the engine is not there, died meanwhile or

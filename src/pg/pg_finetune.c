@@ -14,6 +14,7 @@
 #include "launcher.h"
 #include "miscadmin.h"
 #include "pg_finetune.h"
+#include "rows.h"
 #include "settings.h"
 #include "shmem.h"
 
@@ -36,6 +37,8 @@ _PG_init(void)
 	pgft_launcher_register();
 	pgft_database_hook_init();
 	pgft_extension_hook_init();
+	pgft_rows_plan_init();
+	pgft_rows_demand_init();
 }
 
 bool

@@ -19,6 +19,7 @@
 #include "pg_finetune.h"
 #include "serving.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "weights.h"
 
 /* How often a model is loaded for one request, should the engine die or forget meanwhile */
@@ -136,21 +137,138 @@ load_adapter(const PgftModel *model)
 		pgft_model_error(model->base, reply);
 }
 
+/* ---- What this session has taught ---- */
+
+/*
+ * Many requests may be under way when the first of them is told that the model
+ * is unknown.  The others are told so, too, and need only be sent again.
+ */
+#define TAUGHT_SIZE 16
+#define TAUGHT_ID_SIZE 160
+
+static struct
+{
+	char id[TAUGHT_ID_SIZE];
+	uint64 at; /* how many lessons there had been with it */
+} taught[TAUGHT_SIZE];
+static uint64 lessons = 0;
+
+/* Was the engine taught this model since that many lessons? */
+static bool
+was_taught_since(const char *id, uint64 since)
+{
+	for (int i = 0; i < TAUGHT_SIZE; i++)
+		if (taught[i].at > since && strcmp(taught[i].id, id) == 0)
+			return true;
+	return false;
+}
+
+static void
+teach(PgftModel *model)
+{
+	const char *id = serving_id(model);
+
+	if (model == pgft_model_root(model))
+		pgft_serving_load_base(model);
+	else
+		load_adapter(model);
+	lessons++;
+	if (strlen(id) < TAUGHT_ID_SIZE)
+	{
+		strlcpy(taught[lessons % TAUGHT_SIZE].id, id, TAUGHT_ID_SIZE);
+		taught[lessons % TAUGHT_SIZE].at = lessons;
+	}
+}
+
+/* ---- Calls ---- */
+
+struct PgftServingCall
+{
+	MemoryContext context; /* that it was started in */
+	PgftModel *model;
+	const char *path;
+	const char *body;
+	PgftRequest *request; /* NULL when none is under way */
+	uint64 lessons;       /* had been given when it was sent */
+	int sent;             /* how often */
+	bool busy;
+};
+
+static void
+send_call(PgftServingCall *call)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(call->context);
+
+	call->lessons = lessons;
+	call->sent++;
+	call->request = pgft_request_start("POST", call->path, call->body, -1);
+	MemoryContextSwitchTo(old_context);
+}
+
+PgftServingCall *
+pgft_serving_start(PgftModel *model, const char *path, const char *body)
+{
+	PgftServingCall *call = palloc0(sizeof(PgftServingCall));
+
+	call->context = CurrentMemoryContext;
+	call->model = model;
+	call->path = path;
+	call->body = body;
+	send_call(call);
+	return call;
+}
+
+PgftRequest *
+pgft_serving_request(const PgftServingCall *call)
+{
+	return call->request;
+}
+
+int
+pgft_serving_requests(const PgftServingCall *call)
+{
+	return call->sent;
+}
+
+bool
+pgft_serving_was_busy(const PgftServingCall *call)
+{
+	return call->busy;
+}
+
+Jsonb *
+pgft_serving_poll(PgftServingCall *call)
+{
+	PgftModel *model = call->model;
+
+	while (pgft_request_poll(call->request))
+	{
+		PgftRequest *request = call->request;
+		PgftReply *reply;
+
+		call->request = NULL;
+		reply = pgft_request_finish(request);
+		if (!is_unknown_model(reply) || call->sent > MAX_LOADS)
+		{
+			call->busy = strcmp(pgft_reply_code(reply), "busy") == 0;
+			if (reply->status != 200 || reply->body == NULL)
+				pgft_model_error(pgft_model_root(model), reply);
+			return reply->body;
+		}
+		if (!was_taught_since(serving_id(model), call->lessons))
+			teach(model);
+		send_call(call);
+	}
+	return NULL;
+}
+
 Jsonb *
 pgft_serving_call(PgftModel *model, const char *path, const char *body)
 {
-	PgftModel *base = pgft_model_root(model);
-	PgftReply *reply = pgft_engine_request("POST", path, body, -1);
+	PgftServingCall *call = pgft_serving_start(model, path, body);
+	Jsonb *reply;
 
-	for (int loads = 0; is_unknown_model(reply) && loads < MAX_LOADS; loads++)
-	{
-		if (model == base)
-			pgft_serving_load_base(model);
-		else
-			load_adapter(model);
-		reply = pgft_engine_request("POST", path, body, -1);
-	}
-	if (reply->status != 200 || reply->body == NULL)
-		pgft_model_error(base, reply);
-	return reply->body;
+	while ((reply = pgft_serving_poll(call)) == NULL)
+		pgft_request_wait(call->request);
+	return reply;
 }

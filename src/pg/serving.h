@@ -27,4 +27,29 @@ extern Jsonb *pgft_serving_load_base(const PgftModel *base);
  */
 extern Jsonb *pgft_serving_call(PgftModel *model, const char *path, const char *body);
 
+/*
+ * The same without waiting.  A call lives in the memory context that is current
+ * at its start, and keeps `model`, `path` and `body`, which have to stay as long.
+ * Its request goes when that context does.
+ */
+typedef struct PgftServingCall PgftServingCall;
+
+extern PgftServingCall *pgft_serving_start(PgftModel *model, const char *path, const char *body);
+
+/*
+ * Go on as far as can be: the reply's body once it is there, NULL before.
+ * Teaches the engine the model, which waits, and sends the request again when
+ * the engine does not know it.  Raises an error for any other reply.
+ */
+extern Jsonb *pgft_serving_poll(PgftServingCall *call);
+
+/* The request to wait for, NULL when there is none under way. */
+extern PgftRequest *pgft_serving_request(const PgftServingCall *call);
+
+/* How many requests the call has sent. */
+extern int pgft_serving_requests(const PgftServingCall *call);
+
+/* After pgft_serving_poll has raised its error: had the engine no room for the request? */
+extern bool pgft_serving_was_busy(const PgftServingCall *call);
+
 #endif

@@ -29,6 +29,7 @@ bool pgft_serve = true;
 int pgft_request_timeout = 600000;
 int pgft_engine_memory = 0;
 int pgft_keep_alive = 300;
+int pgft_batch_rows = 32;
 int pgft_engine_silence = 60000;
 
 static const struct config_enum_entry numerics_options[] = {
@@ -116,6 +117,10 @@ define_reloadable_settings(void)
 							"Time after which the serving engine unloads a model not in use.",
 							"0 means never.", &pgft_keep_alive, 300, 0, INT_MAX / 1000, PGC_SIGHUP,
 							GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_finetune.batch_rows",
+							"Rows whose answers a query waits for at the same time.",
+							"0 and 1 have complete() called for one row after the other.",
+							&pgft_batch_rows, 32, 0, 256, PGC_USERSET, 0, NULL, NULL, NULL);
 
 	/* for tests of what hangs: nobody else has a reason to change it, so it is not shown */
 	DefineCustomIntVariable("pg_finetune.engine_silence",

@@ -10,6 +10,7 @@
 #include "miscadmin.h"
 #include "paths.h"
 #include "pg_finetune.h"
+#include "port/atomics.h"
 #include "postmaster/interrupt.h"
 #include "shmem.h"
 #include "storage/condition_variable.h"
@@ -27,7 +28,7 @@
 
 typedef struct PgftShared
 {
-	LWLock *lock; /* guards everything here but server_changed and what follows */
+	LWLock *lock; /* guards everything here but server_changed and ahead */
 
 	/* Set at the start */
 	pg_uuid_t instance;
@@ -52,10 +53,13 @@ typedef struct PgftShared
 	ConditionVariable server_changed;
 
 	PgftJobSlot slots[PGFT_MAX_JOBS];
+
+	pg_atomic_uint32 ahead; /* places taken for rows ahead */
 } PgftShared;
 
 static PgftShared *shared = NULL;
 static PgftJobSlot *my_slot = NULL;
+static uint32 my_ahead = 0;
 
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
@@ -114,6 +118,7 @@ shmem_startup(void)
 		pgft_instance_load(&shared->instance);
 		shared->was_standby = pgft_instance_is_standby();
 		ConditionVariableInit(&shared->server_changed);
+		pg_atomic_init_u32(&shared->ahead, 0);
 	}
 	LWLockRelease(AddinShmemInitLock);
 }
@@ -642,4 +647,39 @@ ConditionVariable *
 pgft_server_state_changed(void)
 {
 	return &shared->server_changed;
+}
+
+/* ---- Requests for rows ahead ---- */
+
+static void
+give_ahead_at_exit(int code, Datum arg)
+{
+	pgft_ahead_give(my_ahead);
+}
+
+bool
+pgft_ahead_take(int count)
+{
+	static bool registered = false;
+	uint32 taken = pg_atomic_read_u32(&shared->ahead);
+
+	if (!registered)
+	{
+		on_shmem_exit(give_ahead_at_exit, (Datum) 0);
+		registered = true;
+	}
+	do
+	{
+		if (taken + count > PGFT_MAX_AHEAD)
+			return false;
+	} while (!pg_atomic_compare_exchange_u32(&shared->ahead, &taken, taken + count));
+	my_ahead += count;
+	return true;
+}
+
+void
+pgft_ahead_give(int count)
+{
+	pg_atomic_sub_fetch_u32(&shared->ahead, count);
+	my_ahead -= count;
 }

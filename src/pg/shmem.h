@@ -183,4 +183,17 @@ extern uint64 pgft_server_next_generation(void);
 /* Condition variable that is broadcast at each change of the server's state. */
 extern ConditionVariable *pgft_server_state_changed(void);
 
+/* ---- Requests for rows ahead ---- */
+
+/*
+ * How many requests all sessions together may have under way beside those that
+ * they wait for.  The engine takes 1,024, so that many sessions are not refused
+ * because of the rows of a few.
+ */
+#define PGFT_MAX_AHEAD 512
+
+/* Take so many places, all or none; what is left at the end of the process is given back. */
+extern bool pgft_ahead_take(int count);
+extern void pgft_ahead_give(int count);
+
 #endif

@@ -7,7 +7,13 @@
 #
 #   "x y z"            echo: x y z
 #   "sleep ..."        never (until its connection closes, which it says on stderr)
+#   "later MS x"       echo: later MS x, after so many milliseconds
+#   "gather N x"       echo: gather N x, when N of these wait
+#   "tally"            how many chats it was asked for so far (but for tallies), and how
+#                      many of those that wait waited at the same time since the last one
+#   "cached N x"       echo: cached N x, N tokens of the prompt being from earlier ones
 #   "die ..."          ends by SIGKILL
+#   "full N"           busy when more than N chats wait, else as "later 20"
 #   "fail CODE"        an error of that code
 #   "broken KIND"      what is no reply, by %broken below
 #
@@ -21,6 +27,7 @@ use Digest::SHA qw(sha256_hex);
 use IO::Select;
 use IO::Socket::UNIX;
 use JSON::PP;
+use Time::HiRes qw(time);
 
 my %http_code = (
 	invalid => 400, unsupported => 400, not_found => 404, mismatch => 409,
@@ -73,10 +80,20 @@ print STDERR "listening, threads $option{'--threads'}\n";
 my $select = IO::Select->new($listener, $control);
 my (%buffer, %waiting, %base, %adapter);
 my $requests = 0;
+my ($chats, $most, $delay, @later) = (0, 0);    # @later: [time, client, reply]
+my ($gather, @gathered);    # [client, reply]
 
 while (1)
 {
-	for my $handle ($select->can_read)
+	@later = sort { $a->[0] <=> $b->[0] } @later;
+	while (@later && $later[0][0] <= time)
+	{
+		my ($at, $client, $reply) = @{ shift @later };
+		next if !delete $waiting{$client};
+		send_reply($client, 200, $reply);
+		serve_client($client);
+	}
+	for my $handle ($select->can_read(@later ? $later[0][0] - time : undef))
 	{
 		exit 0 if $handle == $control;
 		if ($handle == $listener)
@@ -90,6 +107,7 @@ while (1)
 		if (!$got)
 		{
 			print STDERR "a request was dropped\n" if delete $waiting{$handle};
+			@gathered = grep { $_->[0] != $handle } @gathered;
 			$select->remove($handle);
 			delete $buffer{$handle};
 			close $handle;
@@ -120,9 +138,18 @@ sub serve_client
 			return;
 		}
 		my ($status, $reply) = route("$method $route", $length ? $json->decode($body) : {});
-		if (!defined $status)
+		if (!defined $status || defined $delay || defined $gather)
 		{
 			$waiting{$client} = 1;
+			$most = keys %waiting if keys %waiting > $most;
+			push @later, [ time + $delay / 1000, $client, $json->encode($reply) ] if defined $delay;
+			push @gathered, [ $client, $json->encode($reply) ] if defined $gather;
+			if (defined $gather && @gathered >= $gather)
+			{
+				push @later, map { [ 0, @$_ ] } @gathered;
+				@gathered = ();
+			}
+			($delay, $gather) = ();
 			return;
 		}
 		send_reply($client, $status, $json->encode($reply));
@@ -230,7 +257,23 @@ sub chat
 	my @words = split ' ', join(' ', map { $_->{content} } @{ $body->{messages} });
 	my $limit = $body->{max_tokens};
 
+	if ($prompt eq 'tally')
+	{
+		$prompt = "$chats $most";
+		$most = 0;
+	}
+	else
+	{
+		$chats++;
+	}
 	return () if $prompt =~ /^sleep/;
+	$delay = $1 if $prompt =~ /^later (\d+)/;
+	$gather = $1 if $prompt =~ /^gather (\d+)/;
+	if ($prompt =~ /^full (\d+)/)
+	{
+		return failure('busy', 'the queue is full') if keys %waiting >= $1;
+		$delay = 20;
+	}
 	kill 'KILL', $$ if $prompt =~ /^die/;
 	return failure($1, 'as asked for') if $prompt =~ /^fail (\w+)/;
 
@@ -253,7 +296,8 @@ sub chat
 			usage => {
 				prompt_tokens => scalar @words,
 				completion_tokens => scalar($cut ? $limit : @answer),
-				total_tokens => scalar @words + ($cut ? $limit : @answer)
+				total_tokens => scalar @words + ($cut ? $limit : @answer),
+				$prompt =~ /^cached (\d+)/ ? (prompt_tokens_details => { cached_tokens => $1 + 0 }) : ()
 			}
 		});
 }
