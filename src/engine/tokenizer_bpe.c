@@ -503,6 +503,12 @@ merge_long(const ft_bpe *bpe, ft_bpe_work *work, const int32_t *symbols, size_t 
 			FT_TRY(merge_part(bpe, work, next, symbols + begin, least(size, n - begin)));
 			if (common_token(part, from, next, &i, &j))
 				break;
+			if (begin == 0)
+			{
+				/* nothing is known yet: the longer part is as good a beginning */
+				i = j = 0;
+				break;
+			}
 			if (begin + size >= n && from == skip)
 			{
 				/* nothing in common up to the end: the piece as a whole */

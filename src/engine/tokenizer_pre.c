@@ -91,6 +91,9 @@ struct ft_pre
 {
 	const pre_kind *kind;
 	pcre2_code *code;
+	/* pcre2_jit_match or pcre2_match */
+	int (*match)(const pcre2_code *, PCRE2_SPTR, PCRE2_SIZE, PCRE2_SIZE, uint32_t,
+				 pcre2_match_data *, pcre2_match_context *);
 	pcre2_match_context *context;
 };
 
@@ -167,7 +170,10 @@ compile(ft_pre *pre)
 		return ft_fail(FT_INTERNAL, "pre-tokeniser \"%s\": PCRE2 error %d at %zu", pre->kind->name,
 					   error, at);
 	/* where JIT is not to be had (no executable memory), matching is interpreted */
-	(void) pcre2_jit_compile(pre->code, PCRE2_JIT_COMPLETE);
+	if (pcre2_jit_compile(pre->code, PCRE2_JIT_COMPLETE) == 0)
+		pre->match = pcre2_jit_match;
+	else
+		pre->match = pcre2_match;
 	pre->context = pcre2_match_context_create(NULL);
 	if (pre->context == NULL)
 		return ft_fail(FT_NO_MEMORY, "out of memory: a match context wanted");
@@ -238,8 +244,8 @@ ft_pre_next(ft_pre_scan *scan, const char *text, size_t n, size_t at, size_t *le
 {
 	const ft_pre *pre = scan->pre;
 	/* the caller has checked the encoding; PCRE2 would do so for all of the text at every piece */
-	int rc = pcre2_match(pre->code, (PCRE2_SPTR) text, n, at, PCRE2_NO_UTF_CHECK, scan->match,
-						 pre->context);
+	int rc = pre->match(pre->code, (PCRE2_SPTR) text, n, at, PCRE2_NO_UTF_CHECK, scan->match,
+						pre->context);
 	const PCRE2_SIZE *span;
 
 	if (rc < 0)

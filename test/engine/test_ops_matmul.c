@@ -7,7 +7,7 @@
 #include "test_ops_quant.h"
 
 /* c = alpha · op(a) · op(b) + beta · c in f64. */
-static void
+UNEXAMINED static void
 multiply(double *c, const double *a, bool ta, const double *b, bool tb, int64_t m, int64_t n,
 		 int64_t k, double alpha, double beta)
 {
@@ -157,6 +157,13 @@ static const int64_t part_rows[][3] = {{16, 16, 32}, {5, 1, 17}, {48, 33, 64}};
 static const int64_t part_cols[] = {256, 37, 288};
 static const int64_t row_counts[] = {0, 1, 3, 8, 17, 65, 130};
 
+/* Sanitizers see many rows with the first types alone. */
+static bool
+left_out(int type, int64_t rows)
+{
+	return SANITIZED && type > 1 && rows > 17;
+}
+
 #define COUNT_OF(array) ((int) (sizeof(array) / sizeof(array)[0]))
 
 /* Serving rounds a row to 8 bits, in blocks of 32 columns, where all parts are quantised and
@@ -230,6 +237,8 @@ test_linear_serve(void **state)
 
 				for (int r = 0; r < COUNT_OF(row_counts); r++)
 				{
+					if (left_out(type, row_counts[r]))
+						continue;
 					check_linear(&s, s.value, w, row_counts[r], FT_F32, true);
 					check_linear(&s, s.value, w, row_counts[r], FT_BF16, true);
 				}
@@ -255,7 +264,7 @@ test_linear_train(void **state)
 
 				for (int r = 0; r < COUNT_OF(row_counts); r++)
 				{
-					int64_t rows = row_counts[r];
+					int64_t rows = left_out(type, row_counts[r]) ? 2 : row_counts[r];
 					tensor dy = tensor_random(rows, s.rows, 2, info.compute_dtype);
 					tensor dx = tensor_random(rows, s.cols, 1, FT_F32);
 					tensor dx16 = tensor_zero(rows, s.cols, 1, FT_BF16);
