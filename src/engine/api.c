@@ -8,6 +8,7 @@
 #include "api.h"
 
 #include "api_json.h"
+#include "completion.h"
 #include "inspect.h"
 #include "process.h"
 #include "request.h"
@@ -24,8 +25,8 @@
 
 /* --- replies --- */
 
-static void
-reply_json(ft_http_exchange *exchange, int code, json_t *json)
+void
+ft_api_reply(ft_http_exchange *exchange, int code, json_t *json)
 {
 	static const char failure[] = "{\"error\": {\"message\": \"out of memory\", "
 								  "\"type\": \"server_error\", \"code\": \"no_memory\"}}";
@@ -40,11 +41,11 @@ reply_json(ft_http_exchange *exchange, int code, json_t *json)
 }
 
 /* The failure that this thread recorded last. */
-static void
-reply_failure(ft_http_exchange *exchange, ft_status status)
+void
+ft_api_reply_failure(ft_http_exchange *exchange, ft_status status)
 {
-	reply_json(exchange, ft_api_http_code(status),
-			   ft_api_error(status, ft_error_message(), ft_error_hint()));
+	ft_api_reply(exchange, ft_api_http_code(status),
+				 ft_api_error(status, ft_error_message(), ft_error_hint()));
 }
 
 /* --- jobs of the loader and reader threads --- */
@@ -74,7 +75,7 @@ job_reply(void *argument)
 {
 	job *j = argument;
 
-	reply_json(j->exchange, j->code, j->reply);
+	ft_api_reply(j->exchange, j->code, j->reply);
 	job_end(j);
 }
 
@@ -108,7 +109,7 @@ start_job(ft_api *api, ft_worker_thread *worker, ft_http_exchange *exchange, jso
 		json_decref(body);
 		if (model)
 			ft_registry_put(api->registry, model);
-		reply_failure(exchange, status);
+		ft_api_reply_failure(exchange, status);
 		return;
 	}
 	*j = (job){.api = api, .exchange = exchange, .body = body, .work = work};
@@ -117,7 +118,7 @@ start_job(ft_api *api, ft_worker_thread *worker, ft_http_exchange *exchange, jso
 	status = ft_worker_do(worker, job_work, j);
 	if (status != FT_OK)
 	{
-		reply_failure(exchange, status);
+		ft_api_reply_failure(exchange, status);
 		job_end(j);
 	}
 }
@@ -178,13 +179,6 @@ inspect_work(job *j, json_t **reply)
 	return ft_inspect(path, template_name, reply);
 }
 
-/* NULL: the base's chat template it is. */
-static const char *
-prompt_template_of(const ft_model_ref *model)
-{
-	return model->lora != NULL ? model->lora->adapter->prompt_template : NULL;
-}
-
 static ft_status
 tokenize_work(job *j, json_t **reply)
 {
@@ -195,185 +189,13 @@ tokenize_work(job *j, json_t **reply)
 
 	if (status == FT_OK)
 		status = ft_input_encode(&input, base->tokenizer, base->chat_template,
-								 prompt_template_of(&j->model), base->bos,
+								 ft_prompt_template_of(&j->model), base->bos,
 								 (size_t) base->model->config.vocab, &ids);
 	if (status == FT_OK)
 		*reply = ft_api_tokens(&ids, base->context);
 	ft_ids_free(&ids);
 	ft_input_free(&input);
 	return status;
-}
-
-/* --- completions --- */
-
-typedef struct completion
-{
-	ft_api *api;
-	ft_http_exchange *exchange;
-	ft_request *request;
-	char *model; /* id, as asked for */
-	bool chat;
-	int64_t created;
-} completion;
-
-static void
-completion_end(completion *c)
-{
-	if (c->request)
-	{
-		if (c->request->constraint)
-			ft_constraint_cache_put(c->request->model.base->constraints, c->request->constraint);
-		if (c->request->model.base)
-			ft_registry_put(c->api->registry, &c->request->model);
-		ft_request_free(c->request);
-	}
-	free(c->model);
-	free(c);
-}
-
-/* Is a space at the answer's beginning none of it? */
-static bool
-begins_with_space(const completion *c)
-{
-	const ft_request *r = c->request;
-
-	if (r->constraint)
-		return true;
-	return c->chat && prompt_template_of(&r->model) == NULL &&
-		   ft_chat_template_answers_space(r->model.base->chat_template);
-}
-
-static void
-completion_reply(void *argument)
-{
-	completion *c = argument;
-	ft_request *r = c->request;
-	ft_api_usage usage = {.prompt = r->prompt.length,
-						  .cached = r->cached_tokens,
-						  .completion = r->generation.ids.length};
-	ft_text text = {0};
-
-	if (r->status == FT_OK)
-		r->status = ft_generation_text(&r->generation, &text);
-	if (r->status == FT_OK && text.data[0] == ' ' && begins_with_space(c))
-	{
-		text.length--;
-		memmove(text.data, text.data + 1, text.length + 1);
-	}
-	if (r->status == FT_OK)
-		reply_json(c->exchange, HTTP_OK,
-				   ft_api_completion(c->chat, c->model, c->created, &text,
-									 ft_finish_name(r->generation.finish), &usage));
-	else
-		reply_json(c->exchange, ft_api_http_code(r->status),
-				   ft_api_error(r->status, r->message, r->hint));
-	ft_text_free(&text);
-	completion_end(c);
-}
-
-/* In the scheduler's thread. */
-static void
-completion_done(ft_request *request)
-{
-	completion *c = request->context;
-
-	if (ft_http_post(c->api->http, completion_reply, c) != FT_OK)
-		ft_log("error", "%s", ft_error_message());
-}
-
-static void
-client_gone(void *argument)
-{
-	ft_request_cancel(argument);
-}
-
-/* Text so long that it cannot fit is refused before the time is spent to tokenise it. */
-static ft_status
-check_length(const ft_base *base, const ft_input *input)
-{
-	size_t least = ft_input_bytes(input) / base->longest_token;
-
-	if (least >= (size_t) base->context)
-		return ft_fail(FT_INVALID,
-					   "the prompt has at least %zu tokens, the context of the model is %d", least,
-					   base->context);
-	return FT_OK;
-}
-
-static ft_status
-set_options(ft_request *r, const ft_answer_options *options)
-{
-	if (options->cache_salt)
-	{
-		r->cache_salt = strdup(options->cache_salt);
-		if (!r->cache_salt)
-			return ft_fail(FT_NO_MEMORY, "out of memory");
-	}
-	FT_TRY(ft_constraint_cache_get(r->model.base->constraints, options->response_format,
-								   &r->constraint));
-	if (r->constraint && r->sampling.ignore_eos)
-		return ft_fail(FT_INVALID, "\"ignore_eos\" and \"response_format\" exclude each other");
-	return FT_OK;
-}
-
-static ft_status
-prepare_completion(completion *c, const json_t *body, ft_model_ref *model)
-{
-	ft_input input = {0};
-	ft_answer_options options = {0};
-	ft_base *base = model->base;
-	ft_request *r;
-	ft_status status;
-
-	FT_TRY(ft_request_create(&c->request));
-	r = c->request;
-	r->model = *model;
-	*model = (ft_model_ref){0};
-	r->done = completion_done;
-	r->context = c;
-	c->created = (int64_t) time(NULL);
-	c->model = strdup(r->model.lora ? r->model.lora->id : base->id);
-	if (!c->model)
-		return ft_fail(FT_NO_MEMORY, "out of memory");
-	if (getrandom(&r->sampling.seed, sizeof r->sampling.seed, 0) < 0)
-		r->sampling.seed = (uint64_t) c->created;
-	status = ft_request_parse(body, c->chat ? FT_INPUT_CHAT : FT_INPUT_COMPLETION, &input,
-							  &r->sampling, &options);
-	if (status == FT_OK)
-		status = set_options(r, &options);
-	if (status == FT_OK)
-		status = check_length(base, &input);
-	if (status == FT_OK)
-		status = ft_input_encode(&input, base->tokenizer, base->chat_template,
-								 prompt_template_of(&r->model), base->bos,
-								 (size_t) base->model->config.vocab, &r->prompt);
-	ft_input_free(&input);
-	FT_TRY(status);
-	/* before it is submitted: from then on the request may end at any time */
-	ft_http_on_close(c->exchange, client_gone, r);
-	return ft_scheduler_submit(c->api->scheduler, r);
-}
-
-static void
-start_completion(ft_api *api, ft_http_exchange *exchange, json_t *body, ft_model_ref *model,
-				 bool chat)
-{
-	completion *c;
-	ft_status status = ft_alloc((void **) &c, 1, sizeof *c);
-
-	if (status == FT_OK)
-	{
-		*c = (completion){.api = api, .exchange = exchange, .chat = chat};
-		status = prepare_completion(c, body, model);
-	}
-	json_decref(body);
-	if (status == FT_OK)
-		return;
-	reply_failure(exchange, status);
-	if (model->base)
-		ft_registry_put(api->registry, model);
-	if (c)
-		completion_end(c);
 }
 
 /* --- routes --- */
@@ -389,7 +211,7 @@ typedef struct exchange_in
 static void
 route_health(exchange_in *in)
 {
-	reply_json(in->exchange, HTTP_OK, json_pack("{s:s}", "status", "ok"));
+	ft_api_reply(in->exchange, HTTP_OK, json_pack("{s:s}", "status", "ok"));
 }
 
 static void
@@ -398,13 +220,13 @@ route_stats(exchange_in *in)
 	ft_scheduler_stats stats;
 
 	ft_scheduler_get_stats(in->api->scheduler, &stats);
-	reply_json(in->exchange, HTTP_OK, ft_api_stats(in->api->registry, &stats));
+	ft_api_reply(in->exchange, HTTP_OK, ft_api_stats(in->api->registry, &stats));
 }
 
 static void
 route_models(exchange_in *in)
 {
-	reply_json(in->exchange, HTTP_OK, ft_api_models(in->api->registry));
+	ft_api_reply(in->exchange, HTTP_OK, ft_api_models(in->api->registry));
 }
 
 static void
@@ -434,13 +256,13 @@ route_tokenize(exchange_in *in)
 static void
 route_completions(exchange_in *in)
 {
-	start_completion(in->api, in->exchange, in->body, &in->model, false);
+	ft_completion_start(in->api, in->exchange, in->body, &in->model, false);
 }
 
 static void
 route_chat_completions(exchange_in *in)
 {
-	start_completion(in->api, in->exchange, in->body, &in->model, true);
+	ft_completion_start(in->api, in->exchange, in->body, &in->model, true);
 }
 
 static ft_status
@@ -485,9 +307,9 @@ answer_now(exchange_in *in, ft_status (*work)(exchange_in *, json_t **))
 	ft_status status = work(in, &reply);
 
 	if (status == FT_OK)
-		reply_json(in->exchange, HTTP_OK, reply);
+		ft_api_reply(in->exchange, HTTP_OK, reply);
 	else
-		reply_failure(in->exchange, status);
+		ft_api_reply_failure(in->exchange, status);
 	if (in->model.base)
 		ft_registry_put(in->api->registry, &in->model);
 	json_decref(in->body);
@@ -556,14 +378,15 @@ ft_api_handle(void *context, ft_http_exchange *exchange, const ft_http_request *
 			routes[i].handle(&in);
 		else
 		{
-			reply_failure(exchange, status);
+			ft_api_reply_failure(exchange, status);
 			json_decref(in.body);
 		}
 		return;
 	}
 	if (path_known)
-		reply_json(exchange, HTTP_METHOD_NOT_ALLOWED,
-				   ft_api_error(FT_INVALID, "this path does not take that method", ""));
+		ft_api_reply(exchange, HTTP_METHOD_NOT_ALLOWED,
+					 ft_api_error(FT_INVALID, "this path does not take that method", ""));
 	else
-		reply_json(exchange, HTTP_NOT_FOUND, ft_api_error(FT_INVALID, "there is no such path", ""));
+		ft_api_reply(exchange, HTTP_NOT_FOUND,
+					 ft_api_error(FT_INVALID, "there is no such path", ""));
 }

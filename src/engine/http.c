@@ -112,20 +112,11 @@ ft_http_on_close(ft_http_exchange *exchange, void (*closed)(void *argument), voi
 		event_add(exchange->watch, NULL);
 }
 
-void
-ft_http_reply(ft_http_exchange *exchange, int code, const char *json, size_t n)
+static void
+exchange_end(ft_http_exchange *exchange)
 {
 	ft_http *http = exchange->http;
-	struct evbuffer *buffer = evhttp_request_get_output_buffer(exchange->request);
-	struct evkeyvalq *headers = evhttp_request_get_output_headers(exchange->request);
 
-	if (exchange->watch)
-		event_free(exchange->watch);
-	evhttp_add_header(headers, "Content-Type", "application/json");
-	if (http->ending)
-		evhttp_add_header(headers, "Connection", "close");
-	evbuffer_add(buffer, json, n);
-	evhttp_send_reply(exchange->request, code, NULL, NULL);
 	free(exchange);
 	http->n_open--;
 	if (http->ending && http->n_open == 0)
@@ -135,6 +126,83 @@ ft_http_reply(ft_http_exchange *exchange, int code, const char *json, size_t n)
 
 		event_base_loopexit(http->base, &moment);
 	}
+}
+
+/* What a reply begins with. */
+static void
+add_headers(ft_http_exchange *exchange, const char *content_type)
+{
+	struct evkeyvalq *headers = evhttp_request_get_output_headers(exchange->request);
+
+	evhttp_add_header(headers, "Content-Type", content_type);
+	if (exchange->http->ending)
+		evhttp_add_header(headers, "Connection", "close");
+}
+
+void
+ft_http_reply(ft_http_exchange *exchange, int code, const char *json, size_t n)
+{
+	if (exchange->watch)
+		event_free(exchange->watch);
+	add_headers(exchange, "application/json");
+	evbuffer_add(evhttp_request_get_output_buffer(exchange->request), json, n);
+	evhttp_send_reply(exchange->request, code, NULL, NULL);
+	exchange_end(exchange);
+}
+
+/* evhttp gives the connection up: its descriptor may be another's soon. */
+static void
+stream_broken(struct evhttp_connection *connection, void *argument)
+{
+	ft_http_exchange *exchange = argument;
+	void (*closed)(void *) = exchange->closed;
+
+	(void) connection;
+	if (exchange->watch)
+		event_free(exchange->watch);
+	exchange->watch = NULL;
+	exchange->closed = NULL;
+	if (closed)
+		closed(exchange->closed_argument);
+}
+
+void
+ft_http_stream_begin(ft_http_exchange *exchange, const char *content_type)
+{
+	struct evkeyvalq *headers = evhttp_request_get_output_headers(exchange->request);
+	struct evhttp_connection *connection = evhttp_request_get_connection(exchange->request);
+
+	add_headers(exchange, content_type);
+	evhttp_add_header(headers, "Cache-Control", "no-cache");
+	if (connection)
+		evhttp_connection_set_closecb(connection, stream_broken, exchange);
+	evhttp_send_reply_start(exchange->request, 200, "OK");
+}
+
+void
+ft_http_stream_send(ft_http_exchange *exchange, const char *text, size_t n)
+{
+	struct evbuffer *piece = evbuffer_new();
+
+	/* without memory the client lacks a piece, which it can tell by the end that then lacks, too */
+	if (!piece)
+		return;
+	if (evbuffer_add(piece, text, n) == 0)
+		evhttp_send_reply_chunk(exchange->request, piece);
+	evbuffer_free(piece);
+}
+
+void
+ft_http_stream_end(ft_http_exchange *exchange)
+{
+	struct evhttp_connection *connection = evhttp_request_get_connection(exchange->request);
+
+	if (exchange->watch)
+		event_free(exchange->watch);
+	if (connection)
+		evhttp_connection_set_closecb(connection, NULL, NULL);
+	evhttp_send_reply_end(exchange->request);
+	exchange_end(exchange);
 }
 
 static void

@@ -25,7 +25,7 @@ typedef struct ft_http_request
 	size_t body_length;
 } ft_http_request;
 
-/* Every exchange must be answered once, by ft_http_reply. */
+/* Every exchange must be answered once, by ft_http_reply or by a stream that ends. */
 typedef void (*ft_http_handler)(void *context, ft_http_exchange *exchange,
 								const ft_http_request *request);
 
@@ -50,6 +50,11 @@ ft_status ft_http_post(ft_http *http, void (*call)(void *argument), void *argume
 
 /* Answer with a JSON text, and end the exchange; a client that has gone is not minded. */
 void ft_http_reply(ft_http_exchange *exchange, int code, const char *json, size_t n);
+
+/* Answer with a text that comes in pieces: begin it, send them, and end the exchange. */
+void ft_http_stream_begin(ft_http_exchange *exchange, const char *content_type);
+void ft_http_stream_send(ft_http_exchange *exchange, const char *text, size_t n);
+void ft_http_stream_end(ft_http_exchange *exchange);
 
 /* Call `closed` when the client goes before it is answered. */
 void ft_http_on_close(ft_http_exchange *exchange, void (*closed)(void *argument), void *argument);
