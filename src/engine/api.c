@@ -10,6 +10,7 @@
 #include "api_json.h"
 #include "completion.h"
 #include "inspect.h"
+#include "metrics.h"
 #include "process.h"
 #include "request.h"
 
@@ -20,6 +21,7 @@
 #include <time.h>
 
 #define HTTP_OK 200
+#define HTTP_UNAUTHORIZED 401
 #define HTTP_NOT_FOUND 404
 #define HTTP_METHOD_NOT_ALLOWED 405
 
@@ -224,6 +226,22 @@ route_stats(exchange_in *in)
 }
 
 static void
+route_metrics(exchange_in *in)
+{
+	ft_scheduler_stats stats;
+	ft_text text = {0};
+	ft_status status;
+
+	ft_scheduler_get_stats(in->api->scheduler, &stats);
+	status = ft_metrics_write(in->api->registry, &stats, &text);
+	if (status == FT_OK)
+		ft_http_reply_text(in->exchange, HTTP_OK, FT_METRICS_TYPE, text.data, text.length);
+	else
+		ft_api_reply_failure(in->exchange, status);
+	ft_text_free(&text);
+}
+
+static void
 route_models(exchange_in *in)
 {
 	ft_api_reply(in->exchange, HTTP_OK, ft_api_models(in->api->registry));
@@ -327,24 +345,34 @@ route_detokenize(exchange_in *in)
 	answer_now(in, detokenize);
 }
 
+/* Who may ask for a route: what names files is the owner's, on the Unix socket, alone. */
+typedef enum admitted
+{
+	OWNER,
+	WITH_KEY,
+	ANYBODY
+} admitted;
+
 static const struct
 {
 	const char *method;
 	const char *path;
+	admitted admitted;
 	bool names_model; /* in "model"; one that is not loaded is answered before all else */
 	void (*handle)(exchange_in *in);
 } routes[] = {
-	{"GET", "/health", false, route_health},
-	{"GET", "/stats", false, route_stats},
-	{"GET", "/v1/models", false, route_models},
-	{"POST", "/v1/load_model", false, route_load_model},
-	{"POST", "/v1/load_lora_adapter", false, route_load_lora},
-	{"POST", "/v1/unload_lora_adapter", false, route_unload_lora},
-	{"POST", "/inspect", false, route_inspect},
-	{"POST", "/v1/completions", true, route_completions},
-	{"POST", "/v1/chat/completions", true, route_chat_completions},
-	{"POST", "/tokenize", true, route_tokenize},
-	{"POST", "/detokenize", true, route_detokenize},
+	{"GET", "/health", ANYBODY, false, route_health},
+	{"GET", "/stats", WITH_KEY, false, route_stats},
+	{"GET", "/metrics", WITH_KEY, false, route_metrics},
+	{"GET", "/v1/models", WITH_KEY, false, route_models},
+	{"POST", "/v1/load_model", OWNER, false, route_load_model},
+	{"POST", "/v1/load_lora_adapter", OWNER, false, route_load_lora},
+	{"POST", "/v1/unload_lora_adapter", OWNER, false, route_unload_lora},
+	{"POST", "/inspect", OWNER, false, route_inspect},
+	{"POST", "/v1/completions", WITH_KEY, true, route_completions},
+	{"POST", "/v1/chat/completions", WITH_KEY, true, route_chat_completions},
+	{"POST", "/tokenize", WITH_KEY, true, route_tokenize},
+	{"POST", "/detokenize", WITH_KEY, true, route_detokenize},
 };
 
 static ft_status
@@ -360,13 +388,23 @@ void
 ft_api_handle(void *context, ft_http_exchange *exchange, const ft_http_request *request)
 {
 	exchange_in in = {.api = context, .exchange = exchange};
+	bool key_shown = request->remote && ft_api_key_shown(&in.api->key, request->authorization);
 	bool path_known = false;
 	ft_status status = FT_OK;
 
 	for (size_t i = 0; i < sizeof routes / sizeof routes[0]; i++)
 	{
-		if (strcmp(routes[i].path, request->path) != 0)
+		if (strcmp(routes[i].path, request->path) != 0 ||
+			(request->remote && routes[i].admitted == OWNER))
 			continue;
+		if (request->remote && routes[i].admitted == WITH_KEY && !key_shown)
+		{
+			ft_api_reply(exchange, HTTP_UNAUTHORIZED,
+						 json_pack("{s:{s:s, s:s, s:s}}", "error", "message",
+								   "the request does not show the right key", "type",
+								   "invalid_request_error", "code", "invalid_api_key"));
+			return;
+		}
 		path_known = true;
 		if (strcmp(routes[i].method, request->method) != 0)
 			continue;
