@@ -8,7 +8,9 @@
 #include "api.h"
 
 #include "api_json.h"
+#include "completion.h"
 #include "inspect.h"
+#include "metrics.h"
 #include "process.h"
 #include "request.h"
 
@@ -19,13 +21,14 @@
 #include <time.h>
 
 #define HTTP_OK 200
+#define HTTP_UNAUTHORIZED 401
 #define HTTP_NOT_FOUND 404
 #define HTTP_METHOD_NOT_ALLOWED 405
 
 /* --- replies --- */
 
-static void
-reply_json(ft_http_exchange *exchange, int code, json_t *json)
+void
+ft_api_reply(ft_http_exchange *exchange, int code, json_t *json)
 {
 	static const char failure[] = "{\"error\": {\"message\": \"out of memory\", "
 								  "\"type\": \"server_error\", \"code\": \"no_memory\"}}";
@@ -40,11 +43,11 @@ reply_json(ft_http_exchange *exchange, int code, json_t *json)
 }
 
 /* The failure that this thread recorded last. */
-static void
-reply_failure(ft_http_exchange *exchange, ft_status status)
+void
+ft_api_reply_failure(ft_http_exchange *exchange, ft_status status)
 {
-	reply_json(exchange, ft_api_http_code(status),
-			   ft_api_error(status, ft_error_message(), ft_error_hint()));
+	ft_api_reply(exchange, ft_api_http_code(status),
+				 ft_api_error(status, ft_error_message(), ft_error_hint()));
 }
 
 /* --- jobs of the loader and reader threads --- */
@@ -74,7 +77,7 @@ job_reply(void *argument)
 {
 	job *j = argument;
 
-	reply_json(j->exchange, j->code, j->reply);
+	ft_api_reply(j->exchange, j->code, j->reply);
 	job_end(j);
 }
 
@@ -108,7 +111,7 @@ start_job(ft_api *api, ft_worker_thread *worker, ft_http_exchange *exchange, jso
 		json_decref(body);
 		if (model)
 			ft_registry_put(api->registry, model);
-		reply_failure(exchange, status);
+		ft_api_reply_failure(exchange, status);
 		return;
 	}
 	*j = (job){.api = api, .exchange = exchange, .body = body, .work = work};
@@ -117,7 +120,7 @@ start_job(ft_api *api, ft_worker_thread *worker, ft_http_exchange *exchange, jso
 	status = ft_worker_do(worker, job_work, j);
 	if (status != FT_OK)
 	{
-		reply_failure(exchange, status);
+		ft_api_reply_failure(exchange, status);
 		job_end(j);
 	}
 }
@@ -178,15 +181,6 @@ inspect_work(job *j, json_t **reply)
 	return ft_inspect(path, template_name, reply);
 }
 
-/* NULL: the base's chat template it is. */
-static const char *
-prompt_template_of(const ft_model_ref *model)
-{
-	if (model->lora != NULL && model->lora->adapter->prompt_template != NULL)
-		return model->lora->adapter->prompt_template;
-	return model->base->prompt_template;
-}
-
 static ft_status
 tokenize_work(job *j, json_t **reply)
 {
@@ -197,185 +191,13 @@ tokenize_work(job *j, json_t **reply)
 
 	if (status == FT_OK)
 		status = ft_input_encode(&input, base->tokenizer, base->chat_template,
-								 prompt_template_of(&j->model), base->bos,
+								 ft_prompt_template_of(&j->model), base->bos,
 								 (size_t) base->model->config.vocab, &ids);
 	if (status == FT_OK)
 		*reply = ft_api_tokens(&ids, base->context);
 	ft_ids_free(&ids);
 	ft_input_free(&input);
 	return status;
-}
-
-/* --- completions --- */
-
-typedef struct completion
-{
-	ft_api *api;
-	ft_http_exchange *exchange;
-	ft_request *request;
-	char *model; /* id, as asked for */
-	bool chat;
-	int64_t created;
-} completion;
-
-static void
-completion_end(completion *c)
-{
-	if (c->request)
-	{
-		if (c->request->constraint)
-			ft_constraint_cache_put(c->request->model.base->constraints, c->request->constraint);
-		if (c->request->model.base)
-			ft_registry_put(c->api->registry, &c->request->model);
-		ft_request_free(c->request);
-	}
-	free(c->model);
-	free(c);
-}
-
-/* Is a space at the answer's beginning none of it? */
-static bool
-begins_with_space(const completion *c)
-{
-	const ft_request *r = c->request;
-
-	if (r->constraint)
-		return true;
-	return c->chat && prompt_template_of(&r->model) == NULL &&
-		   ft_chat_template_answers_space(r->model.base->chat_template);
-}
-
-static void
-completion_reply(void *argument)
-{
-	completion *c = argument;
-	ft_request *r = c->request;
-	ft_api_usage usage = {.prompt = r->prompt.length,
-						  .cached = r->cached_tokens,
-						  .completion = r->generation.ids.length};
-	ft_text text = {0};
-
-	if (r->status == FT_OK)
-		r->status = ft_generation_text(&r->generation, &text);
-	if (r->status == FT_OK && text.data[0] == ' ' && begins_with_space(c))
-	{
-		text.length--;
-		memmove(text.data, text.data + 1, text.length + 1);
-	}
-	if (r->status == FT_OK)
-		reply_json(c->exchange, HTTP_OK,
-				   ft_api_completion(c->chat, c->model, c->created, &text,
-									 ft_finish_name(r->generation.finish), &usage));
-	else
-		reply_json(c->exchange, ft_api_http_code(r->status),
-				   ft_api_error(r->status, r->message, r->hint));
-	ft_text_free(&text);
-	completion_end(c);
-}
-
-/* In the scheduler's thread. */
-static void
-completion_done(ft_request *request)
-{
-	completion *c = request->context;
-
-	if (ft_http_post(c->api->http, completion_reply, c) != FT_OK)
-		ft_log("error", "%s", ft_error_message());
-}
-
-static void
-client_gone(void *argument)
-{
-	ft_request_cancel(argument);
-}
-
-/* Text so long that it cannot fit is refused before the time is spent to tokenise it. */
-static ft_status
-check_length(const ft_base *base, const ft_input *input)
-{
-	size_t least = ft_input_bytes(input) / base->longest_token;
-
-	if (least >= (size_t) base->context)
-		return ft_fail(FT_INVALID,
-					   "the prompt has at least %zu tokens, the context of the model is %d", least,
-					   base->context);
-	return FT_OK;
-}
-
-static ft_status
-set_options(ft_request *r, const ft_answer_options *options)
-{
-	if (options->cache_salt)
-	{
-		r->cache_salt = strdup(options->cache_salt);
-		if (!r->cache_salt)
-			return ft_fail(FT_NO_MEMORY, "out of memory");
-	}
-	FT_TRY(ft_constraint_cache_get(r->model.base->constraints, options->response_format,
-								   &r->constraint));
-	if (r->constraint && r->sampling.ignore_eos)
-		return ft_fail(FT_INVALID, "\"ignore_eos\" and \"response_format\" exclude each other");
-	return FT_OK;
-}
-
-static ft_status
-prepare_completion(completion *c, const json_t *body, ft_model_ref *model)
-{
-	ft_input input = {0};
-	ft_answer_options options = {0};
-	ft_base *base = model->base;
-	ft_request *r;
-	ft_status status;
-
-	FT_TRY(ft_request_create(&c->request));
-	r = c->request;
-	r->model = *model;
-	*model = (ft_model_ref){0};
-	r->done = completion_done;
-	r->context = c;
-	c->created = (int64_t) time(NULL);
-	c->model = strdup(r->model.lora ? r->model.lora->id : base->id);
-	if (!c->model)
-		return ft_fail(FT_NO_MEMORY, "out of memory");
-	if (getrandom(&r->sampling.seed, sizeof r->sampling.seed, 0) < 0)
-		r->sampling.seed = (uint64_t) c->created;
-	status = ft_request_parse(body, c->chat ? FT_INPUT_CHAT : FT_INPUT_COMPLETION, &input,
-							  &r->sampling, &options);
-	if (status == FT_OK)
-		status = set_options(r, &options);
-	if (status == FT_OK)
-		status = check_length(base, &input);
-	if (status == FT_OK)
-		status = ft_input_encode(&input, base->tokenizer, base->chat_template,
-								 prompt_template_of(&r->model), base->bos,
-								 (size_t) base->model->config.vocab, &r->prompt);
-	ft_input_free(&input);
-	FT_TRY(status);
-	/* before it is submitted: from then on the request may end at any time */
-	ft_http_on_close(c->exchange, client_gone, r);
-	return ft_scheduler_submit(c->api->scheduler, r);
-}
-
-static void
-start_completion(ft_api *api, ft_http_exchange *exchange, json_t *body, ft_model_ref *model,
-				 bool chat)
-{
-	completion *c;
-	ft_status status = ft_alloc((void **) &c, 1, sizeof *c);
-
-	if (status == FT_OK)
-	{
-		*c = (completion){.api = api, .exchange = exchange, .chat = chat};
-		status = prepare_completion(c, body, model);
-	}
-	json_decref(body);
-	if (status == FT_OK)
-		return;
-	reply_failure(exchange, status);
-	if (model->base)
-		ft_registry_put(api->registry, model);
-	if (c)
-		completion_end(c);
 }
 
 /* --- routes --- */
@@ -391,7 +213,7 @@ typedef struct exchange_in
 static void
 route_health(exchange_in *in)
 {
-	reply_json(in->exchange, HTTP_OK, json_pack("{s:s}", "status", "ok"));
+	ft_api_reply(in->exchange, HTTP_OK, json_pack("{s:s}", "status", "ok"));
 }
 
 static void
@@ -400,13 +222,29 @@ route_stats(exchange_in *in)
 	ft_scheduler_stats stats;
 
 	ft_scheduler_get_stats(in->api->scheduler, &stats);
-	reply_json(in->exchange, HTTP_OK, ft_api_stats(in->api->registry, &stats));
+	ft_api_reply(in->exchange, HTTP_OK, ft_api_stats(in->api->registry, &stats));
+}
+
+static void
+route_metrics(exchange_in *in)
+{
+	ft_scheduler_stats stats;
+	ft_text text = {0};
+	ft_status status;
+
+	ft_scheduler_get_stats(in->api->scheduler, &stats);
+	status = ft_metrics_write(in->api->registry, &stats, &text);
+	if (status == FT_OK)
+		ft_http_reply_text(in->exchange, HTTP_OK, FT_METRICS_TYPE, text.data, text.length);
+	else
+		ft_api_reply_failure(in->exchange, status);
+	ft_text_free(&text);
 }
 
 static void
 route_models(exchange_in *in)
 {
-	reply_json(in->exchange, HTTP_OK, ft_api_models(in->api->registry));
+	ft_api_reply(in->exchange, HTTP_OK, ft_api_models(in->api->registry));
 }
 
 static void
@@ -436,13 +274,13 @@ route_tokenize(exchange_in *in)
 static void
 route_completions(exchange_in *in)
 {
-	start_completion(in->api, in->exchange, in->body, &in->model, false);
+	ft_completion_start(in->api, in->exchange, in->body, &in->model, false);
 }
 
 static void
 route_chat_completions(exchange_in *in)
 {
-	start_completion(in->api, in->exchange, in->body, &in->model, true);
+	ft_completion_start(in->api, in->exchange, in->body, &in->model, true);
 }
 
 static ft_status
@@ -487,9 +325,9 @@ answer_now(exchange_in *in, ft_status (*work)(exchange_in *, json_t **))
 	ft_status status = work(in, &reply);
 
 	if (status == FT_OK)
-		reply_json(in->exchange, HTTP_OK, reply);
+		ft_api_reply(in->exchange, HTTP_OK, reply);
 	else
-		reply_failure(in->exchange, status);
+		ft_api_reply_failure(in->exchange, status);
 	if (in->model.base)
 		ft_registry_put(in->api->registry, &in->model);
 	json_decref(in->body);
@@ -507,24 +345,34 @@ route_detokenize(exchange_in *in)
 	answer_now(in, detokenize);
 }
 
+/* Who may ask for a route: what names files is the owner's, on the Unix socket, alone. */
+typedef enum admitted
+{
+	OWNER,
+	WITH_KEY,
+	ANYBODY
+} admitted;
+
 static const struct
 {
 	const char *method;
 	const char *path;
+	admitted admitted;
 	bool names_model; /* in "model"; one that is not loaded is answered before all else */
 	void (*handle)(exchange_in *in);
 } routes[] = {
-	{"GET", "/health", false, route_health},
-	{"GET", "/stats", false, route_stats},
-	{"GET", "/v1/models", false, route_models},
-	{"POST", "/v1/load_model", false, route_load_model},
-	{"POST", "/v1/load_lora_adapter", false, route_load_lora},
-	{"POST", "/v1/unload_lora_adapter", false, route_unload_lora},
-	{"POST", "/inspect", false, route_inspect},
-	{"POST", "/v1/completions", true, route_completions},
-	{"POST", "/v1/chat/completions", true, route_chat_completions},
-	{"POST", "/tokenize", true, route_tokenize},
-	{"POST", "/detokenize", true, route_detokenize},
+	{"GET", "/health", ANYBODY, false, route_health},
+	{"GET", "/stats", WITH_KEY, false, route_stats},
+	{"GET", "/metrics", WITH_KEY, false, route_metrics},
+	{"GET", "/v1/models", WITH_KEY, false, route_models},
+	{"POST", "/v1/load_model", OWNER, false, route_load_model},
+	{"POST", "/v1/load_lora_adapter", OWNER, false, route_load_lora},
+	{"POST", "/v1/unload_lora_adapter", OWNER, false, route_unload_lora},
+	{"POST", "/inspect", OWNER, false, route_inspect},
+	{"POST", "/v1/completions", WITH_KEY, true, route_completions},
+	{"POST", "/v1/chat/completions", WITH_KEY, true, route_chat_completions},
+	{"POST", "/tokenize", WITH_KEY, true, route_tokenize},
+	{"POST", "/detokenize", WITH_KEY, true, route_detokenize},
 };
 
 static ft_status
@@ -540,13 +388,23 @@ void
 ft_api_handle(void *context, ft_http_exchange *exchange, const ft_http_request *request)
 {
 	exchange_in in = {.api = context, .exchange = exchange};
+	bool key_shown = request->remote && ft_api_key_shown(&in.api->key, request->authorization);
 	bool path_known = false;
 	ft_status status = FT_OK;
 
 	for (size_t i = 0; i < sizeof routes / sizeof routes[0]; i++)
 	{
-		if (strcmp(routes[i].path, request->path) != 0)
+		if (strcmp(routes[i].path, request->path) != 0 ||
+			(request->remote && routes[i].admitted == OWNER))
 			continue;
+		if (request->remote && routes[i].admitted == WITH_KEY && !key_shown)
+		{
+			ft_api_reply(exchange, HTTP_UNAUTHORIZED,
+						 json_pack("{s:{s:s, s:s, s:s}}", "error", "message",
+								   "the request does not show the right key", "type",
+								   "invalid_request_error", "code", "invalid_api_key"));
+			return;
+		}
 		path_known = true;
 		if (strcmp(routes[i].method, request->method) != 0)
 			continue;
@@ -558,14 +416,15 @@ ft_api_handle(void *context, ft_http_exchange *exchange, const ft_http_request *
 			routes[i].handle(&in);
 		else
 		{
-			reply_failure(exchange, status);
+			ft_api_reply_failure(exchange, status);
 			json_decref(in.body);
 		}
 		return;
 	}
 	if (path_known)
-		reply_json(exchange, HTTP_METHOD_NOT_ALLOWED,
-				   ft_api_error(FT_INVALID, "this path does not take that method", ""));
+		ft_api_reply(exchange, HTTP_METHOD_NOT_ALLOWED,
+					 ft_api_error(FT_INVALID, "this path does not take that method", ""));
 	else
-		reply_json(exchange, HTTP_NOT_FOUND, ft_api_error(FT_INVALID, "there is no such path", ""));
+		ft_api_reply(exchange, HTTP_NOT_FOUND,
+					 ft_api_error(FT_INVALID, "there is no such path", ""));
 }

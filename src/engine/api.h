@@ -4,6 +4,7 @@
 #ifndef FT_API_H
 #define FT_API_H
 
+#include "api_key.h"
 #include "http.h"
 #include "scheduler.h"
 #include "worker.h"
@@ -15,6 +16,7 @@ typedef struct ft_api
 	ft_worker_thread *loader; /* loads models and adapters, one at a time */
 	ft_worker_thread *reader; /* tokenises, and reads headers */
 	ft_http *http;
+	ft_api_key key; /* that remote requests must show */
 } ft_api;
 
 /* The handler to give to ft_http_create; the context is the ft_api. */

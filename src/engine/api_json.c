@@ -4,7 +4,6 @@
 #include "api_json.h"
 
 #include <inttypes.h>
-#include <stdatomic.h>
 #include <stdio.h>
 
 int
@@ -51,37 +50,6 @@ ft_api_error(ft_status status, const char *message, const char *hint)
 	if (error && *hint)
 		json_object_set_new(error, "hint", json_string(hint));
 	return json_pack("{s:o}", "error", error);
-}
-
-static json_t *
-usage_json(const ft_api_usage *usage)
-{
-	return json_pack("{s:I, s:I, s:I, s:{s:I}}", "prompt_tokens", (json_int_t) usage->prompt,
-					 "completion_tokens", (json_int_t) usage->completion, "total_tokens",
-					 (json_int_t) (usage->prompt + usage->completion), "prompt_tokens_details",
-					 "cached_tokens", (json_int_t) usage->cached);
-}
-
-json_t *
-ft_api_completion(bool chat, const char *model, int64_t created, const ft_text *text,
-				  const char *finish_reason, const ft_api_usage *usage)
-{
-	static atomic_uint_fast64_t last;
-	char id[64];
-	json_t *content = json_stringn(text->data, text->length);
-	json_t *choice;
-
-	snprintf(id, sizeof id, "%s-%08" PRIx64 "%08" PRIx64, chat ? "chatcmpl" : "cmpl",
-			 (uint64_t) created, (uint64_t) atomic_fetch_add(&last, 1));
-	if (chat)
-		choice = json_pack("{s:i, s:{s:s, s:o}, s:s}", "index", 0, "message", "role", "assistant",
-						   "content", content, "finish_reason", finish_reason);
-	else
-		choice = json_pack("{s:i, s:o, s:s}", "index", 0, "text", content, "finish_reason",
-						   finish_reason);
-	return json_pack("{s:s, s:s, s:I, s:s, s:[o], s:o}", "id", id, "object",
-					 chat ? "chat.completion" : "text_completion", "created", (json_int_t) created,
-					 "model", model, "choices", choice, "usage", usage_json(usage));
 }
 
 json_t *

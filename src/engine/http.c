@@ -40,12 +40,23 @@ typedef struct call
 	struct call *next;
 } call;
 
+#define MAX_DOORS 2
+
+/* A socket that connections come in by. */
+typedef struct door
+{
+	ft_http *http;
+	struct evhttp *evhttp;
+	struct evconnlistener *listener; /* evhttp's, until that is freed */
+	bool remote;
+} door;
+
 struct ft_http
 {
 	struct event_base *base;
-	struct evhttp *evhttp;
-	struct evconnlistener *listener; /* evhttp's, until that is freed */
-	struct event *wake;              /* activated when calls are posted */
+	door doors[MAX_DOORS];
+	int n_doors;
+	struct event *wake; /* activated when calls are posted */
 	struct event *signals[MAX_SIGNALS];
 	int n_signals;
 	ft_http_handler handler;
@@ -112,20 +123,11 @@ ft_http_on_close(ft_http_exchange *exchange, void (*closed)(void *argument), voi
 		event_add(exchange->watch, NULL);
 }
 
-void
-ft_http_reply(ft_http_exchange *exchange, int code, const char *json, size_t n)
+static void
+exchange_end(ft_http_exchange *exchange)
 {
 	ft_http *http = exchange->http;
-	struct evbuffer *buffer = evhttp_request_get_output_buffer(exchange->request);
-	struct evkeyvalq *headers = evhttp_request_get_output_headers(exchange->request);
 
-	if (exchange->watch)
-		event_free(exchange->watch);
-	evhttp_add_header(headers, "Content-Type", "application/json");
-	if (http->ending)
-		evhttp_add_header(headers, "Connection", "close");
-	evbuffer_add(buffer, json, n);
-	evhttp_send_reply(exchange->request, code, NULL, NULL);
 	free(exchange);
 	http->n_open--;
 	if (http->ending && http->n_open == 0)
@@ -137,15 +139,100 @@ ft_http_reply(ft_http_exchange *exchange, int code, const char *json, size_t n)
 	}
 }
 
+/* What a reply begins with. */
+static void
+add_headers(ft_http_exchange *exchange, const char *content_type)
+{
+	struct evkeyvalq *headers = evhttp_request_get_output_headers(exchange->request);
+
+	evhttp_add_header(headers, "Content-Type", content_type);
+	if (exchange->http->ending)
+		evhttp_add_header(headers, "Connection", "close");
+}
+
+void
+ft_http_reply(ft_http_exchange *exchange, int code, const char *json, size_t n)
+{
+	ft_http_reply_text(exchange, code, "application/json", json, n);
+}
+
+void
+ft_http_reply_text(ft_http_exchange *exchange, int code, const char *content_type, const char *text,
+				   size_t n)
+{
+	if (exchange->watch)
+		event_free(exchange->watch);
+	add_headers(exchange, content_type);
+	evbuffer_add(evhttp_request_get_output_buffer(exchange->request), text, n);
+	evhttp_send_reply(exchange->request, code, NULL, NULL);
+	exchange_end(exchange);
+}
+
+/* evhttp gives the connection up: its descriptor may be another's soon. */
+static void
+stream_broken(struct evhttp_connection *connection, void *argument)
+{
+	ft_http_exchange *exchange = argument;
+	void (*closed)(void *) = exchange->closed;
+
+	(void) connection;
+	if (exchange->watch)
+		event_free(exchange->watch);
+	exchange->watch = NULL;
+	exchange->closed = NULL;
+	if (closed)
+		closed(exchange->closed_argument);
+}
+
+void
+ft_http_stream_begin(ft_http_exchange *exchange, const char *content_type)
+{
+	struct evkeyvalq *headers = evhttp_request_get_output_headers(exchange->request);
+	struct evhttp_connection *connection = evhttp_request_get_connection(exchange->request);
+
+	add_headers(exchange, content_type);
+	evhttp_add_header(headers, "Cache-Control", "no-cache");
+	if (connection)
+		evhttp_connection_set_closecb(connection, stream_broken, exchange);
+	evhttp_send_reply_start(exchange->request, 200, "OK");
+}
+
+void
+ft_http_stream_send(ft_http_exchange *exchange, const char *text, size_t n)
+{
+	struct evbuffer *piece = evbuffer_new();
+
+	/* without memory the client lacks a piece, which it can tell by the end that then lacks, too */
+	if (!piece)
+		return;
+	if (evbuffer_add(piece, text, n) == 0)
+		evhttp_send_reply_chunk(exchange->request, piece);
+	evbuffer_free(piece);
+}
+
+void
+ft_http_stream_end(ft_http_exchange *exchange)
+{
+	struct evhttp_connection *connection = evhttp_request_get_connection(exchange->request);
+
+	if (exchange->watch)
+		event_free(exchange->watch);
+	if (connection)
+		evhttp_connection_set_closecb(connection, NULL, NULL);
+	evhttp_send_reply_end(exchange->request);
+	exchange_end(exchange);
+}
+
 static void
 request_arrived(struct evhttp_request *request, void *argument)
 {
 	static const char too_large[] = "{\"error\": {\"message\": \"the body is larger than 16 MiB\", "
 									"\"type\": \"invalid_request_error\", \"code\": \"invalid\"}}";
-	ft_http *http = argument;
+	const door *by = argument;
+	ft_http *http = by->http;
 	struct evbuffer *body = evhttp_request_get_input_buffer(request);
 	const char *path = evhttp_uri_get_path(evhttp_request_get_evhttp_uri(request));
-	ft_http_request r = {.method = "", .path = path ? path : ""};
+	ft_http_request r = {.method = "", .path = path ? path : "", .remote = by->remote};
 	ft_http_exchange *exchange;
 
 	if (ft_alloc((void **) &exchange, 1, sizeof *exchange) != FT_OK)
@@ -167,6 +254,8 @@ request_arrived(struct evhttp_request *request, void *argument)
 		r.method = "GET";
 	else if (evhttp_request_get_command(request) == EVHTTP_REQ_POST)
 		r.method = "POST";
+	r.authorization =
+		evhttp_find_header(evhttp_request_get_input_headers(request), "Authorization");
 	http->handler(http->context, exchange, &r);
 }
 
@@ -179,7 +268,8 @@ begin_to_stop(ft_http *http)
 	static const struct timeval patience = {2, 0};
 
 	http->ending = true;
-	evconnlistener_disable(http->listener);
+	for (int i = 0; i < http->n_doors; i++)
+		evconnlistener_disable(http->doors[i].listener);
 	if (http->stopping)
 		http->stopping(http->stopping_context);
 	event_base_loopexit(http->base, http->n_open == 0 ? NULL : &patience);
@@ -314,35 +404,54 @@ create_base(void)
 }
 
 static ft_status
-open_server(ft_http *http, int listening)
+open_door(ft_http *http, int listening, bool remote)
 {
+	door *d = &http->doors[http->n_doors];
 	struct evconnlistener *listener;
 
+	if (http->n_doors == MAX_DOORS)
+		return ft_fail(FT_INTERNAL, "more than %d sockets to listen on", MAX_DOORS);
+	*d = (door){.http = http, .remote = remote, .evhttp = evhttp_new(http->base)};
+	if (!d->evhttp)
+		return fail_libevent("a server");
+	evhttp_set_max_body_size(d->evhttp, (ev_ssize_t) (FT_HTTP_MAX_BODY + BODY_SLACK));
+	evhttp_set_max_headers_size(d->evhttp, MAX_HEADERS);
+	evhttp_set_timeout(d->evhttp, CONNECTION_TIMEOUT_S);
+	evhttp_set_allowed_methods(d->evhttp, EVHTTP_REQ_GET | EVHTTP_REQ_POST | EVHTTP_REQ_PUT |
+											  EVHTTP_REQ_DELETE);
+	evhttp_set_gencb(d->evhttp, request_arrived, d);
+	listener = evconnlistener_new(http->base, NULL, NULL,
+								  LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC, 0, listening);
+	if (listener)
+		evconnlistener_set_error_cb(listener, accept_failed);
+	if (!listener || !evhttp_bind_listener(d->evhttp, listener))
+	{
+		if (listener)
+			evconnlistener_free(listener);
+		evhttp_free(d->evhttp);
+		return fail_libevent("a listener");
+	}
+	d->listener = listener;
+	http->n_doors++;
+	return FT_OK;
+}
+
+ft_status
+ft_http_listen_remote(ft_http *http, int listening)
+{
+	return open_door(http, listening, true);
+}
+
+static ft_status
+open_server(ft_http *http, int listening)
+{
 	http->base = create_base();
 	if (!http->base)
 		return fail_libevent("an event base");
 	http->wake = event_new(http->base, -1, EV_READ | EV_PERSIST, run_calls, http);
-	http->evhttp = evhttp_new(http->base);
-	if (!http->wake || !http->evhttp)
-		return fail_libevent("a server");
-	evhttp_set_max_body_size(http->evhttp, (ev_ssize_t) (FT_HTTP_MAX_BODY + BODY_SLACK));
-	evhttp_set_max_headers_size(http->evhttp, MAX_HEADERS);
-	evhttp_set_timeout(http->evhttp, CONNECTION_TIMEOUT_S);
-	evhttp_set_allowed_methods(http->evhttp, EVHTTP_REQ_GET | EVHTTP_REQ_POST | EVHTTP_REQ_PUT |
-												 EVHTTP_REQ_DELETE);
-	evhttp_set_gencb(http->evhttp, request_arrived, http);
-	listener = evconnlistener_new(http->base, NULL, NULL,
-								  LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC, 0, listening);
-	if (!listener)
-		return fail_libevent("a listener");
-	evconnlistener_set_error_cb(listener, accept_failed);
-	if (!evhttp_bind_listener(http->evhttp, listener))
-	{
-		evconnlistener_free(listener);
-		return fail_libevent("a listener");
-	}
-	http->listener = listener;
-	return FT_OK;
+	if (!http->wake)
+		return fail_libevent("an event");
+	return open_door(http, listening, false);
 }
 
 ft_status
@@ -376,8 +485,8 @@ ft_http_free(ft_http *http)
 		return;
 	for (int i = 0; i < http->n_signals; i++)
 		event_free(http->signals[i]);
-	if (http->evhttp)
-		evhttp_free(http->evhttp);
+	for (int i = 0; i < http->n_doors; i++)
+		evhttp_free(http->doors[i].evhttp);
 	if (http->wake)
 		event_free(http->wake);
 	if (http->base)

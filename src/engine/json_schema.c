@@ -10,6 +10,7 @@
 
 #include "buffer.h"
 #include "grammar_json.h"
+#include "json_values.h"
 
 #include <math.h>
 #include <search.h>
@@ -386,89 +387,18 @@ compile_ref(compiler *c, const json_t *schema, int32_t from, int32_t to)
 
 /* --- enum and const --- */
 
-/* The shortest text of a value that means the same. */
-static ft_status
-value_text(const json_t *value, char **text)
-{
-	for (size_t precision = 15;; precision++)
-	{
-		json_t *again;
-		bool same;
-
-		*text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(precision));
-		if (!*text)
-			return ft_fail(FT_NO_MEMORY, "out of memory");
-		if (precision == 17)
-			return FT_OK;
-		again = json_loads(*text, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
-		same = again && json_equal(again, value);
-		json_decref(again);
-		if (same)
-			return FT_OK;
-		free(*text);
-	}
-}
-
-static int
-compare_texts(const void *a, const void *b)
-{
-	return strcmp(*(char *const *) a, *(char *const *) b);
-}
-
-/* Sorted texts, from byte `at` on, as a tree: those that begin alike share its nodes. */
-static void
-add_texts(ft_grammar *g, char *const *texts, size_t n, size_t at, int32_t from, int32_t to)
-{
-	size_t i = 0;
-
-	/* one that ends here: behind a number others may go on, 1 and 12 */
-	for (; i < n && texts[i][at] == '\0'; i++)
-		if (i == 0)
-			ft_grammar_empty(g, from, to);
-	while (i < n && g->status == FT_OK)
-	{
-		size_t same = i + 1, common = at;
-		int32_t next;
-
-		while (same < n && texts[same][at] == texts[i][at])
-			same++;
-		while (texts[i][common] != '\0' && texts[i][common] == texts[same - 1][common])
-			common++;
-		next = texts[i][common] == '\0' && same == i + 1 ? to : ft_grammar_node_new(g);
-		ft_grammar_literal(g, from, texts[i] + at, common - at, next);
-		if (next != to)
-			add_texts(g, texts + i, same - i, common, next, to);
-		i = same;
-	}
-}
-
 /* Of values[n] those of the types. */
 static ft_status
-compile_values(compiler *c, const json_t *const *values, size_t n, int types, int32_t from,
-			   int32_t to)
+compile_values(compiler *c, const json_t **values, size_t n, int types, int32_t from, int32_t to)
 {
-	char **texts;
-	size_t n_texts = 0;
-	ft_status status = ft_alloc((void **) &texts, n, sizeof *texts);
+	size_t n_fit = 0;
 
-	for (size_t i = 0; i < n && status == FT_OK; i++)
+	for (size_t i = 0; i < n; i++)
 		if (types_of_value(values[i]) & types)
-		{
-			status = value_text(values[i], &texts[n_texts]);
-			n_texts += status == FT_OK;
-		}
-	if (status == FT_OK && n_texts == 0)
-		status = fail_at(c, FT_INVALID, "none of the values is of the type");
-	if (status == FT_OK)
-	{
-		qsort(texts, n_texts, sizeof *texts, compare_texts);
-		add_texts(c->g, texts, n_texts, 0, from, to);
-		status = c->g->status;
-	}
-	for (size_t i = 0; i < n_texts; i++)
-		free(texts[i]);
-	free(texts);
-	return status;
+			values[n_fit++] = values[i];
+	if (n_fit == 0)
+		return fail_at(c, FT_INVALID, "none of the values is of the type");
+	return ft_json_values_grammar(values, n_fit, c->g, from, to);
 }
 
 static ft_status

@@ -12,6 +12,7 @@
 #define MAX_STOPS 64
 #define MAX_STOP_BYTES 4096
 #define MAX_SALT_BYTES 256
+#define MAX_ANSWERS 128 /* OpenAI's bound */
 #define MAX_TEMPERATURE 100.0
 #define MAX_PENALTY 2.0 /* OpenAI's bound */
 #define MAX_REPETITION_PENALTY 100.0
@@ -172,7 +173,6 @@ ft_body_token_ids(const json_t *value, const char *name, size_t vocabulary, ft_i
 typedef enum off_value
 {
 	OFF_FALSE,
-	OFF_ZERO,
 	OFF_ONE,
 	OFF_EMPTY,   /* [], {} or "" */
 	OFF_NONE,    /* "none" */
@@ -184,11 +184,10 @@ static const struct
 	const char *name;
 	off_value off;
 } off_fields[] = {
-	{"stream", OFF_FALSE},      {"stream_options", OFF_EMPTY}, {"n", OFF_ONE},
-	{"best_of", OFF_ONE},       {"echo", OFF_FALSE},           {"suffix", OFF_EMPTY},
-	{"logprobs", OFF_FALSE},    {"top_logprobs", OFF_ZERO},    {"logit_bias", OFF_EMPTY},
-	{"tools", OFF_EMPTY},       {"tool_choice", OFF_NONE},     {"user", OFF_ANYTHING},
-	{"metadata", OFF_ANYTHING}, {"store", OFF_FALSE},          {"service_tier", OFF_ANYTHING},
+	{"best_of", OFF_ONE},           {"echo", OFF_FALSE},        {"suffix", OFF_EMPTY},
+	{"logit_bias", OFF_EMPTY},      {"tools", OFF_EMPTY},       {"tool_choice", OFF_NONE},
+	{"user", OFF_ANYTHING},         {"metadata", OFF_ANYTHING}, {"store", OFF_FALSE},
+	{"service_tier", OFF_ANYTHING},
 };
 
 static bool
@@ -198,8 +197,6 @@ says_off(const json_t *value, off_value off)
 	{
 		case OFF_FALSE:
 			return json_is_false(value);
-		case OFF_ZERO:
-			return json_is_number(value) && json_number_value(value) == 0;
 		case OFF_ONE:
 			return json_is_number(value) && json_number_value(value) == 1;
 		case OFF_EMPTY:
@@ -391,16 +388,68 @@ parse_input(const json_t *object, ft_input_kind kind, ft_input *input)
 	return FT_OK;
 }
 
+/* A chat says with a boolean whether and with top_logprobs how many; a completion, how many. */
 static ft_status
-parse_options(const json_t *object, ft_answer_options *options)
+parse_logprobs(const json_t *object, ft_input_kind kind, ft_sampling *sampling)
 {
+	json_int_t top;
+
+	if (kind == FT_INPUT_COMPLETION && json_is_false(json_object_get(object, "logprobs")))
+		return FT_OK;
+	if (kind == FT_INPUT_COMPLETION)
+	{
+		if (json_object_get(object, "top_logprobs"))
+			return ft_fail(FT_INVALID, "\"top_logprobs\" is for chats, here it is \"logprobs\"");
+		FT_TRY(ft_body_optional_integer(object, "logprobs", 0, FT_MAX_TOP_LOGPROBS, -1, &top));
+		sampling->logprobs = top >= 0;
+		sampling->top_logprobs = top < 0 ? 0 : (int) top;
+		return FT_OK;
+	}
+	FT_TRY(optional_bool(object, "logprobs", &sampling->logprobs));
+	FT_TRY(ft_body_optional_integer(object, "top_logprobs", 0, FT_MAX_TOP_LOGPROBS, 0, &top));
+	if (top > 0 && !sampling->logprobs)
+		return ft_fail(FT_INVALID, "\"top_logprobs\" is given without \"logprobs\"");
+	sampling->top_logprobs = (int) top;
+	return FT_OK;
+}
+
+static ft_status
+parse_stream(const json_t *object, const ft_sampling *sampling, ft_answer_options *options)
+{
+	static const char *const names[] = {"include_usage", "include_obfuscation", NULL};
+	const json_t *more = json_object_get(object, "stream_options");
+
+	FT_TRY(optional_bool(object, "stream", &options->stream));
+	if (more && !json_is_null(more))
+	{
+		if (!json_is_object(more))
+			return ft_fail(FT_INVALID, "\"stream_options\" must be an object");
+		FT_TRY(ft_body_only(more, names));
+		if (!options->stream && json_object_size(more) > 0)
+			return ft_fail(FT_INVALID, "\"stream_options\" is given without \"stream\"");
+		FT_TRY(optional_bool(more, "include_usage", &options->include_usage));
+	}
+	if (options->stream && sampling->logprobs)
+		return ft_fail(FT_UNSUPPORTED, "\"logprobs\" with \"stream\" is not supported");
+	return FT_OK;
+}
+
+static ft_status
+parse_options(const json_t *object, ft_input_kind kind, ft_sampling *sampling,
+			  ft_answer_options *options)
+{
+	json_int_t n;
+
 	*options = (ft_answer_options){0};
 	FT_TRY(ft_body_optional_string(object, "cache_salt", &options->cache_salt));
 	if (options->cache_salt && strlen(options->cache_salt) > MAX_SALT_BYTES)
 		return ft_fail(FT_INVALID, "\"cache_salt\" has %zu bytes, the limit is %d",
 					   strlen(options->cache_salt), MAX_SALT_BYTES);
 	options->response_format = json_object_get(object, "response_format");
-	return FT_OK;
+	FT_TRY(ft_body_optional_integer(object, "n", 1, MAX_ANSWERS, 1, &n));
+	options->n = (int) n;
+	FT_TRY(parse_logprobs(object, kind, sampling));
+	return parse_stream(object, sampling, options);
 }
 
 ft_status
@@ -428,6 +477,11 @@ ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_s
 										"ignore_eos",
 										"cache_salt",
 										"response_format",
+										"n",
+										"logprobs",
+										"top_logprobs",
+										"stream",
+										"stream_options",
 										NULL};
 
 	if (kind == FT_INPUT_TOKENIZE)
@@ -437,7 +491,7 @@ ft_request_parse(const json_t *object, ft_input_kind kind, ft_input *input, ft_s
 	}
 	FT_TRY(check_fields(object, names));
 	FT_TRY(parse_sampling(object, sampling));
-	FT_TRY(parse_options(object, options));
+	FT_TRY(parse_options(object, kind, sampling, options));
 	return parse_input(object, kind, input);
 }
 

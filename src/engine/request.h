@@ -54,6 +54,9 @@ typedef struct ft_answer_options
 {
 	const char *cache_salt;        /* NULL: none */
 	const json_t *response_format; /* NULL: text */
+	int n;                         /* answers, at least 1 */
+	bool stream;                   /* pieces as they are made, */
+	bool include_usage;            /* and at the end what it took */
 } ft_answer_options;
 
 /* The input, the sampling and the options of a completion; the latter two are NULL for

@@ -50,6 +50,7 @@ ft_generation_start(ft_generation *generation, const ft_tokenizer *tokenizer,
 		.config = config,
 		.sampling = sampling,
 		.constraint = constraint,
+		.logprobs.n_top = sampling->top_logprobs,
 		.limit = limit,
 	};
 }
@@ -59,6 +60,7 @@ ft_generation_free(ft_generation *generation)
 {
 	ft_ids_free(&generation->ids);
 	ft_text_free(&generation->text);
+	ft_logprobs_free(&generation->logprobs);
 	free(generation->seen);
 	generation->seen = NULL;
 	generation->n_seen = generation->seen_capacity = 0;
@@ -177,7 +179,8 @@ ft_generation_penalize(const ft_generation *generation, float *logits)
 bool
 ft_generation_edits(const ft_generation *generation)
 {
-	return generation->constraint || ft_generation_has_penalties(generation);
+	return generation->constraint || generation->sampling->logprobs ||
+		   ft_generation_has_penalties(generation);
 }
 
 ft_status
@@ -185,6 +188,8 @@ ft_generation_edit(ft_generation *generation, float *logits)
 {
 	const ft_config *config = generation->config;
 
+	if (generation->sampling->logprobs)
+		FT_TRY(ft_logprobs_look(&generation->logprobs, logits, (size_t) config->vocab));
 	if (ft_generation_has_penalties(generation))
 		ft_generation_penalize(generation, logits);
 	if (!generation->constraint)
@@ -258,6 +263,8 @@ ft_generation_push(ft_generation *generation, int32_t id)
 		generation->finish = FT_FINISH_STOP;
 		return FT_OK;
 	}
+	if (generation->sampling->logprobs)
+		FT_TRY(ft_logprobs_add(&generation->logprobs, id, known));
 	FT_TRY(ft_tokenizer_decode_part(generation->tokenizer, &id, 1, true, &generation->text));
 	if (generation->constraint)
 		FT_TRY(ft_match_push(&generation->match, generation->text.data + known,
@@ -344,7 +351,7 @@ ft_text_make_valid(const char *bytes, size_t n, ft_text *text)
 }
 
 ft_status
-ft_generation_text(const ft_generation *generation, ft_text *text)
+ft_generation_text(const ft_generation *generation, size_t from, ft_text *text)
 {
 	const char *bytes = generation->text.data;
 	size_t n = generation->text.length;
@@ -352,5 +359,25 @@ ft_generation_text(const ft_generation *generation, ft_text *text)
 	/* an answer that was stopped is whole: what does not end a character there never would have */
 	if (generation->finish != FT_FINISH_STOP)
 		n -= ft_utf8_incomplete(bytes, n);
-	return ft_text_make_valid(bytes, n, text);
+	if (from > n)
+		from = n;
+	return ft_text_make_valid(from > 0 ? bytes + from : bytes, n - from, text);
+}
+
+size_t
+ft_generation_settled(const ft_generation *generation)
+{
+	const ft_text *text = &generation->text;
+	size_t held = ft_utf8_incomplete(text->data, text->length);
+
+	for (size_t i = 0; i < generation->sampling->n_stops; i++)
+	{
+		const ft_text *stop = &generation->sampling->stops[i];
+		size_t most = stop->length - 1 < text->length ? stop->length - 1 : text->length;
+
+		for (size_t n = most; n > held; n--)
+			if (memcmp(text->data + text->length - n, stop->data, n) == 0)
+				held = n;
+	}
+	return text->length - held;
 }

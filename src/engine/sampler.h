@@ -10,6 +10,7 @@
 #define FT_SAMPLER_H
 
 #include "constraint.h"
+#include "logprobs.h"
 #include "model_file.h"
 #include "ops.h"
 #include "tokenizer.h"
@@ -29,7 +30,9 @@ typedef struct ft_sampling
 	float repetition_penalty; /* above 0; 1: off */
 	int max_tokens;           /* at least 1 */
 	bool ignore_eos;
-	ft_text *stops; /* [n_stops], none empty */
+	bool logprobs;    /* of the tokens drawn are wanted, */
+	int top_logprobs; /* and of so many that might have been, at most FT_MAX_TOP_LOGPROBS */
+	ft_text *stops;   /* [n_stops], none empty */
 	size_t n_stops;
 } ft_sampling;
 
@@ -65,6 +68,7 @@ typedef struct ft_generation
 	ft_finish finish;
 	ft_constraint *constraint; /* NULL: the answer may be anything */
 	ft_match match;            /* from the first draw on */
+	ft_logprobs logprobs;      /* of ids, where they are wanted; an end token has none */
 
 	/* the distinct tokens of prompt and answer by id; empty without penalties */
 	ft_seen_token *seen;
@@ -115,7 +119,12 @@ ft_status ft_generation_push(ft_generation *generation, int32_t id);
  * them, could take): every invalid sequence becomes U+FFFD. */
 ft_status ft_text_make_valid(const char *bytes, size_t n, ft_text *text);
 
-/* Append the finished text, made valid; a character that the limit has cut off is dropped. */
-ft_status ft_generation_text(const ft_generation *generation, ft_text *text);
+/* Append the finished text from byte `from` on, made valid; a character that the limit has cut off
+ * is dropped. */
+ft_status ft_generation_text(const ft_generation *generation, size_t from, ft_text *text);
+
+/* How many bytes of the text no later token can change: it may end inside of a character, or with
+ * what may become a stop string. */
+size_t ft_generation_settled(const ft_generation *generation);
 
 #endif

@@ -511,6 +511,8 @@ account(ft_scheduler *s, ft_status status)
 			record_failure(request, own);
 		if (request->status != FT_OK || request->generation.finish != FT_FINISH_NONE)
 			end_running(s, request);
+		else if (item->wants_logits && request->progress)
+			request->progress(request);
 	}
 }
 

@@ -34,7 +34,8 @@ struct ft_request
 	ft_constraint *constraint; /* of the model's base; the caller's, NULL: none */
 	char *cache_salt;          /* owned: who gives the same may share cache blocks; NULL means "" */
 	ft_request_done done;
-	void *context; /* the caller's */
+	ft_request_done progress; /* NULL, or called likewise after each token but the last */
+	void *context;            /* the caller's */
 
 	/* what came of it; message and hint where status is not FT_OK */
 	ft_status status;

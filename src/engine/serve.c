@@ -15,6 +15,8 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +37,8 @@
 typedef struct serve_options
 {
 	const char *socket;
+	const char *listen; /* NULL: not on TCP */
+	const char *key_file;
 	const char *device;
 	ft_numerics numerics;
 	int threads; /* 0: by the machine */
@@ -74,6 +78,8 @@ parse_options(int argc, char **argv, serve_options *o)
 {
 	static const struct option options[] = {
 		{"socket", required_argument, NULL, 's'},
+		{"listen", required_argument, NULL, 'l'},
+		{"api-key-file", required_argument, NULL, 'k'},
 		{"threads", required_argument, NULL, 't'},
 		{"device", required_argument, NULL, 'd'},
 		{"numerics", required_argument, NULL, 'n'},
@@ -96,6 +102,12 @@ parse_options(int argc, char **argv, serve_options *o)
 		{
 			case 's':
 				o->socket = optarg;
+				break;
+			case 'l':
+				o->listen = optarg;
+				break;
+			case 'k':
+				o->key_file = optarg;
 				break;
 			case 'd':
 				o->device = optarg;
@@ -143,6 +155,8 @@ parse_options(int argc, char **argv, serve_options *o)
 		return ft_fail(FT_INVALID, "unexpected argument \"%s\"", argv[optind]);
 	if (!o->socket)
 		return ft_fail(FT_INVALID, "--socket is missing");
+	if (o->listen && !o->key_file)
+		return ft_fail(FT_INVALID, "--listen needs --api-key-file: TCP is open to everybody");
 	return FT_OK;
 }
 
@@ -199,6 +213,82 @@ listen_on(const char *path, int *listening)
 	return FT_OK;
 }
 
+/* HOST:PORT, or [HOST]:PORT, in its parts. */
+static ft_status
+split_address(const char *address, char host[256], const char **port)
+{
+	const char *colon = strrchr(address, ':');
+	size_t n = colon ? (size_t) (colon - address) : 0;
+
+	if (n > 2 && address[0] == '[' && address[n - 1] == ']')
+	{
+		address++;
+		n -= 2;
+	}
+	if (n == 0 || n > 255 || colon[1] == '\0')
+		return ft_fail(FT_INVALID, "--listen is \"%s\", expected HOST:PORT", address);
+	memcpy(host, address, n);
+	host[n] = '\0';
+	*port = colon + 1;
+	return FT_OK;
+}
+
+static ft_status
+bind_tcp(const struct addrinfo *found, const char *address, int *listening)
+{
+	const int on = 1;
+	int fd = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return ft_fail_errno("could not make a socket");
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+	if (bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0)
+	{
+		ft_status status = ft_fail_errno("could not listen on \"%s\"", address);
+
+		close(fd);
+		return status;
+	}
+	*listening = fd;
+	return FT_OK;
+}
+
+/* Which port it is, where any would do. */
+static int
+port_of(int fd)
+{
+	struct sockaddr_storage address;
+	socklen_t length = sizeof address;
+
+	if (getsockname(fd, (struct sockaddr *) &address, &length) != 0)
+		return 0;
+	return ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *) &address)->sin6_port
+											   : ((struct sockaddr_in *) &address)->sin_port);
+}
+
+static ft_status
+listen_on_tcp(const char *address, ft_http *http)
+{
+	struct addrinfo wanted = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+	struct addrinfo *found = NULL;
+	const char *port;
+	char host[256];
+	int error, fd = -1;
+	ft_status status;
+
+	FT_TRY(split_address(address, host, &port));
+	error = getaddrinfo(host, port, &wanted, &found);
+	if (error != 0)
+		return ft_fail(FT_INVALID, "could not find address \"%s\": %s", address,
+					   gai_strerror(error));
+	status = bind_tcp(found, address, &fd);
+	freeaddrinfo(found);
+	FT_TRY(status);
+	ft_log("log", "listening on \"%s\", port %d", host, port_of(fd));
+	status = ft_http_listen_remote(http, fd);
+	return status;
+}
+
 /* A descriptor a client: as many as we may have. */
 static void
 raise_descriptor_limit(void)
@@ -227,6 +317,8 @@ start_parts(const serve_options *o, const ft_registry_config *config, ft_api *ap
 	int listening;
 	ft_status status;
 
+	if (o->key_file)
+		FT_TRY(ft_api_key_read(o->key_file, &api->key));
 	FT_TRY(ft_registry_create(config, &api->registry));
 	FT_TRY(ft_scheduler_create(config, o->max_requests, &api->scheduler));
 	FT_TRY(ft_worker_create(&api->loader));
@@ -236,6 +328,8 @@ start_parts(const serve_options *o, const ft_registry_config *config, ft_api *ap
 	if (status != FT_OK)
 		return status;
 	ft_http_on_stop(api->http, stop_scheduler, api);
+	if (o->listen)
+		FT_TRY(listen_on_tcp(o->listen, api->http));
 	FT_TRY(ft_http_stop_on_signal(api->http, SIGTERM));
 	return FT_OK;
 }
@@ -296,12 +390,13 @@ ft_serve_main(int argc, char **argv)
 
 	if (parse_options(argc, argv, &options) != FT_OK)
 	{
-		fprintf(stderr,
-				"%s\nusage: pg_finetune_engine serve --socket PATH [--threads N] [--device D] "
-				"[--numerics fast|reference] [--control-fd N] [--max-requests N] "
-				"[--cache-memory MIB] [--engine-memory MIB] [--keep-alive SECONDS] "
-				"[--prefix-cache on|off] [--prefill-rows N]\n",
-				ft_error_message());
+		fprintf(
+			stderr,
+			"%s\nusage: pg_finetune_engine serve --socket PATH [--threads N] [--device D] "
+			"[--numerics fast|reference] [--control-fd N] [--max-requests N] "
+			"[--cache-memory MIB] [--engine-memory MIB] [--keep-alive SECONDS] "
+			"[--prefix-cache on|off] [--prefill-rows N] [--listen HOST:PORT --api-key-file FILE]\n",
+			ft_error_message());
 		return FT_EXIT_USAGE;
 	}
 	signal(SIGINT, SIG_IGN);

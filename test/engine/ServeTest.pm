@@ -173,6 +173,28 @@ sub read_reply
 	return;
 }
 
+# Read a reply that comes in pieces: (status, head, [its events]).
+sub read_stream
+{
+	my ($self, $s) = @_;
+	my ($text, $body) = ('', '');
+	my $select = IO::Select->new($s);
+	until ($text =~ /\r\n0\r\n\r\n\z/)
+	{
+		die 'no reply' if !$select->can_read(PATIENCE);
+		last           if !sysread($s, $text, 65536, length $text);
+	}
+	my ($head, $rest) = split /\r\n\r\n/, $text, 2;
+	my ($status) = $head =~ m{\AHTTP/1\.1 (\d+)};
+	while ($rest =~ s/\A([0-9a-f]+)\r\n//i)
+	{
+		$body .= substr($rest, 0, hex $1);
+		substr($rest, 0, hex($1) + 2) = '';
+	}
+	my @events = map { $_ eq '[DONE]' ? $_ : $json->decode($_) } $body =~ /^data: (.*)\n\n/mg;
+	return ($status, $head, \@events);
+}
+
 # A whole request on a connection of its own: (status, body).
 sub request
 {

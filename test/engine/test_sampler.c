@@ -68,7 +68,7 @@ assert_text(const ft_generation *generation, const char *expected)
 {
 	ft_text text = {0};
 
-	assert_int_equal(ft_generation_text(generation, &text), FT_OK);
+	assert_int_equal(ft_generation_text(generation, 0, &text), FT_OK);
 	assert_string_equal(text.data, expected);
 	ft_text_free(&text);
 }
