@@ -48,7 +48,7 @@ prepare(evaluation *e)
 	ft_events_long_call(s->events, FT_LONG_CALL_SECONDS);
 	FT_TRY(open_adapter(e));
 	FT_TRY(ft_evaluation_choose_capacity(s->model, e->adapter, s->dataset, &capacity));
-	FT_TRY(ft_transformer_create_kept(s->model, e->adapter, capacity, 1, &e->transformer));
+	FT_TRY(ft_transformer_create_kept(s->model, e->adapter, capacity, 0, &e->transformer));
 	e->transformer->tick = ft_setup_tick;
 	e->transformer->tick_context = s;
 	FT_TRY(ft_microbatch_create(capacity, &e->batch));

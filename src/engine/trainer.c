@@ -59,7 +59,7 @@ fit_memory(const ft_model *model, const ft_adapter *adapter, const ft_dataset *d
 	for (;;)
 	{
 		FT_TRY(ft_transformer_bytes_kept(model, adapter, *capacity,
-										 training ? kept_tokens(model, *capacity) : 1, &bytes));
+										 training ? kept_tokens(model, *capacity) : 0, &bytes));
 		/* an eighth stays free for what others need meanwhile */
 		if (bytes + beside <= info.memory_free - info.memory_free / 8)
 			return FT_OK;

@@ -68,7 +68,7 @@ remade_layers(const ft_transformer *t, int64_t kept)
 	int64_t over = (t->capacity - kept) * (saved_columns(t) + gate_up) * c->layers;
 	int64_t layers;
 
-	if (c->experts > 0 || over <= 0)
+	if (t->forward_only || c->experts > 0 || over <= 0)
 		return 0;
 	/* and one more, since they share one */
 	layers = (over - 1) / (t->capacity * gate_up) + 2;
@@ -82,7 +82,7 @@ want_saved(ft_transformer *t)
 	ft_dtype compute = t->model->compute;
 	int64_t n = t->capacity;
 
-	for (int i = 0; i < c->layers; i++)
+	for (int i = 0; i < (t->forward_only ? 1 : c->layers); i++)
 	{
 		ft_saved_layer *s = &t->saved[i];
 
@@ -162,6 +162,7 @@ plan(const ft_model *model, const ft_adapter *adapter, int64_t capacity, int64_t
 	FT_TRY(ft_alloc((void **) &t->saved, (size_t) model->config.layers, sizeof t->saved[0]));
 	if (adapter != NULL)
 		FT_TRY(ft_lora_create(model, adapter, capacity, &t->arena, &t->lora));
+	t->forward_only = kept == 0;
 	t->remade = remade_layers(t, kept);
 	FT_TRY(want_batch(t));
 	FT_TRY(want_saved(t));
@@ -212,6 +213,8 @@ ft_transformer_create_kept(const ft_model *model, const ft_adapter *adapter, int
 			t->dqkv_sum = t->dqkv;
 		for (int i = 1; i < t->remade; i++)
 			t->saved[i].gate_up = t->saved[0].gate_up;
+		for (int i = 1; t->forward_only && i < model->config.layers; i++)
+			t->saved[i] = t->saved[0];
 		status = ft_alloc((void **) &t->host_loss, (size_t) capacity * 2, sizeof(float));
 	}
 	if (status == FT_OK)
@@ -488,6 +491,8 @@ ft_transformer_train(ft_transformer *t, const ft_microbatch *batch, double grad_
 {
 	ft_status status;
 
+	if (t->forward_only)
+		return ft_fail(FT_INTERNAL, "nothing is kept for a backward pass");
 	/* nothing is learned from a batch without a trained token */
 	if (batch->trained == 0)
 		return FT_OK;

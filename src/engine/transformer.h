@@ -105,6 +105,7 @@ typedef struct ft_transformer
 	int64_t capacity; /* most tokens of a batch */
 	int remade;       /* so many layers, the first ones, share their gate and up: they are made anew
 					   * in backward */
+	bool forward_only;  /* all layers share what they would keep */
 	int64_t loss_chunk; /* rows whose logits exist at a time */
 	ft_tick tick;       /* may be NULL */
 	void *tick_context;
@@ -164,7 +165,7 @@ ft_status ft_transformer_create(const ft_model *model, const ft_adapter *adapter
 								ft_transformer **transformer);
 /* The same, but layers keep no more than a batch of `kept` tokens would take, as far as that can
  * be: gate and up, about half of it, are made anew in backward, by the same arithmetic, for a
- * quarter of a layer's time.  Evaluations, which keep nothing, need 1.  Not with experts. */
+ * quarter of a layer's time; not with experts.  0: for evaluations alone, which keep nothing. */
 ft_status ft_transformer_bytes_kept(const ft_model *model, const ft_adapter *adapter,
 									int64_t capacity, int64_t kept, int64_t *bytes);
 ft_status ft_transformer_create_kept(const ft_model *model, const ft_adapter *adapter,

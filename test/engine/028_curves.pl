@@ -4,8 +4,10 @@
 #
 # The references are test/golden/curves/NAME.tsv, made by test/golden/make_curves.py; both sides have
 # the rows and the options there, and draw order, steps and the adapter's first values by the same rules.
-# In f32 every step's loss is within 1 %; in bf16 (NAME-bf16) the mean of every ten steps is within 1 % of
-# the reference in f32.  Without names one curve is compared; `make test-curves` compares all.
+# In f32 every step's loss is within 1 %.  In bf16 (NAME-bf16) rounding takes another way from the first step
+# on, and the more so the higher the learning rate: the mean of every ten steps is within 1 % of the reference
+# in f32, or as near to it as the reference's own curve in bf16 is, which is NAME-bf16.tsv; the mean of all
+# steps is within 1 %.  Without names one curve is compared; `make test-curves` compares all.
 use strict;
 use warnings;
 
@@ -64,6 +66,17 @@ sub tens
 	return [ map { mean(@$list[ 10 * $_ .. 10 * $_ + 9 ]) } 0 .. @$list / 10 - 1 ];
 }
 
+# How far the means of ten of the reference's own curve in bf16, where there is one, are from those in f32.
+sub own_distance
+{
+	my ($curve, $losses) = @_;
+	return 0 if !-e "$folder/$curve.tsv";
+	my (undef, @own) = reference($curve);
+	my $distance = largest(tens([ map { $_->[1] } @own ]), tens($losses));
+	note(sprintf '%-16s the reference itself is within %.2g in bf16, means of ten', $curve, $distance);
+	return $distance;
+}
+
 # Why 16-bit products cannot be had at a bearable price; undef: they can, natively or emulated.
 sub no_bf16
 {
@@ -82,19 +95,22 @@ for my $curve (@names)
   SKIP:
 	{
 		my $reason = $bf16 ? no_bf16() : undef;
-		skip "$curve: $reason", 3 if defined $reason;
+		skip "$curve: $reason", 4 if defined $reason;
 		my ($code, $failed, @ours) = trained($options, $bf16 ? 'fast' : 'reference');
 		delete $ENV{PG_FINETUNE_CPU};
 		is($code, 0, "$curve: trained") or diag($failed // 'without a word');
 		is_deeply([ map { $_->{step} } @ours ], [ 1 .. $steps ], "$curve: $steps steps");
-		skip "$curve: there is nothing to compare", 1 if @ours != @theirs;
+		skip "$curve: there is nothing to compare", 2 if @ours != @theirs;
 		my @losses = ([ map { $_->{training_loss} } @ours ], [ map { $_->[1] } @theirs ]);
+		my $bound  = $bf16 ? max(0.01, own_distance($curve, $losses[1])) : 0.01;
 		my @norms  = ([ map { $_->{grad_norm} } @ours ],     [ map { $_->[2] } @theirs ]);
 		my $each   = largest(@losses);
 		my $ten    = largest(map { tens($_) } @losses);
 		note(sprintf '%-16s loss within %.2g of the reference at every step, means of ten within %.2g, gradient norm within %.2g',
 			$curve, $each, $ten, largest(@norms));
-		cmp_ok($bf16 ? $ten : $each, '<', 0.01, "$curve: the loss is the reference's within 1 %");
+		cmp_ok($bf16 ? $ten : $each, '<=', $bound, sprintf "$curve: the loss is the reference's within %.2g %%", 100 * $bound);
+		my $all = mean(@{ $losses[0] }) / mean(@{ $losses[1] }) - 1;
+		cmp_ok(abs $all, '<', 0.01, "$curve: over all steps within 1 %");
 	}
 }
 

@@ -138,11 +138,33 @@ test_capacity_fits_the_data(void **state)
 	assert_in_range(capacity, f->dataset->max_length, f->dataset->tokens);
 }
 
+/* Who only evaluates keeps nothing of a layer, and finds the same to the bit. */
+static void
+test_nothing_is_kept(void **state)
+{
+	fixture *f = *state;
+	ft_trainer *t = f->trainer;
+	ft_evaluation kept = evaluate(f, 0, f->dataset->n_train, 256);
+	ft_evaluation result = {0};
+	ft_loss_sums sums = {0};
+	ft_transformer *bare;
+
+	must(ft_transformer_create_kept(f->run.model, t->adapter, 256, 0, &bare));
+	must(ft_evaluate(bare, f->dataset, f->dataset->train, f->dataset->n_train, 256, &t->batch,
+					 &result));
+	assert_true(result.sums.loss == kept.sums.loss);
+	assert_true(result.sums.correct == kept.sums.correct);
+	assert_int_equal(result.exact, kept.exact);
+	assert_int_equal(ft_transformer_train(bare, &t->batch, 1.0, &sums), FT_INTERNAL);
+	ft_transformer_free(bare);
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_exact_is_every_token, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_nothing_is_kept, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_nothing_is_nan, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_capacity_fits_the_data, setup, teardown),
 	};
