@@ -87,7 +87,7 @@ parse_options(int argc, char **argv, serve_options *o)
 		{"max-requests", required_argument, NULL, 'r'},
 		{"cache-memory", required_argument, NULL, 'm'},
 		{"engine-memory", required_argument, NULL, 'M'},
-		{"keep-alive", required_argument, NULL, 'k'},
+		{"keep-alive", required_argument, NULL, 'a'},
 		{"prefix-cache", required_argument, NULL, 'p'},
 		{"prefill-rows", required_argument, NULL, 'f'},
 		{0},
@@ -135,7 +135,7 @@ parse_options(int argc, char **argv, serve_options *o)
 				FT_TRY(integer_option("engine-memory", optarg, 0, LONG_MAX >> 20, &value));
 				o->memory_bytes = (int64_t) value << 20;
 				break;
-			case 'k':
+			case 'a':
 				FT_TRY(integer_option("keep-alive", optarg, 0, INT_MAX, &value));
 				o->keep_alive_ms = (int64_t) value * 1000;
 				break;
