@@ -1,4 +1,4 @@
-# 204_residency.pl: which models stay in memory: they make room for one another and leave when nobody asks them.
+# 208_residency.pl: which models stay in memory: they make room for one another and leave when nobody asks them.
 
 use strict;
 use warnings;
