@@ -92,8 +92,8 @@ fi
 # Is it PostgreSQL's own?  The statement once more, with the setting off
 mkdir internal
 awk '/^XX... \[[0-9]+\] ERROR:/ { wanted = 1; error = $0; next }
-	/^[0-9A-Z]{5} \[[0-9]+\] / { if (file) close(file); file = "" }
-	/^[0-9A-Z]{5} \[[0-9]+\] STATEMENT:/ && wanted { file = sprintf("internal/%d.sql", ++n); print "-- " error >file; sub(/^.*STATEMENT: */, ""); wanted = 0 }
+	/^..... \[[0-9]+\] / { if (file) close(file); file = "" }
+	/^..... \[[0-9]+\] STATEMENT:/ && wanted { file = sprintf("internal/%d.sql", ++n); print "-- " error >file; sub(/^.*STATEMENT: */, ""); wanted = 0 }
 	file { print >file }' log
 chmod -R a+rX internal
 for file in internal/*.sql; do
