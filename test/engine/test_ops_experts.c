@@ -336,7 +336,8 @@ typedef struct expert_weights
 	int64_t rows;
 	int64_t cols;
 	ft_weight *weight[FT_MAX_EXPERTS];
-	double *value; /* [n][rows][cols] */
+	double *value;               /* [n][rows][cols] */
+	bool rounds[FT_MAX_EXPERTS]; /* its input */
 } expert_weights;
 
 static expert_weights
@@ -362,6 +363,7 @@ experts_random(int n, int64_t cols, int64_t first, int64_t second, int n_types)
 		}
 		must(ops->weight_create(device, (ft_mat[]){parts[0].mat, parts[1].mat}, 2, FT_USE_SERVE,
 								&w.weight[e]));
+		w.rounds[e] = serving_rounds(parts, 2);
 		stored_free(&parts[0]);
 		stored_free(&parts[1]);
 	}
@@ -393,6 +395,8 @@ check_linear_experts(const expert_weights *w, spread how, int64_t rows, ft_dtype
 	for (int e = 0; e < w->n; e++)
 		for (int64_t p = starts[e]; p < starts[e + 1]; p++)
 		{
+			if (w->rounds[e])
+				round_blocks(x.value + p * w->cols, w->cols);
 			for (int64_t i = 0; i < w->rows; i++)
 			{
 				double sum = 0;

@@ -166,34 +166,11 @@ left_out(int type, int64_t rows)
 
 #define COUNT_OF(array) ((int) (sizeof(array) / sizeof(array)[0]))
 
-/* Serving rounds a row to 8 bits, in blocks of 32 columns, where all parts are quantised and
- * numerics allow it. */
+/* Does serving round its input? */
 static bool
 rounds(const stacked *s)
 {
-	if (strcmp(info.name, "cpu") != 0 || info.numerics != FT_NUMERICS_FAST)
-		return false;
-	for (int i = 0; i < 3; i++)
-		if (ft_dtype_get(s->part[i].mat.dtype)->block_values < 32)
-			return false;
-	return true;
-}
-
-/* What is left of them then. */
-static void
-round_blocks(double *value, int64_t n)
-{
-	for (; n > 0; n -= 32, value += 32)
-	{
-		float largest = 0;
-
-		for (int i = 0; i < 32; i++)
-			largest = fmaxf(largest, (float) fabs(value[i]));
-		for (int i = 0; i < 32; i++)
-			value[i] = largest > 0 ? nearbyintf((float) value[i] * (127 / largest)) *
-										 (double) (largest * (1.0f / 127))
-								   : 0;
-	}
+	return serving_rounds(s->part, 3);
 }
 
 /* One input type; results f32, f32 added to what is there, and bf16. */

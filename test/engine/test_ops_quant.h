@@ -231,4 +231,34 @@ stored_free(stored *m)
 	free(m->value);
 }
 
+/* Serving rounds a row to 8 bits, in blocks of 32 columns, where all n parts of a weight are
+ * quantised and numerics allow it. */
+UNUSED static bool
+serving_rounds(const stored *parts, int n)
+{
+	if (strcmp(info.name, "cpu") != 0 || info.numerics != FT_NUMERICS_FAST)
+		return false;
+	for (int i = 0; i < n; i++)
+		if (ft_dtype_get(parts[i].mat.dtype)->block_values < 32)
+			return false;
+	return true;
+}
+
+/* What is left of n values then. */
+UNUSED static void
+round_blocks(double *value, int64_t n)
+{
+	for (; n > 0; n -= 32, value += 32)
+	{
+		float largest = 0;
+
+		for (int i = 0; i < 32; i++)
+			largest = fmaxf(largest, (float) fabs(value[i]));
+		for (int i = 0; i < 32; i++)
+			value[i] = largest > 0 ? nearbyintf((float) value[i] * (127 / largest)) *
+										 (double) (largest * (1.0f / 127))
+								   : 0;
+	}
+}
+
 #endif
