@@ -206,6 +206,11 @@ value_panel(const paged_job *job, float *copy, int sequence, int64_t position, i
 
 	if (cache->dtype == FT_F32 && d == ld)
 		return block;
+	if (d == ld)
+	{
+		job->s->device->kernels->to_f32(copy, block, n * d);
+		return copy;
+	}
 	for (int64_t i = 0; i < n; i++)
 	{
 		float *to = copy + i * ld;

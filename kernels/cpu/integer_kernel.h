@@ -19,14 +19,16 @@
 #define LANE_VECTORS (FT_GROUP / VW)
 #define VECTORS 8 /* of bytes in a block */
 
-/* Rows of a tile, so that their sums fit the registers, and from how many on a panel pays: a tile
- * is never smaller where there is more than one. */
+/* Rows of a tile, so that their sums fit the registers; the least that it has where there are
+ * several; and up to how many rows making a panel does not pay. */
 #if VW == 16
 #define TILE_ROWS 12
-#define PANEL_ROWS 6
+#define LEAST_ROWS 6
+#define PACKED_ROWS 8
 #else
 #define TILE_ROWS 6
-#define PANEL_ROWS 3
+#define LEAST_ROWS 3
+#define PACKED_ROWS 2
 #endif
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -542,7 +544,7 @@ multiply_tiles(float *y, int64_t ldy, const panel_block *panel, const ft_rounded
 		int64_t row = ft_tile_row(x, i);
 		int64_t n = ft_tile_row(x, i + 1) - row;
 
-		tiles[n - PANEL_ROWS](y + row * ldy, ldy, panel, ft_tile_blocks(x, i), x->k);
+		tiles[n - LEAST_ROWS](y + row * ldy, ldy, panel, ft_tile_blocks(x, i), x->k);
 	}
 }
 
@@ -571,10 +573,12 @@ multiply_tiles(float *y, int64_t ldy, const panel_block *panel, const ft_rounded
 										   tile_##name##_9, tile_##name##_10, tile_##name##_11, \
 										   tile_##name##_12};
 #define PACKED_ALL(name) \
-	PACKED(name, 1) PACKED(name, 2) PACKED(name, 3) PACKED(name, 4) PACKED(name, 5) \
+	PACKED(name, 1) PACKED(name, 2) PACKED(name, 3) PACKED(name, 4) \
+	PACKED(name, 5) PACKED(name, 6) PACKED(name, 7) PACKED(name, 8) \
 	static const packed_fn packed_##name[] = {packed_##name##_1, packed_##name##_2, \
 											  packed_##name##_3, packed_##name##_4, \
-											  packed_##name##_5};
+											  packed_##name##_5, packed_##name##_6, \
+											  packed_##name##_7, packed_##name##_8};
 #else
 #define TILES(name) \
 	TILE(name, 3) TILE(name, 4) TILE(name, 5) TILE(name, 6) \
@@ -591,7 +595,7 @@ multiply_tiles(float *y, int64_t ldy, const panel_block *panel, const ft_rounded
 	multiply_##name(float *y, int64_t ldy, const uint8_t *group, const ft_rounded *x, \
 					uint8_t *panel) \
 	{ \
-		if (x->rows < PANEL_ROWS) \
+		if (x->rows <= PACKED_ROWS) \
 		{ \
 			packed_##name[x->rows - 1](y, ldy, group, x->blocks, x->k); \
 			return; \

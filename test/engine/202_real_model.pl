@@ -41,7 +41,8 @@ for my $numerics ('fast', 'reference')
 	my @together = $engine->post_all(@requests);
 	my @alone    = map { [ $engine->post(@$_) ] } @requests;
 	is_deeply($texts->(@together), $texts->(@alone), "$numerics: eight at once are answered as one by one");
-	like($together[0][1]{choices}[0]{message}{content}, qr/Paris/, "$numerics: and sensibly");
+	# what it says of France's capital hangs on the last bits: its first token has three of one weight
+	like($together[4][1]{choices}[0]{message}{content}, qr/1.*2.*3/s, "$numerics: and sensibly");
 	is($engine->stop, 0, "$numerics: it ends well");
 }
 
