@@ -24,6 +24,8 @@
 #define MIN_REPETITION_PENALTY 0.01
 #define MAX_REPETITION_PENALTY 100.0
 #define MAX_STOP_STRINGS 16
+#define MAX_ANSWERS 128
+#define MAX_TOP_LOGPROBS 20
 
 /* Integers that JSON carries exactly */
 #define MAX_EXACT_INTEGER 9007199254740991.0
@@ -98,15 +100,6 @@ integer_between(const char *name, const JsonbValue *value, double low, double hi
 	return (int64) number;
 }
 
-/* An option of which only one value can be had. */
-static void
-only_value(const char *name, const char *only)
-{
-	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					errmsg("option \"%s\" does not support this value", name),
-					errhint("The only value supported is %s.", only)));
-}
-
 static void
 temperature_option(PgftCompleteOptions *options, const char *name, const JsonbValue *value)
 {
@@ -169,8 +162,7 @@ repetition_penalty_option(PgftCompleteOptions *options, const char *name, const 
 static void
 n_option(PgftCompleteOptions *options, const char *name, const JsonbValue *value)
 {
-	if (integer_between(name, value, 1, PG_INT32_MAX) != 1)
-		only_value(name, "1");
+	pgft_json_add_int64(&options->body, name, integer_between(name, value, 1, MAX_ANSWERS));
 }
 
 static void
@@ -178,8 +170,15 @@ logprobs_option(PgftCompleteOptions *options, const char *name, const JsonbValue
 {
 	if (value->type != jbvBool)
 		wrong_type(name, "a boolean", value);
-	if (value->val.boolean)
-		only_value(name, "false");
+	options->logprobs = value->val.boolean;
+	pgft_json_add_bool(&options->body, name, value->val.boolean);
+}
+
+static void
+top_logprobs_option(PgftCompleteOptions *options, const char *name, const JsonbValue *value)
+{
+	options->top_logprobs = (int) integer_between(name, value, 0, MAX_TOP_LOGPROBS);
+	pgft_json_add_int64(&options->body, name, options->top_logprobs);
 }
 
 /* A member of response_format beside its type; the only other one. */
@@ -322,6 +321,7 @@ static const struct
 	{"repetition_penalty", repetition_penalty_option},
 	{"n", n_option},
 	{"logprobs", logprobs_option},
+	{"top_logprobs", top_logprobs_option},
 	{"response_format", response_format_option},
 	{"system", system_option},
 };
@@ -376,6 +376,9 @@ pgft_complete_options_read(PgftCompleteOptions *options, Jsonb *given)
 			set_option(options, &key, &value);
 		}
 	}
+	if (options->top_logprobs > 0 && !options->logprobs)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option \"%s\" needs option \"%s\"", "top_logprobs", "logprobs")));
 	/* The engine shows nobody what another role of another database has asked */
 	pgft_json_add_string(&options->body, "cache_salt",
 						 psprintf("%u/%u", MyDatabaseId, GetUserId()));

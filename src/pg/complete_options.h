@@ -14,6 +14,8 @@ typedef struct PgftCompleteOptions
 	StringInfoData body; /* members of the request, without the braces */
 	bool has_temperature;
 	bool has_max_tokens;
+	bool logprobs;
+	int top_logprobs;
 } PgftCompleteOptions;
 
 /*

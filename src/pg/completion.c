@@ -106,24 +106,36 @@ pgft_completion_form(Oid function)
 typedef struct Answer
 {
 	char *model;
-	char *content;
-	char *finish_reason;
+	JsonbContainer *choices; /* the reply's */
+	char *content;           /* of the first */
 	int64 created;
 	int64 prompt_tokens;
 	int64 cached_tokens; /* of the prompt; -1: the engine does not say */
 	int64 completion_tokens;
 } Answer;
 
+static char *
+choice_content(JsonbContainer *choice)
+{
+	return pgft_json_string(pgft_json_object(choice, "message"), "content");
+}
+
 static void
 read_answer(Answer *answer, Jsonb *reply)
 {
-	JsonbContainer *choice = pgft_json_element(pgft_json_array(&reply->root, "choices"), 0);
 	JsonbContainer *usage = pgft_json_object(&reply->root, "usage");
+	bool whole;
 
-	answer->content = pgft_json_string(pgft_json_object(choice, "message"), "content");
-	answer->finish_reason = pgft_json_string(choice, "finish_reason");
-	if (answer->content == NULL || answer->finish_reason == NULL ||
-		!pgft_json_int64(usage, "prompt_tokens", &answer->prompt_tokens) ||
+	answer->choices = pgft_json_array(&reply->root, "choices");
+	answer->content = choice_content(pgft_json_element(answer->choices, 0));
+	whole = answer->content != NULL;
+	for (uint32 i = 0; whole && i < JsonContainerSize(answer->choices); i++)
+	{
+		JsonbContainer *choice = pgft_json_element(answer->choices, i);
+
+		whole = choice_content(choice) != NULL && pgft_json_string(choice, "finish_reason") != NULL;
+	}
+	if (!whole || !pgft_json_int64(usage, "prompt_tokens", &answer->prompt_tokens) ||
 		!pgft_json_int64(usage, "completion_tokens", &answer->completion_tokens))
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
 						errmsg("the engine's reply is not a chat completion")));
@@ -134,6 +146,20 @@ read_answer(Answer *answer, Jsonb *reply)
 		answer->created = time(NULL);
 }
 
+static void
+add_choice(StringInfo json, JsonbContainer *choice)
+{
+	Jsonb *logprobs = pgft_json_any(choice, "logprobs");
+
+	appendStringInfoChar(json, '{');
+	pgft_json_add_string(json, "messages", choice_content(choice));
+	pgft_json_add_string(json, "finish_reason", pgft_json_string(choice, "finish_reason"));
+	if (logprobs != NULL)
+		pgft_json_add_raw(json, "logprobs",
+						  JsonbToCString(NULL, &logprobs->root, VARSIZE(logprobs)));
+	appendStringInfoChar(json, '}');
+}
+
 /* In the shape of Snowflake's COMPLETE. */
 static Datum
 answer_as_jsonb(const Answer *answer)
@@ -141,10 +167,14 @@ answer_as_jsonb(const Answer *answer)
 	StringInfoData json;
 
 	initStringInfo(&json);
-	appendStringInfoString(&json, "{\"choices\": [{");
-	pgft_json_add_string(&json, "messages", answer->content);
-	pgft_json_add_string(&json, "finish_reason", answer->finish_reason);
-	appendStringInfoString(&json, "}]");
+	appendStringInfoString(&json, "{\"choices\": [");
+	for (uint32 i = 0; i < JsonContainerSize(answer->choices); i++)
+	{
+		if (i > 0)
+			appendStringInfoString(&json, ", ");
+		add_choice(&json, pgft_json_element(answer->choices, i));
+	}
+	appendStringInfoChar(&json, ']');
 	pgft_json_add_int64(&json, "created", answer->created);
 	pgft_json_add_string(&json, "model", answer->model);
 	appendStringInfoString(&json, ", \"usage\": {");

@@ -42,7 +42,7 @@ for my $case (
 	[ q('bare', 'x') => 'a model without weights' ],
 	[ q('one', 'x', '{"temp": 1}') => 'an unknown option' ],
 	[ q('one', 'x', '{"temperature": 5}') => 'an option out of range' ],
-	[ q('one', 'x', '{"n": 2}') => 'an option that is not supported' ],
+	[ q('one', 'x', '{"n": 200}') => 'an option that is not supported' ],
 	[ q('one', 'x', '[]') => 'options that are none' ],
 	[ q('one', messages => '[]') => 'no messages' ],
 	[ q('one', messages => '[{"role": "tool", "content": "x"}]') => 'an unknown role' ],

@@ -43,6 +43,17 @@ is(answer(q(SELECT (complete('tiny', 'x', '{"response_format": {"type": "json", 
 like(answer(q(SELECT complete('tiny', 'x', '{"response_format": {"type": "json_object"}, "max_tokens": 20}') #>> '{choices,0,messages}')),
 	qr/\A\{/, 'any object');
 
+# Several answers, and how likely they were
+is(answer(q(SELECT r ->> 'n', r -> 'one' = r -> 'again', r ->> 'usage' FROM (SELECT jsonb_build_object('n', jsonb_array_length(a -> 'choices'),
+		'one', a #> '{choices,1,messages}', 'usage', a #> '{usage,completion_tokens}', 'again', complete('tiny', 'x', '{"seed": 8, "temperature": 1, "max_tokens": 4}') #> '{choices,0,messages}') r
+		FROM complete('tiny', 'x', '{"n": 3, "seed": 7, "temperature": 1, "max_tokens": 4}') a) b)),
+	'3|t|12', 'three answers, each with the next seed');
+is(answer(q(SELECT count(*), bool_and((t ->> 'logprob')::float8 <= 0 AND jsonb_array_length(t -> 'top_logprobs') = 2
+		AND (t -> 'top_logprobs') @> jsonb_build_array(jsonb_build_object('logprob', t -> 'logprob')))
+		FROM complete('tiny', 'x', '{"logprobs": true, "top_logprobs": 2, "max_tokens": 3}') a,
+			jsonb_array_elements(a #> '{choices,0,logprobs,content}') t)),
+	'3|t', 'probabilities, of which a greedy answer has the best');
+
 # Schemas that cannot be had
 fails(q(SELECT complete('tiny', 'x', '{"response_format": {"type": "json", "schema": {"type": "string", "pattern": "a"}}}')),
 	'0A000', qr/schema at "#": "pattern" is not supported/, 'a keyword');
