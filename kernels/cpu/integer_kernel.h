@@ -145,13 +145,13 @@ round_block(uint8_t *block, int n, int i, const float *x)
 	vf inverse;
 	int32_t sum[3];
 
-#pragma GCC unroll 8
+	UNROLL(8)
 	for (int j = 0; j < FT_INTEGER_BLOCK; j += VW)
 		largest = v_max(largest, v_absolute(v_load(x + j)));
 	most = largest_lane(largest);
 	scale = most * (1.0f / 127);
 	inverse = v_set1(most > 1e-30f ? 127 / most : 0);
-#pragma GCC unroll 8
+	UNROLL(8)
 	for (int j = 0; j < FT_INTEGER_BLOCK; j += VW)
 	{
 		vf shifted = v_load(x + j) * inverse + magic;
@@ -383,14 +383,14 @@ add_block(vf *total, const int n, const vu *u, const scales *of, const uint8_t *
 					 : vectors_in_16_bits(t) < vectors ? vectors_in_16_bits(t)
 													   : vectors;
 
-#pragma GCC unroll 2
+	UNROLL(2)
 	for (int h = 0; h < t.halves; h++)
 	{
 		const int part = t.halves == 1 ? 2 : h;
 		vi sum[TILE_ROWS];
 		vi narrow[TILE_ROWS];
 
-#pragma GCC unroll 12
+		UNROLL(12)
 		for (int i = 0; i < n; i++)
 		{
 			narrow[i] = (vi){0};
@@ -399,12 +399,12 @@ add_block(vf *total, const int n, const vu *u, const scales *of, const uint8_t *
 				sum[i] =
 					(vi) same_word(tile + OFFSET_AT(n, part, i)) >> (7 - t.offset - lift_of(t));
 		}
-#pragma GCC unroll 8
+		UNROLL(8)
 		for (int s = 0; s < vectors; s++)
 		{
 			vu v = u[h * vectors + s];
 
-#pragma GCC unroll 12
+			UNROLL(12)
 			for (int i = 0; i < n; i++)
 			{
 				const uint8_t *q = tile + QUANTS_AT(n, h * vectors + s, i);
@@ -420,7 +420,7 @@ add_block(vf *total, const int n, const vu *u, const scales *of, const uint8_t *
 				}
 			}
 		}
-#pragma GCC unroll 12
+		UNROLL(12)
 		for (int i = 0; i < n; i++)
 		{
 			total[i] = v_fma(of->d[h] * same_float(tile + SCALE_AT(n, i)), v_to_float((vu) sum[i]),
@@ -451,7 +451,7 @@ multiply_packed(float *y, int64_t ldy, const uint8_t *group, const uint8_t *tile
 		const uint8_t *x = tile;
 		vf total[TILE_ROWS];
 
-#pragma GCC unroll 12
+		UNROLL(12)
 		for (int i = 0; i < n; i++)
 			total[i] = v_zero();
 		for (int64_t left = k; left > 0; left -= FT_INTEGER_BLOCK)
@@ -461,18 +461,18 @@ multiply_packed(float *y, int64_t ldy, const uint8_t *group, const uint8_t *tile
 
 			if (lane == 0)
 			{
-#pragma GCC unroll 9
+				UNROLL(9)
 				for (int line = 0; line < bytes; line += 64)
 					__builtin_prefetch(block + 8 * bytes + line);
 			}
-#pragma GCC unroll 8
+			UNROLL(8)
 			for (int s = 0; s < VECTORS; s++)
 				u[s] = read_vector(block + words, s, lane, t);
 			add_block(total, n, u, &of, x, t);
 			block += bytes;
 			x += n * ROW_BYTES;
 		}
-#pragma GCC unroll 12
+		UNROLL(12)
 		for (int i = 0; i < n; i++)
 			v_store(y + i * ldy + lane, total[i]);
 	}
@@ -495,7 +495,7 @@ fill_blocks(panel_block *panel, const uint8_t *group, int64_t k, const shape t)
 
 	for (int64_t b = 0; b < blocks; b++, group += bytes)
 	{
-#pragma GCC unroll 9
+		UNROLL(9)
 		for (int line = 0; line < bytes; line += 64)
 			__builtin_prefetch(group + 8 * bytes + line);
 		for (int v = 0; v < LANE_VECTORS; v++)
@@ -503,7 +503,7 @@ fill_blocks(panel_block *panel, const uint8_t *group, int64_t k, const shape t)
 			panel_block *to = &panel[v * blocks + b];
 
 			to->of = read_scales(group, v * VW, t);
-#pragma GCC unroll 8
+			UNROLL(8)
 			for (int s = 0; s < VECTORS; s++)
 				to->u[s] = read_vector(group + words, s, v * VW, t);
 		}
@@ -519,12 +519,12 @@ multiply_tile(float *y, int64_t ldy, const panel_block *panel, const uint8_t *ti
 		const uint8_t *x = tile;
 		vf total[TILE_ROWS];
 
-#pragma GCC unroll 12
+		UNROLL(12)
 		for (int i = 0; i < n; i++)
 			total[i] = v_zero();
 		for (int64_t left = k; left > 0; left -= FT_INTEGER_BLOCK, panel++, x += n * ROW_BYTES)
 			add_block(total, n, panel->u, &panel->of, x, t);
-#pragma GCC unroll 12
+		UNROLL(12)
 		for (int i = 0; i < n; i++)
 			v_store(y + i * ldy + lane, total[i]);
 	}

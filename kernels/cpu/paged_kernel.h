@@ -26,33 +26,33 @@ scores_block(const int MR, const int NB, float *scores, int64_t ld, const float 
 	const int NV = NB * (FT_GROUP / VW);
 	vf c[PAGED_ROWS][PAGED_VECTORS];
 
-#pragma GCC unroll 6
+	UNROLL(6)
 	for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-		for (int j = 0; j < NV; j++)
-			c[i][j] = v_zero();
+		UNROLL(4)
+	for (int j = 0; j < NV; j++)
+		c[i][j] = v_zero();
 	for (int64_t t = 0; t < k; t++)
 	{
 		vf w[PAGED_VECTORS];
 
-#pragma GCC unroll 4
+		UNROLL(4)
 		for (int j = 0; j < NV; j++)
 			w[j] = v_load(panels[j / (FT_GROUP / VW)] + t * FT_GROUP + j % (FT_GROUP / VW) * VW);
-#pragma GCC unroll 6
+		UNROLL(6)
 		for (int i = 0; i < MR; i++)
 		{
 			vf a = v_set1(q[i * ldq + t]);
 
-#pragma GCC unroll 4
+			UNROLL(4)
 			for (int j = 0; j < NV; j++)
 				c[i][j] = v_fma(a, w[j], c[i][j]);
 		}
 	}
-#pragma GCC unroll 6
+	UNROLL(6)
 	for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-		for (int j = 0; j < NV; j++)
-			v_store(scores + i * ld + j * VW, c[i][j]);
+		UNROLL(4)
+	for (int j = 0; j < NV; j++)
+		v_store(scores + i * ld + j * VW, c[i][j]);
 }
 
 INLINE void
@@ -61,11 +61,11 @@ mix_block(const int MR, const int NV, float *acc, int64_t lda, const float *scor
 {
 	vf c[PAGED_ROWS][PAGED_VECTORS];
 
-#pragma GCC unroll 6
+	UNROLL(6)
 	for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-		for (int j = 0; j < NV; j++)
-			c[i][j] = v_load(acc + i * lda + j * VW);
+		UNROLL(4)
+	for (int j = 0; j < NV; j++)
+		c[i][j] = v_load(acc + i * lda + j * VW);
 	for (int64_t first = 0; first < positions; first += FT_GROUP, scores += FT_GROUP, panels++)
 	{
 		const float *panel = *panels + column;
@@ -75,25 +75,25 @@ mix_block(const int MR, const int NV, float *acc, int64_t lda, const float *scor
 		{
 			vf w[PAGED_VECTORS];
 
-#pragma GCC unroll 4
+			UNROLL(4)
 			for (int j = 0; j < NV; j++)
 				w[j] = v_load(panel + j * VW);
-#pragma GCC unroll 6
+			UNROLL(6)
 			for (int i = 0; i < MR; i++)
 			{
 				vf a = v_set1(scores[i * ld + t]);
 
-#pragma GCC unroll 4
+				UNROLL(4)
 				for (int j = 0; j < NV; j++)
 					c[i][j] = v_fma(a, w[j], c[i][j]);
 			}
 		}
 	}
-#pragma GCC unroll 6
+	UNROLL(6)
 	for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-		for (int j = 0; j < NV; j++)
-			v_store(acc + i * lda + j * VW, c[i][j]);
+		UNROLL(4)
+	for (int j = 0; j < NV; j++)
+		v_store(acc + i * lda + j * VW, c[i][j]);
 }
 
 /* A call with a constant number of rows. */

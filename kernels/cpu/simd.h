@@ -31,6 +31,20 @@ typedef float vf_unaligned __attribute__((vector_size(VW * 4), aligned(4), may_a
 typedef uint32_t vu_unaligned __attribute__((vector_size(VW * 4), aligned(4), may_alias));
 typedef uint16_t vh_unaligned __attribute__((vector_size(VW * 2), aligned(2), may_alias));
 
+/* The loop that follows is unrolled N times, so that its arrays are registers; not with sanitizers,
+ * whose checks of each step take a compiler minutes then. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define UNROLL(n)
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define UNROLL(n)
+#endif
+#endif
+#ifndef UNROLL
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL(n) PRAGMA(GCC unroll n)
+#endif
+
 #define INLINE static inline __attribute__((always_inline, unused))
 
 INLINE vf
