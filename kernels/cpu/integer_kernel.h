@@ -110,10 +110,11 @@ to_bytes(int8_t *q, int32_t sum[2], const vi *wide)
 	sum[0] = sum[1] = 0;
 	for (int i = 0; i < FT_INTEGER_BLOCK; i++)
 	{
-		int32_t value = wide[i / VW][i % VW];
+		/* what was no number is any byte: its row's scale says so (round_row) */
+		int8_t value = (int8_t) wide[i / VW][i % VW];
 
 		sum[i / 16] += value;
-		q[FT_PACK_VECTOR(i) * 4 + i % 8 / 2] = (int8_t) value;
+		q[FT_PACK_VECTOR(i) * 4 + i % 8 / 2] = value;
 	}
 #endif
 }
