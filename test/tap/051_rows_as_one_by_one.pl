@@ -4,12 +4,13 @@
 use strict;
 use warnings;
 
+use File::Copy qw(copy);
 use FinetuneCluster;
 use FinetuneJob;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $number = 2000;    # queries of the echoing engine, and a twentieth of them of a real model
+my $number = 2000;    # queries of the echoing engine, and a twentieth as many of the real model
 
 # A generator of our own: always the same numbers, whatever Perl it is
 my $seed = 20240229;
@@ -194,8 +195,8 @@ sub run_scripts
 # The same number of queries each way; those that are not alike are shown.
 sub compare
 {
-	my ($node, $name, $count, $settings, $fix) = @_;
-	my @queries = map { my $query = make_query(); $query =~ s/'one'/'tiny'/g if $fix; $query } 1 .. $count;
+	my ($node, $name, $count, $settings, $model) = @_;
+	my @queries = map { make_query() =~ s/'one'/'$model'/gr } 1 .. $count;
 	my %result;
 
 	for my $rows (0, 3, 32)
@@ -206,7 +207,7 @@ sub compare
 		is(scalar @{ $result{$rows} }, $count, "$name: all queries with batch_rows $rows were run");
 	}
 	my $failed = grep { /^error /m } @{ $result{0} };
-	cmp_ok($failed, '<', $count * 0.8, "$name: $failed end with an error");
+	cmp_ok($failed, '<', $count * 0.5, "$name: $failed end with an error");
 	for my $rows (grep { $_ } sort keys %result)
 	{
 		my $unequal = 0;
@@ -231,23 +232,32 @@ my ($node) = new_echo_cluster('queries', "jit = off\n");
 $node->safe_psql('postgres', $tables);
 add_foreign_tables($node);
 my $offset = log_end($node);
-compare($node, 'echo', $number * 0.8, '');
-compare($node, 'force_parallel_mode', $number * 0.1, "SET force_parallel_mode = on;\n");
+compare($node, 'echo', $number * 0.8, '', 'one');
+compare($node, 'force_parallel_mode', $number * 0.1, "SET force_parallel_mode = on;\n", 'one');
 
 # One worker alone: of several, LIMIT without an order takes those rows that come first
 compare($node, 'parallel plans', $number * 0.1,
 	"SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;\n"
-	  . "SET max_parallel_workers_per_gather = 1; SET parallel_leader_participation = off;\n");
+	  . "SET max_parallel_workers_per_gather = 1; SET parallel_leader_participation = off;\n", 'one');
 is(log_count($node, qr/PANIC|leak|WARNING|terminated by signal|XX000/, $offset), 0, 'the log has nothing unusual');
 $node->stop;
 
-# A real model, small and untrained
-$node = new_node('queries_real', "jit = off\n");
-$tables =~ s/'one'/'tiny'/g;
-$node->safe_psql('postgres', $tables . q(UPDATE t SET o = '{"max_tokens": 3, "temperature": 0}'));
-add_foreign_tables($node);
-s/complete\(([^()]*m), ((?:[^(),]|\([^()]*\))+)\)(?!->)/complete($1, $2)/g for @calls;
-compare($node, 'a real model', $number * 0.05, '', 1);
-$node->stop;
+# The real model; its context leaves a few tokens for an answer, and none for the longest prompts
+SKIP:
+{
+	my $real = 'cache/SmolLM2-135M-Instruct.Q4_1.gguf';
+	skip "$real is not there", 1 if !-e $real;
+	$node = new_bare_node('queries_real', "jit = off\n");
+	my $file = $node->basedir . '/models/real.gguf';
+	link($real, $file) or copy($real, $file) or die "$real: $!";
+	$node->start;
+	$node->safe_psql('postgres', 'CREATE EXTENSION pg_finetune');
+	$node->safe_psql('postgres', q(CREATE SERVER real TYPE 'base' FOREIGN DATA WRAPPER pg_finetune
+		OPTIONS (file 'real.gguf', context_length '38')));
+	$node->safe_psql('postgres', $tables =~ s/'one'/'real'/gr);
+	add_foreign_tables($node);
+	compare($node, 'the real model', $number * 0.05, '', 'real');
+	$node->stop;
+}
 
 done_testing();
