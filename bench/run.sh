@@ -20,7 +20,7 @@ if [ -n "${BENCH_PYTHON:-}" ]; then
 	echo "# train_pytorch.py" >&2
 	"$BENCH_PYTHON" bench/train_pytorch.py | tee -a "$measured" >&2
 fi
-for script in bench_llama_cpp.sh bench_estimate.sh bench_jobs.sh bench_rows.sh; do
+for script in bench_llama_cpp.sh bench_estimate.sh bench_jobs.sh bench_serve.sh bench_rows.sh; do
 	echo "# $script" >&2
 	"bench/$script" | tee -a "$measured" >&2
 done
