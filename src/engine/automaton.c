@@ -19,6 +19,7 @@ typedef struct state
 {
 	size_t first_place;
 	int32_t n_places;
+	int32_t rest;   /* the fewest bytes to an end */
 	int32_t *edges; /* [n_classes] states, or UNKNOWN; NULL until one is asked for */
 	bool accepts;
 } state;
@@ -27,6 +28,7 @@ typedef struct call_list
 {
 	int32_t node;  /* the innermost call returns to it */
 	int32_t outer; /* the list without it; 0: none */
+	int32_t rest;  /* the fewest bytes through all of them */
 } call_list;
 
 /* Everything that ft_automaton_forget forgets. */
@@ -92,7 +94,7 @@ memory_make(memory *m)
 	FT_TRY(index_make(&m->state_index, &m->state_slots, 256));
 	FT_TRY(index_make(&m->call_index, &m->call_slots, 256));
 	FT_TRY(ft_grow((void **) &m->calls, &m->calls_capacity, 1, sizeof *m->calls));
-	m->calls[m->n_calls++] = (call_list){-1, -1};
+	m->calls[m->n_calls++] = (call_list){-1, -1, 0};
 	return FT_OK;
 }
 
@@ -152,8 +154,9 @@ calls_rehash(memory *m)
 
 /* The number of the list that is `outer` and a call that returns to the node. */
 static ft_status
-list_of_calls(memory *m, int32_t node, int32_t outer, int32_t *list)
+list_of_calls(ft_automaton *a, int32_t node, int32_t outer, int32_t *list)
 {
+	memory *m = &a->m;
 	size_t at;
 
 	if (2 * m->n_calls >= m->call_slots)
@@ -170,7 +173,8 @@ list_of_calls(memory *m, int32_t node, int32_t outer, int32_t *list)
 		}
 	}
 	FT_TRY(ft_grow((void **) &m->calls, &m->calls_capacity, m->n_calls + 1, sizeof *m->calls));
-	m->calls[m->n_calls] = (call_list){node, outer};
+	m->calls[m->n_calls] =
+		(call_list){node, outer, ft_grammar_rest_sum(a->grammar->rest[node], m->calls[outer].rest)};
 	m->call_index[at] = *list = (int32_t) m->n_calls++;
 	return FT_OK;
 }
@@ -237,7 +241,7 @@ follow_edges(ft_automaton *a, ft_place place)
 		{
 			/* a call at the end of a rule returns to where that does */
 			if (!g->nodes[edge->to].is_exit)
-				FT_TRY(list_of_calls(&a->m, edge->to, place.calls, &calls));
+				FT_TRY(list_of_calls(a, edge->to, place.calls, &calls));
 			FT_TRY(come_to(a, g->rules[edge->rule].entry, calls));
 		}
 	}
@@ -285,6 +289,23 @@ states_rehash(memory *m)
 	return FT_OK;
 }
 
+/* The fewest bytes to an end from the places in `kept`. */
+static int32_t
+rest_of_kept(const ft_automaton *a)
+{
+	int32_t least = a->accepts ? 0 : FT_GRAMMAR_REST_MAX;
+
+	for (size_t i = 0; i < a->n_kept; i++)
+	{
+		int32_t rest = ft_grammar_rest_sum(a->grammar->rest[a->kept[i].node],
+										   a->m.calls[a->kept[i].calls].rest);
+
+		if (rest < least)
+			least = rest;
+	}
+	return least;
+}
+
 /* The state of the places in `kept`. */
 static ft_status
 intern_kept(ft_automaton *a, int32_t *number)
@@ -313,8 +334,10 @@ intern_kept(ft_automaton *a, int32_t *number)
 	FT_TRY(ft_grow((void **) &m->states, &m->states_capacity, m->n_states + 1, sizeof *m->states));
 	FT_TRY(ft_grow((void **) &m->places, &m->places_capacity, m->n_places + a->n_kept,
 				   sizeof *m->places));
-	m->states[m->n_states] =
-		(state){.first_place = m->n_places, .n_places = (int32_t) a->n_kept, .accepts = a->accepts};
+	m->states[m->n_states] = (state){.first_place = m->n_places,
+									 .n_places = (int32_t) a->n_kept,
+									 .rest = rest_of_kept(a),
+									 .accepts = a->accepts};
 	if (a->n_kept > 0)
 		memcpy(m->places + m->n_places, a->kept, a->n_kept * sizeof a->kept[0]);
 	m->n_places += a->n_kept;
@@ -388,6 +411,18 @@ ft_automaton_goes_on(const ft_automaton *a, int32_t number)
 	return a->m.states[number].n_places > 0;
 }
 
+int32_t
+ft_automaton_rest(const ft_automaton *a, int32_t number)
+{
+	return a->m.states[number].rest;
+}
+
+int32_t
+ft_automaton_calls_rest(const ft_automaton *a, int32_t calls)
+{
+	return a->m.calls[calls].rest;
+}
+
 const ft_place *
 ft_automaton_places(const ft_automaton *a, int32_t number, size_t *n)
 {
@@ -435,7 +470,7 @@ ft_automaton_states(const ft_automaton *a)
 
 /* The number of a list of the old memory in the new one.  lists has room for the longest. */
 static ft_status
-copy_calls(const memory *from, memory *to, int32_t calls, int32_t *lists, int32_t *number)
+copy_calls(ft_automaton *a, const memory *from, int32_t calls, int32_t *lists, int32_t *number)
 {
 	size_t n = 0;
 
@@ -443,7 +478,7 @@ copy_calls(const memory *from, memory *to, int32_t calls, int32_t *lists, int32_
 		lists[n++] = calls;
 	*number = 0;
 	while (n-- > 0)
-		FT_TRY(list_of_calls(to, from->calls[lists[n]].node, *number, number));
+		FT_TRY(list_of_calls(a, from->calls[lists[n]].node, *number, number));
 	return FT_OK;
 }
 
@@ -460,7 +495,7 @@ copy_state(ft_automaton *a, const memory *from, int32_t *lists, int32_t *number)
 		ft_place place = from->places[s->first_place + i];
 
 		a->kept[i].node = place.node;
-		FT_TRY(copy_calls(from, &a->m, place.calls, lists, &a->kept[i].calls));
+		FT_TRY(copy_calls(a, from, place.calls, lists, &a->kept[i].calls));
 	}
 	return intern_kept(a, number);
 }

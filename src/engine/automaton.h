@@ -38,6 +38,10 @@ ft_automaton_next(ft_automaton *automaton, int32_t state, unsigned char byte, in
 bool ft_automaton_accepts(const ft_automaton *automaton, int32_t state);
 /* Can it go on? */
 bool ft_automaton_goes_on(const ft_automaton *automaton, int32_t state);
+/* The fewest bytes behind which the text may end, at most FT_GRAMMAR_REST_MAX; of the part of it
+ * that is left when the innermost call of `calls` has returned. */
+int32_t ft_automaton_rest(const ft_automaton *automaton, int32_t state);
+int32_t ft_automaton_calls_rest(const ft_automaton *automaton, int32_t calls);
 
 /* The places of a state; valid until another state is made. */
 const ft_place *ft_automaton_places(const ft_automaton *automaton, int32_t state, size_t *n);

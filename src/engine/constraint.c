@@ -34,14 +34,24 @@ struct ft_constraint_vocabulary
 	int32_t *path; /* [depth + 1] states or nodes at each depth */
 };
 
+/* Tokens that may come next. */
+typedef struct token_set
+{
+	uint64_t *words; /* [n_words]; NULL: not made */
+	int32_t nearest,
+		farthest; /* the fewest bytes to an end behind one of them, the least and the most */
+} token_set;
+
 struct ft_constraint
 {
 	ft_grammar *grammar;
 	ft_automaton *automaton;
 	ft_constraint_vocabulary *vocabulary;
-	uint64_t **sets; /* by state, NULL: not made */
+	token_set *sets; /* by state */
 	size_t sets_capacity;
-	size_t n_sets; /* made */
+	size_t n_sets;       /* made */
+	token_set narrowed;  /* of the last state that had to be in a hurry */
+	int32_t string_rest; /* the most bytes from inside a string to behind its closing quote */
 	ft_match *matches;
 	bool broken; /* memory ran out while states were renumbered: matches have none */
 };
@@ -154,10 +164,31 @@ ft_constraint_vocabulary_free(ft_constraint_vocabulary *v)
 
 /* --- tokens of a state --- */
 
+/* Behind tokens that are in the set now the text can end within `rest` bytes. */
+static void
+note_rest(token_set *set, int32_t nearest, int32_t farthest)
+{
+	set->nearest = nearest < set->nearest ? nearest : set->nearest;
+	set->farthest = farthest > set->farthest ? farthest : set->farthest;
+}
+
+/* Add the tokens that end with a node of the tree and lead to the state, if it is near enough. */
+static void
+add_near_tokens(const ft_constraint *c, const ft_trie_node *node, int32_t state, int32_t limit,
+				token_set *set)
+{
+	int32_t rest = ft_automaton_rest(c->automaton, state);
+
+	if (node->n_tokens == 0 || rest > limit)
+		return;
+	add_tokens(c->vocabulary->trie, node, set->words);
+	note_rest(set, rest, rest);
+}
+
 /* Add the tokens in nodes [from, to) of the tree along which the automaton goes from the state,
  * which is that at their least depth less one. */
 static ft_status
-walk(ft_constraint *c, int32_t state, int32_t from, int32_t to, uint64_t *words)
+walk(ft_constraint *c, int32_t state, int32_t from, int32_t to, int32_t limit, token_set *set)
 {
 	const ft_token_trie *trie = c->vocabulary->trie;
 	int32_t *path = c->vocabulary->path;
@@ -182,36 +213,38 @@ walk(ft_constraint *c, int32_t state, int32_t from, int32_t to, uint64_t *words)
 						   "the schema is too intricate: a token can go more than %d ways",
 						   MAX_NEW_STATES);
 		path[node->depth] = next;
-		add_tokens(trie, node, words);
+		add_near_tokens(c, node, next, limit, set);
 		i++;
 	}
 	return FT_OK;
 }
 
-/* Tokens from a place inside a string. */
+/* Tokens from a place inside a string, all that stay inside being near enough. */
 static ft_status
-add_string_place(ft_constraint *c, ft_place place, uint64_t *words)
+add_string_place(ft_constraint *c, ft_place place, int32_t limit, token_set *set)
 {
 	const ft_token_trie *trie = c->vocabulary->trie;
+	int32_t behind = ft_automaton_calls_rest(c->automaton, place.calls);
 	const string_tokens *s;
 	int32_t returned;
 
 	FT_TRY(string_tokens_of(c->vocabulary, place.node, &s));
 	for (size_t i = 0; i < c->vocabulary->n_words; i++)
-		words[i] |= s->inside[i];
+		set->words[i] |= s->inside[i];
+	note_rest(set, ft_grammar_rest_sum(1, behind), ft_grammar_rest_sum(c->string_rest, behind));
 	FT_TRY(ft_automaton_returned(c->automaton, place.calls, &returned));
 	for (size_t i = 0; i < s->n_ends; i++)
 	{
 		const ft_trie_node *node = &trie->nodes[s->ends[i]];
 
-		add_tokens(trie, node, words);
-		FT_TRY(walk(c, returned, s->ends[i] + 1, node->end, words));
+		add_near_tokens(c, node, returned, limit, set);
+		FT_TRY(walk(c, returned, s->ends[i] + 1, node->end, limit, set));
 	}
 	return FT_OK;
 }
 
 static ft_status
-fill_set(ft_constraint *c, int32_t state, uint64_t *words)
+fill_set(ft_constraint *c, int32_t state, int32_t limit, token_set *set)
 {
 	size_t n, n_others = 0;
 	const ft_place *places = ft_automaton_places(c->automaton, state, &n);
@@ -219,21 +252,29 @@ fill_set(ft_constraint *c, int32_t state, uint64_t *words)
 	ft_place *strings;
 	ft_status status = FT_OK;
 
+	set->nearest = FT_GRAMMAR_REST_MAX;
+	set->farthest = 0;
+	memset(set->words, 0, c->vocabulary->n_words * sizeof *set->words);
 	FT_TRY(ft_alloc((void **) &others, 2 * n, sizeof *others));
 	strings = others + n;
 	for (size_t i = 0; i < n; i++)
-		if (places[i].node >= FT_STRING_NODES)
-			others[n_others++] = places[i];
-		else
+	{
+		int32_t behind = ft_automaton_calls_rest(c->automaton, places[i].calls);
+
+		if (places[i].node < FT_STRING_NODES &&
+			ft_grammar_rest_sum(c->string_rest, behind) <= limit)
 			strings[i - n_others] = places[i];
+		else
+			others[n_others++] = places[i];
+	}
 	for (size_t i = 0; i < n - n_others && status == FT_OK; i++)
-		status = add_string_place(c, strings[i], words);
+		status = add_string_place(c, strings[i], limit, set);
 	if (status == FT_OK && n_others > 0)
 	{
 		if (n_others < n)
 			status = ft_automaton_state_of(c->automaton, others, n_others, &state);
 		if (status == FT_OK)
-			status = walk(c, state, 0, (int32_t) c->vocabulary->trie->n_nodes, words);
+			status = walk(c, state, 0, (int32_t) c->vocabulary->trie->n_nodes, limit, set);
 	}
 	free(others);
 	return status;
@@ -245,7 +286,7 @@ static void
 free_sets(ft_constraint *c)
 {
 	for (size_t i = 0; i < c->sets_capacity; i++)
-		free(c->sets[i]);
+		free(c->sets[i].words);
 	free(c->sets);
 	c->sets = NULL;
 	c->sets_capacity = 0;
@@ -295,7 +336,13 @@ ft_constraint_create(ft_grammar *grammar, ft_constraint_vocabulary *vocabulary,
 	}
 	c->grammar = grammar;
 	c->vocabulary = vocabulary;
+	for (int i = 0; i < FT_STRING_NODES; i++)
+		if (grammar->rest[i] != FT_GRAMMAR_NO_EXIT && grammar->rest[i] > c->string_rest)
+			c->string_rest = grammar->rest[i];
 	status = ft_automaton_create(grammar, &c->automaton);
+	if (status == FT_OK)
+		status =
+			ft_alloc((void **) &c->narrowed.words, vocabulary->n_words, sizeof *c->narrowed.words);
 	if (status != FT_OK)
 	{
 		ft_constraint_free(c);
@@ -311,6 +358,7 @@ ft_constraint_free(ft_constraint *constraint)
 	if (!constraint)
 		return;
 	free_sets(constraint);
+	free(constraint->narrowed.words);
 	ft_automaton_free(constraint->automaton);
 	ft_grammar_free(constraint->grammar);
 	free(constraint);
@@ -346,44 +394,64 @@ ft_match_end(ft_match *match)
 	*match = (ft_match){0};
 }
 
-ft_status
-ft_match_tokens(ft_match *match, const uint64_t **words, bool *may_end)
+/* All tokens that may come next in a state. */
+static ft_status
+set_of(ft_constraint *c, int32_t state, const token_set **result)
 {
-	ft_constraint *c = match->constraint;
-	size_t n_words = c->vocabulary->n_words;
-	uint64_t *set;
-	ft_status status;
+	token_set *set;
 
-	FT_TRY(check_whole(c));
-	if (ft_automaton_bytes(c->automaton) + c->n_sets * n_words * sizeof *set > FORGET_BYTES)
-		FT_TRY(forget(c));
-	if ((size_t) match->state >= c->sets_capacity)
+	if ((size_t) state >= c->sets_capacity)
 	{
 		size_t before = c->sets_capacity;
 
-		FT_TRY(ft_grow((void **) &c->sets, &c->sets_capacity, (size_t) match->state + 1,
-					   sizeof *c->sets));
+		FT_TRY(ft_grow((void **) &c->sets, &c->sets_capacity, (size_t) state + 1, sizeof *c->sets));
 		memset(c->sets + before, 0, (c->sets_capacity - before) * sizeof *c->sets);
 	}
-	if (!c->sets[match->state])
+	set = &c->sets[state];
+	if (!set->words)
 	{
-		FT_TRY(ft_alloc((void **) &set, n_words, sizeof *set));
-		status = fill_set(c, match->state, set);
+		ft_status status;
+
+		FT_TRY(ft_alloc((void **) &set->words, c->vocabulary->n_words, sizeof *set->words));
+		status = fill_set(c, state, FT_GRAMMAR_REST_MAX, set);
 		if (status != FT_OK)
 		{
-			free(set);
+			free(set->words);
+			set->words = NULL;
 			return status;
 		}
-		c->sets[match->state] = set;
 		c->n_sets++;
 	}
-	*words = c->sets[match->state];
-	*may_end = ft_automaton_accepts(c->automaton, match->state);
+	*result = set;
 	return FT_OK;
 }
 
 ft_status
-ft_match_mask(ft_match *match, const int32_t *ends, int n_ends, float *logits)
+ft_match_tokens(ft_match *match, int32_t left, const uint64_t **words, bool *may_end)
+{
+	ft_constraint *c = match->constraint;
+	const token_set *set;
+	int32_t limit = left - 1;
+
+	FT_TRY(check_whole(c));
+	if (ft_automaton_bytes(c->automaton) + c->n_sets * c->vocabulary->n_words * sizeof **words >
+		FORGET_BYTES)
+		FT_TRY(forget(c));
+	FT_TRY(set_of(c, match->state, &set));
+	*may_end = ft_automaton_accepts(c->automaton, match->state);
+	if (set->farthest > limit)
+	{
+		if (set->nearest > limit && !*may_end)
+			limit = set->nearest;
+		FT_TRY(fill_set(c, match->state, limit, &c->narrowed));
+		set = &c->narrowed;
+	}
+	*words = set->words;
+	return FT_OK;
+}
+
+ft_status
+ft_match_mask(ft_match *match, int32_t left, const int32_t *ends, int n_ends, float *logits)
 {
 	const ft_constraint_vocabulary *v = match->constraint->vocabulary;
 	size_t n = v->trie->vocabulary;
@@ -391,7 +459,8 @@ ft_match_mask(ft_match *match, const int32_t *ends, int n_ends, float *logits)
 	float kept[16];
 	bool may_end, any = false;
 
-	FT_TRY(ft_match_tokens(match, &words, &may_end));
+	/* where no token ends an answer, one that may end need not be in a hurry */
+	FT_TRY(ft_match_tokens(match, n_ends > 0 ? left : INT32_MAX, &words, &may_end));
 	if (n_ends > (int) (sizeof kept / sizeof kept[0]))
 		n_ends = (int) (sizeof kept / sizeof kept[0]);
 	for (int i = 0; i < n_ends; i++)

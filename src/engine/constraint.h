@@ -8,6 +8,10 @@
  * for every grammar, and is kept with the vocabulary; only what comes behind
  * the closing quote depends on where the string stands.
  *
+ * An answer of a limited number of tokens is brought to its end in time: once
+ * the tokens that are left might not do, only those may come behind which the
+ * answer can end within as many bytes, of which a token has one at least.
+ *
  * A constraint and its matches belong to one thread, but for making and freeing
  * the former.
  */
@@ -44,17 +48,19 @@ ft_status ft_match_begin(ft_constraint *constraint, ft_match *match);
 /* Also of one that has not begun (zeroed). */
 void ft_match_end(ft_match *match);
 
-/* Set the logits [vocabulary] of all tokens that may not come next to minus infinity.  The `ends`,
- * at most 16, may come where the answer may end, and only there.  FT_UNSUPPORTED when no token is
- * left. */
-ft_status ft_match_mask(ft_match *match, const int32_t *ends, int n_ends, float *logits);
+/* Set the logits [vocabulary] of all tokens that may not come next to minus infinity.  left: tokens
+ * to come, this one included.  The `ends`, at most 16, may come where the answer may end, and only
+ * there.  FT_UNSUPPORTED when no token is left. */
+ft_status
+ft_match_mask(ft_match *match, int32_t left, const int32_t *ends, int n_ends, float *logits);
 /* A token has been drawn that was not masked.  FT_INTERNAL: it was. */
 ft_status ft_match_push(ft_match *match, const char *text, size_t n);
 /* Is the answer complete, so that nothing can come behind it? */
 bool ft_match_is_whole(const ft_match *match);
 
 /* The set as bits, token t being bit t % 64 of word t / 64; *may_end: the answer may end here.
+ * Where the tokens left do not do, those that bring the end nearest, or, if it may end here, none.
  * Valid until the next call for the constraint. */
-ft_status ft_match_tokens(ft_match *match, const uint64_t **words, bool *may_end);
+ft_status ft_match_tokens(ft_match *match, int32_t left, const uint64_t **words, bool *may_end);
 
 #endif

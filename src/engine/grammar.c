@@ -24,6 +24,7 @@ ft_grammar_free(ft_grammar *grammar)
 	free(grammar->nodes);
 	free(grammar->edges);
 	free(grammar->rules);
+	free(grammar->rest);
 	free(grammar);
 }
 
@@ -119,14 +120,13 @@ ft_grammar_literal(ft_grammar *g, int32_t from, const char *text, size_t n, int3
 	}
 }
 
-/* --- which nodes lead to their rule's exit --- */
+/* --- how far nodes are from their rule's exit --- */
 
 /* For each node the edges that wait for it: those that lead to it, and those that call its rule. */
 typedef struct waiting
 {
 	size_t *begin; /* [n_nodes + 1] */
 	int32_t *edges;
-	int32_t *queue; /* [n_nodes] */
 } waiting;
 
 static void
@@ -134,7 +134,6 @@ waiting_free(waiting *w)
 {
 	free(w->begin);
 	free(w->edges);
-	free(w->queue);
 }
 
 static int32_t
@@ -149,7 +148,6 @@ waiting_make(const ft_grammar *g, waiting *w)
 	*w = (waiting){0};
 	FT_TRY(ft_alloc((void **) &w->begin, g->n_nodes + 2, sizeof *w->begin));
 	FT_TRY(ft_alloc((void **) &w->edges, 2 * g->n_edges, sizeof *w->edges));
-	FT_TRY(ft_alloc((void **) &w->queue, g->n_nodes, sizeof *w->queue));
 	for (size_t i = 0; i < g->n_edges; i++)
 	{
 		int32_t entry = called_entry(g, &g->edges[i]);
@@ -171,38 +169,81 @@ waiting_make(const ft_grammar *g, waiting *w)
 	return FT_OK;
 }
 
-/* marked[n]: the exit can be reached from node n; without_bytes: over edges that take none. */
-static void
-mark(const ft_grammar *g, waiting *w, bool without_bytes, bool *marked)
+/* A node that is known to be so far, the nearest first. */
+typedef struct distance
 {
-	size_t n = 0;
+	int32_t rest;
+	int32_t node;
+} distance;
 
-	for (size_t i = 0; i < g->n_rules; i++)
+typedef struct heap
+{
+	distance *items; /* from 1 on; room for all that are ever put */
+	size_t n;
+} heap;
+
+static void
+heap_put(heap *h, distance d)
+{
+	size_t i = ++h->n;
+
+	for (; i > 1 && h->items[i / 2].rest > d.rest; i /= 2)
+		h->items[i] = h->items[i / 2];
+	h->items[i] = d;
+}
+
+static distance
+heap_take(heap *h)
+{
+	distance least = h->items[1], last = h->items[h->n--];
+	size_t i = 1;
+
+	for (size_t child; (child = 2 * i) <= h->n; i = child)
 	{
-		marked[g->rules[i].exit] = true;
-		w->queue[n++] = g->rules[i].exit;
+		if (child < h->n && h->items[child + 1].rest < h->items[child].rest)
+			child++;
+		if (h->items[child].rest >= last.rest)
+			break;
+		h->items[i] = h->items[child];
 	}
-	while (n > 0)
-	{
-		int32_t node = w->queue[--n];
+	h->items[i] = last;
+	return least;
+}
 
-		for (size_t i = w->begin[node]; i < w->begin[node + 1]; i++)
+/* Knuth 1977, "A generalization of Dijkstra's algorithm": what an edge costs may depend on how far
+ * the called rule's entry is from its exit, which is known before it is needed. */
+static void
+measure(const ft_grammar *g, const waiting *w, heap *h, int32_t *rest)
+{
+	for (size_t i = 0; i < g->n_nodes; i++)
+		rest[i] = FT_GRAMMAR_NO_EXIT;
+	for (size_t i = 0; i < g->n_rules; i++)
+		heap_put(h, (distance){0, g->rules[i].exit});
+	while (h->n > 0)
+	{
+		distance d = heap_take(h);
+
+		if (rest[d.node] != FT_GRAMMAR_NO_EXIT)
+			continue;
+		rest[d.node] = d.rest;
+		for (size_t i = w->begin[d.node]; i < w->begin[d.node + 1]; i++)
 		{
 			const ft_grammar_edge *edge = &g->edges[w->edges[i]];
 			int32_t entry = called_entry(g, edge);
+			int32_t cost = edge->kind == FT_EDGE_BYTES;
 
-			if (marked[edge->from] || !marked[edge->to] || (entry >= 0 && !marked[entry]) ||
-				(without_bytes && edge->kind == FT_EDGE_BYTES))
-				continue;
-			marked[edge->from] = true;
-			w->queue[n++] = edge->from;
+			if (entry >= 0)
+				cost = rest[entry];
+			if (rest[edge->from] == FT_GRAMMAR_NO_EXIT && rest[edge->to] != FT_GRAMMAR_NO_EXIT &&
+				cost != FT_GRAMMAR_NO_EXIT)
+				heap_put(h, (distance){ft_grammar_rest_sum(rest[edge->to], cost), edge->from});
 		}
 	}
 }
 
 /* Take out what leads nowhere. */
 static void
-prune(ft_grammar *g, const bool *live)
+prune(ft_grammar *g)
 {
 	for (size_t i = 0; i < g->n_nodes; i++)
 	{
@@ -213,7 +254,8 @@ prune(ft_grammar *g, const bool *live)
 			ft_grammar_edge *edge = &g->edges[*at];
 			int32_t entry = called_entry(g, edge);
 
-			if (live[edge->to] && (entry < 0 || live[entry]))
+			if (g->rest[edge->to] != FT_GRAMMAR_NO_EXIT &&
+				(entry < 0 || g->rest[entry] != FT_GRAMMAR_NO_EXIT))
 				at = &edge->next;
 			else
 				*at = edge->next;
@@ -232,13 +274,13 @@ typedef struct visit
 
 /* The node that the visit leads to next without taking a byte, -1 when there are no more. */
 static int32_t
-next_without_byte(const ft_grammar *g, const bool *nullable, visit *v)
+next_without_byte(const ft_grammar *g, visit *v)
 {
 	while (v->edge >= 0)
 	{
 		const ft_grammar_edge *edge = &g->edges[v->edge];
 
-		if (edge->kind == FT_EDGE_CALL && !v->behind && nullable[g->rules[edge->rule].entry])
+		if (edge->kind == FT_EDGE_CALL && !v->behind && g->rest[g->rules[edge->rule].entry] == 0)
 		{
 			v->behind = true;
 			return g->rules[edge->rule].entry;
@@ -257,7 +299,7 @@ next_without_byte(const ft_grammar *g, const bool *nullable, visit *v)
 
 /* A depth-first search for circles that take no byte. */
 static ft_status
-find_circle(const ft_grammar *g, const bool *nullable, visit *stack, uint8_t *seen)
+find_circle(const ft_grammar *g, visit *stack, uint8_t *seen)
 {
 	enum
 	{
@@ -276,7 +318,7 @@ find_circle(const ft_grammar *g, const bool *nullable, visit *stack, uint8_t *se
 		seen[start] = OPEN;
 		while (depth > 0)
 		{
-			int32_t next = next_without_byte(g, nullable, &stack[depth - 1]);
+			int32_t next = next_without_byte(g, &stack[depth - 1]);
 
 			if (next < 0)
 				seen[stack[--depth].node] = DONE;
@@ -297,8 +339,7 @@ find_circle(const ft_grammar *g, const bool *nullable, visit *stack, uint8_t *se
 typedef struct finishing
 {
 	waiting waiting;
-	bool *live;
-	bool *nullable;
+	heap heap;
 	visit *stack;
 	uint8_t *seen;
 } finishing;
@@ -307,18 +348,19 @@ static ft_status
 finish(ft_grammar *g, finishing *f)
 {
 	FT_TRY(waiting_make(g, &f->waiting));
-	FT_TRY(ft_alloc((void **) &f->live, g->n_nodes, sizeof *f->live));
-	FT_TRY(ft_alloc((void **) &f->nullable, g->n_nodes, sizeof *f->nullable));
+	/* an edge is put at most once for each end that it waits for */
+	FT_TRY(
+		ft_alloc((void **) &f->heap.items, 2 * g->n_edges + g->n_rules + 1, sizeof *f->heap.items));
+	FT_TRY(ft_alloc((void **) &g->rest, g->n_nodes, sizeof *g->rest));
 	FT_TRY(ft_alloc((void **) &f->stack, g->n_nodes, sizeof *f->stack));
 	FT_TRY(ft_alloc((void **) &f->seen, g->n_nodes, 1));
-	mark(g, &f->waiting, false, f->live);
-	if (!f->live[g->rules[g->root].entry])
+	measure(g, &f->waiting, &f->heap, g->rest);
+	if (g->rest[g->rules[g->root].entry] == FT_GRAMMAR_NO_EXIT)
 		return ft_hint(ft_fail(FT_INVALID, "no value of finite size fits the schema"),
 					   "A schema that refers to itself must do so in an optional property, in an "
 					   "array that may be empty, or beside another alternative.");
-	prune(g, f->live);
-	mark(g, &f->waiting, true, f->nullable);
-	return find_circle(g, f->nullable, f->stack, f->seen);
+	prune(g);
+	return find_circle(g, f->stack, f->seen);
 }
 
 ft_status
@@ -331,8 +373,7 @@ ft_grammar_finish(ft_grammar *g, int32_t root)
 	if (status == FT_OK)
 		status = finish(g, &f);
 	waiting_free(&f.waiting);
-	free(f.live);
-	free(f.nullable);
+	free(f.heap.items);
 	free(f.stack);
 	free(f.seen);
 	return status;

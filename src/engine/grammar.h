@@ -20,6 +20,9 @@
 /* Beyond this a grammar is refused (FT_INVALID). */
 #define FT_GRAMMAR_MAX_NODES 200000
 
+#define FT_GRAMMAR_REST_MAX (1 << 30)
+#define FT_GRAMMAR_NO_EXIT INT32_MAX
+
 typedef enum ft_edge_kind
 {
 	FT_EDGE_BYTES,
@@ -58,6 +61,9 @@ typedef struct ft_grammar
 	ft_grammar_rule *rules;
 	size_t n_rules;
 	int32_t root; /* rule */
+	/* Once finished, [n_nodes]: the fewest bytes from a node to its rule's exit, at most
+	 * FT_GRAMMAR_REST_MAX; FT_GRAMMAR_NO_EXIT: none are. */
+	int32_t *rest;
 
 	/* private */
 	size_t nodes_capacity;
@@ -82,5 +88,12 @@ void ft_grammar_literal(ft_grammar *grammar, int32_t from, const char *text, siz
 /* No more is added.  Edges that lead to no end are taken out.  FT_INVALID when no text of finite
  * length is in the language of the root, or when a rule calls itself before it has taken a byte. */
 ft_status ft_grammar_finish(ft_grammar *grammar, int32_t root);
+
+/* Sum of two numbers of bytes, neither FT_GRAMMAR_NO_EXIT. */
+static inline int32_t
+ft_grammar_rest_sum(int32_t a, int32_t b)
+{
+	return a < FT_GRAMMAR_REST_MAX - b ? a + b : FT_GRAMMAR_REST_MAX;
+}
 
 #endif

@@ -196,7 +196,8 @@ ft_generation_edit(ft_generation *generation, float *logits)
 		return FT_OK;
 	if (!generation->match.constraint)
 		FT_TRY(ft_match_begin(generation->constraint, &generation->match));
-	return ft_match_mask(&generation->match, config->eos, config->n_eos, logits);
+	return ft_match_mask(&generation->match, generation->limit - (int32_t) generation->ids.length,
+						 config->eos, config->n_eos, logits);
 }
 
 ft_sample

@@ -457,7 +457,7 @@ walk_randomly(const ft_tokenizer *tokenizer, ft_constraint *constraint, ft_autom
 		int32_t id;
 
 		assert_in_range(step, 0, 2000);
-		assert_int_equal(ft_match_tokens(&match, &set, &may_end), FT_OK);
+		assert_int_equal(ft_match_tokens(&match, INT32_MAX, &set, &may_end), FT_OK);
 		for (int32_t i = 0; i < (int32_t) N_TOKENS; i++)
 		{
 			ft_text token = {0};
@@ -532,6 +532,121 @@ test_tokens(void **state)
 	ft_tokenizer_free(tokenizer);
 }
 
+/* A random answer of at most `left` tokens; true when it has ended by itself. */
+static bool
+ends_in_time(const ft_tokenizer *tokenizer, ft_constraint *constraint, const ft_automaton *judge,
+			 int32_t left, uint64_t seed)
+{
+	ft_text text = {0};
+	ft_match match;
+	bool may_end = false;
+
+	assert_int_equal(ft_match_begin(constraint, &match), FT_OK);
+	for (; left > 0 && !ft_match_is_whole(&match); left--)
+	{
+		size_t before = text.length;
+		const uint64_t *set;
+		int32_t id;
+
+		assert_int_equal(ft_match_tokens(&match, left, &set, &may_end), FT_OK);
+		id = choose(set, &seed, false);
+		if (id < 0)
+		{
+			assert_true(may_end);
+			break;
+		}
+		assert_int_equal(ft_tokenizer_decode_part(tokenizer, &id, 1, true, &text), FT_OK);
+		assert_int_equal(ft_match_push(&match, text.data + before, text.length - before), FT_OK);
+	}
+	may_end = fits((ft_automaton *) judge, text.data, text.length);
+	ft_match_end(&match);
+	ft_text_free(&text);
+	return may_end;
+}
+
+/* However many tokens an answer may have, as long as they are as many as the shortest answer has
+ * bytes, it comes to its end. */
+static void
+test_ends_in_time(void **state)
+{
+	static const char *const endless[] = {
+		OBJECT("\"value\": {\"type\": \"integer\"}, \"next\": {\"anyOf\": [{\"$ref\": \"#\"}, "
+			   "{\"type\": \"null\"}]}",
+			   ", \"required\": [\"value\", \"next\"]"),
+		"{\"type\": \"array\", \"items\": {\"$ref\": \"#\"}}",
+	};
+	const size_t n_endless = sizeof endless / sizeof endless[0];
+	ft_tokenizer *tokenizer = make_tokenizer();
+	ft_constraint_vocabulary *vocabulary;
+
+	(void) state;
+	assert_int_equal(ft_constraint_vocabulary_create(tokenizer, N_TOKENS + 5, &vocabulary), FT_OK);
+	for (size_t i = 0; i < n_endless + sizeof walked / sizeof walked[0]; i++)
+	{
+		const char *schema = i < n_endless ? endless[i] : walked[i - n_endless];
+		ft_grammar *grammar = grammar_of(schema), *again = grammar_of(schema);
+		ft_constraint *constraint;
+		ft_automaton *judge;
+		int32_t start, shortest;
+
+		assert_int_equal(ft_automaton_create(again, &judge), FT_OK);
+		assert_int_equal(ft_automaton_start(judge, &start), FT_OK);
+		shortest = ft_automaton_rest(judge, start);
+		assert_int_equal(ft_constraint_create(grammar, vocabulary, &constraint), FT_OK);
+		for (int32_t left = shortest; left < shortest + 60; left += 7)
+			for (uint64_t seed = 1; seed <= 10; seed++)
+				if (!ends_in_time(tokenizer, constraint, judge, left, seed * 7919))
+					fail_msg("%s: no end within %d tokens, seed %d", schema, left, (int) seed);
+		/* fewer do where tokens have several bytes; too few do not */
+		assert_false(ends_in_time(tokenizer, constraint, judge, 0, 1));
+		ft_constraint_free(constraint);
+		ft_automaton_free(judge);
+		ft_grammar_free(again);
+	}
+	ft_constraint_vocabulary_free(vocabulary);
+	ft_tokenizer_free(tokenizer);
+}
+
+/* The shortest answers, by hand. */
+static void
+test_shortest(void **state)
+{
+	static const struct
+	{
+		const char *schema;
+		const char *answer;
+	} cases[] = {
+		{"{\"type\": \"boolean\"}", "true"},
+		{"{\"type\": \"string\"}", "\"\""},
+		{"{\"enum\": [\"red\", 4711, [1]]}", "[1]"},
+		{"{\"type\": \"array\", \"items\": {\"type\": \"number\"}, \"minItems\": 3}", "[0,0,0]"},
+		{OBJECT("\"a\": {\"$ref\": \"#/$defs/b\"}, \"c\": {\"type\": \"string\"}",
+				", \"required\": [\"a\"], \"$defs\": {\"b\": {\"anyOf\": [{\"type\": \"boolean\"}, "
+				"{\"const\": 1}]}}"),
+		 "{\"a\":1}"},
+	};
+
+	(void) state;
+	for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+	{
+		ft_grammar *grammar = grammar_of(cases[i].schema);
+		ft_automaton *a;
+		int32_t at;
+
+		assert_int_equal(ft_automaton_create(grammar, &a), FT_OK);
+		assert_int_equal(ft_automaton_start(a, &at), FT_OK);
+		for (const char *byte = cases[i].answer; *byte; byte++)
+		{
+			assert_int_equal(ft_automaton_rest(a, at), strlen(byte));
+			assert_int_equal(ft_automaton_next(a, at, (unsigned char) *byte, &at), FT_OK);
+			assert_int_not_equal(at, FT_STATE_NONE);
+		}
+		assert_int_equal(ft_automaton_rest(a, at), 0);
+		ft_automaton_free(a);
+		ft_grammar_free(grammar);
+	}
+}
+
 static void
 test_mask(void **state)
 {
@@ -549,7 +664,7 @@ test_mask(void **state)
 	assert_int_equal(ft_match_begin(constraint, &match), FT_OK);
 	for (int i = 0; i < (int) N_TOKENS + 5; i++)
 		logits[i] = (float) i;
-	assert_int_equal(ft_match_mask(&match, ends, 1, logits), FT_OK);
+	assert_int_equal(ft_match_mask(&match, INT32_MAX, ends, 1, logits), FT_OK);
 	for (int i = 0; i < (int) N_TOKENS + 5; i++)
 	{
 		bool fit = i == '1' || i == ' ' ||
@@ -562,7 +677,7 @@ test_mask(void **state)
 	assert_int_equal(ft_match_push(&match, "1", 1), FT_OK);
 	assert_false(ft_match_is_whole(&match));
 	memset(logits, 0, sizeof logits);
-	assert_int_equal(ft_match_mask(&match, ends, 1, logits), FT_OK);
+	assert_int_equal(ft_match_mask(&match, INT32_MAX, ends, 1, logits), FT_OK);
 	assert_true(logits[END_TOKEN] == 0 && logits['2'] == 0 && logits['1'] == -INFINITY);
 	assert_int_equal(ft_match_push(&match, "x", 1), FT_INTERNAL);
 	assert_int_equal(ft_match_push(&match, "2", 1), FT_OK);
@@ -578,11 +693,11 @@ test_mask(void **state)
 		ft_constraint_create(grammar_of("{\"enum\": [null, 1]}"), vocabulary, &constraint), FT_OK);
 	assert_int_equal(ft_match_begin(constraint, &match), FT_OK);
 	assert_int_equal(ft_match_push(&match, "nul", 3), FT_OK);
-	assert_int_equal(ft_match_mask(&match, ends, 0, logits), FT_OK);
+	assert_int_equal(ft_match_mask(&match, INT32_MAX, ends, 0, logits), FT_OK);
 	ft_match_end(&match);
 	assert_int_equal(ft_match_begin(constraint, &match), FT_OK);
 	assert_int_equal(ft_match_push(&match, "n", 1), FT_OK);
-	assert_int_equal(ft_match_mask(&match, ends, 0, logits), FT_UNSUPPORTED);
+	assert_int_equal(ft_match_mask(&match, INT32_MAX, ends, 0, logits), FT_UNSUPPORTED);
 	ft_match_end(&match);
 	ft_constraint_free(constraint);
 	ft_constraint_vocabulary_free(vocabulary);
@@ -740,6 +855,8 @@ main(void)
 		cmocka_unit_test(test_refused_circles),
 		cmocka_unit_test(test_refused_sizes),
 		cmocka_unit_test(test_tokens),
+		cmocka_unit_test(test_ends_in_time),
+		cmocka_unit_test(test_shortest),
 		cmocka_unit_test(test_mask),
 		cmocka_unit_test(test_forgetting),
 		cmocka_unit_test(test_too_many_ways),
