@@ -74,12 +74,12 @@ cold()
 }
 for _ in 1 2 3; do cold; done | median | awk '{ printf "cold_first_call_s\t%.3f\ts\n", $1 / 1e6 }'
 
-# What complete() adds: the same requests by SQL and over the engine's socket, a hundred each by turns
+# What complete() adds: the same requests by SQL and over the engine's socket, twenty each by turns
 socket=$(find "$data" -name engine.sock -type s)
 served=$("${as_user[@]}" perl ask_engine.pl "$socket" models | head -n 1)
-for round in 1 2 3 4 5; do
-	sql <<<"CALL ask('S$round', 100)"
-	"${as_user[@]}" perl ask_engine.pl "$socket" "$served" "E$round" 100 >>engine.ms
+for round in {1..25}; do
+	sql <<<"CALL ask('S$round', 20)"
+	"${as_user[@]}" perl ask_engine.pl "$socket" "$served" "E$round" 20 >>engine.ms
 done
 in_sql=$(sql <<<'SELECT ms FROM call' | median)
 in_engine=$(median <engine.ms)

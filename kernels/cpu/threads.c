@@ -18,11 +18,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
-/* Rounds of the pause instruction before a thread goes to sleep: a few microseconds, which spares
- * the futex between the operations of one layer and is too short to hurt whoever wants the core. */
-#define SPIN_ROUNDS 400
+/* Nanoseconds for which a worker looks for the next job before it goes to sleep.  The most spans
+ * what the caller does alone between two operations of a step: a thread that is woken may come to
+ * run on the core of the one that has woken it, and wait there for its end, so that sleeping
+ * between operations can cost half of the speed.  Where a core has other work to do, though, who
+ * has slept is let in sooner than who has kept the core busy. */
+#define MOST_SPIN 50000
+#define LEAST_SPIN 5000
+/* The same for the caller, who waits for the last pieces: other than the worker it has nothing to
+ * gain from sleep.  What lasts longer is a worker whose core is taken. */
+#define CALLER_SPIN 200000
+#define SPIN_ROUNDS 16 /* between looks at the clock */
 
 #define JOB_OPEN 0x80000000u
 
@@ -50,6 +59,7 @@ struct ft_pool
 	_Alignas(64) _Atomic uint32_t generation; /* workers sleep on it */
 	_Atomic uint32_t sleepers;
 	_Atomic uint32_t caller_sleeps;
+	_Atomic int64_t worker_spin; /* nanoseconds */
 	_Atomic bool stop;
 };
 
@@ -71,6 +81,39 @@ relax(void)
 #if defined(__x86_64__)
 	__builtin_ia32_pause();
 #endif
+}
+
+static int64_t
+nanoseconds(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+/* Wait for the word to be, or to be no more, the value; false when that takes longer. */
+static bool
+spin(_Atomic uint32_t *word, uint32_t value, bool equal, int64_t duration)
+{
+	int64_t end = 0;
+
+	for (;;)
+	{
+		int64_t now;
+
+		for (int i = 0; i < SPIN_ROUNDS; i++)
+		{
+			if ((atomic_load_explicit(word, memory_order_acquire) == value) == equal)
+				return true;
+			relax();
+		}
+		now = nanoseconds();
+		if (end == 0)
+			end = now + duration;
+		else if (now >= end)
+			return false;
+	}
 }
 
 static void
@@ -115,13 +158,9 @@ next_generation(ft_pool *pool, uint32_t seen)
 {
 	uint32_t now;
 
-	for (int i = 0; i < SPIN_ROUNDS; i++)
-	{
-		now = atomic_load_explicit(&pool->generation, memory_order_acquire);
-		if (now != seen)
-			return now;
-		relax();
-	}
+	if (spin(&pool->generation, seen, false,
+			 atomic_load_explicit(&pool->worker_spin, memory_order_relaxed)))
+		return atomic_load_explicit(&pool->generation, memory_order_acquire);
 	atomic_fetch_add(&pool->sleepers, 1);
 	while ((now = atomic_load(&pool->generation)) == seen)
 		futex_wait(&pool->generation, seen);
@@ -152,12 +191,17 @@ worker_main(void *arg)
 static void
 wait_for_workers(ft_pool *pool)
 {
-	for (int i = 0; i < SPIN_ROUNDS; i++)
+	int64_t workers = atomic_load_explicit(&pool->worker_spin, memory_order_relaxed);
+
+	if (spin(&pool->state, 0, true, CALLER_SPIN))
 	{
-		if (atomic_load_explicit(&pool->state, memory_order_acquire) == 0)
-			return;
-		relax();
+		workers += workers / 256;
+		atomic_store_explicit(&pool->worker_spin, workers < MOST_SPIN ? workers : MOST_SPIN,
+							  memory_order_relaxed);
+		return;
 	}
+	atomic_store_explicit(&pool->worker_spin, workers / 2 > LEAST_SPIN ? workers / 2 : LEAST_SPIN,
+						  memory_order_relaxed);
 	atomic_store(&pool->caller_sleeps, 1);
 	for (;;)
 	{
@@ -214,6 +258,7 @@ ft_pool_create(int threads, ft_pool **result)
 		return ft_fail(FT_NO_MEMORY, "out of memory for a pool of %d threads", threads);
 	memset(pool, 0, sizeof *pool);
 	pool->threads = threads;
+	pool->worker_spin = MOST_SPIN;
 	pool->workers = calloc((size_t) threads, sizeof *pool->workers);
 	if (pool->workers == NULL)
 	{
