@@ -3,7 +3,9 @@
  *
  * Row-fixed like product.c: x · aᵀ is a dot product per rank, summed in
  * the same order for any number of rows, and the product with b a chain of
- * multiply-adds over the rank.
+ * multiply-adds over the rank.  Threads share the rows of all segments for the
+ * former and groups of columns of all segments for the latter, so that few rows
+ * of many adapters keep them busy as well as many rows of one do.
  */
 #include "cpu.h"
 
@@ -14,7 +16,8 @@ typedef struct lora_job
 	ft_stream *s;
 	ft_mat y;
 	ft_mat x;
-	const ft_lora_segment *segment;
+	const ft_lora_segment *segments;
+	float *low; /* x · aᵀ, [rows][rank] of each segment, one after the other */
 } lora_job;
 
 static void
@@ -30,47 +33,76 @@ add_row(ft_mat y, int64_t row, int64_t column, const float *from, int64_t n, flo
 				ft_f32_to_bf16(ft_bf16_to_f32(((uint16_t *) to)[j]) + scale * from[j]);
 }
 
+/* low = x · aᵀ for rows [begin, end) of all segments' rows. */
 static void
-lora_task(void *context, int worker, int64_t begin, int64_t end)
+lower_task(void *context, int worker, int64_t begin, int64_t end)
 {
-	lora_job *job = context;
-	const ft_lora_segment *segment = job->segment;
+	const lora_job *job = context;
 	const ft_kernels *kernels = job->s->device->kernels;
-	int64_t rank = segment->rank;
+	const ft_lora_segment *segment = job->segments;
 	int64_t in = job->x.cols;
-	float *low = ft_worker_scratch(job->s, worker); /* [BLOCK_ROWS][rank] */
-	float *acc = low + BLOCK_ROWS * rank;           /* [BLOCK_ROWS][16] */
-	float *panel = acc + BLOCK_ROWS * FT_GROUP;     /* [rank][16] */
-	float *x_row = panel + rank * FT_GROUP;         /* [in] */
+	float *wide = ft_worker_scratch(job->s, worker); /* [in] */
+	float *low = job->low;
 
-	for (int64_t block = begin; block < end; block++)
+	for (int64_t first = 0; begin < end; first += segment->rows, segment++)
 	{
-		int64_t row = segment->row + block * BLOCK_ROWS;
-		int64_t rows = ft_min(BLOCK_ROWS, segment->row + segment->rows - row);
-
-		for (int64_t i = 0; i < rows; i++)
+		for (; begin < ft_min(end, first + segment->rows); begin++)
 		{
-			const float *x = ft_at(job->x, row + i, 0);
+			int64_t i = begin - first;
+			const float *x = ft_at(job->x, segment->row + i, 0);
 
 			if (job->x.dtype != FT_F32)
 			{
-				kernels->to_f32(x_row, ft_at(job->x, row + i, 0), in);
-				x = x_row;
+				kernels->to_f32(wide, ft_at(job->x, segment->row + i, 0), in);
+				x = wide;
 			}
-			kernels->dots(low + i * rank, x, segment->a, in, rank, in);
+			kernels->dots(low + i * segment->rank, x, segment->a, in, segment->rank, in);
 		}
-		for (int64_t column = 0; column < segment->out; column += FT_GROUP)
-		{
-			int64_t n = ft_min(FT_GROUP, segment->out - column);
+		low += segment->rows * segment->rank;
+	}
+}
 
-			kernels->fill_panel(panel, segment->b + column * rank, rank, n, rank);
-			for (int64_t i = 0; i < rows * FT_GROUP; i++)
-				acc[i] = 0;
-			kernels->gemm(acc, FT_GROUP, low, rank, 1, panel, FT_GROUP, 0, rows, 1, rank);
-			for (int64_t i = 0; i < rows; i++)
-				add_row(job->y, row + i, segment->column + column, acc + i * FT_GROUP, n,
-						segment->scale);
-		}
+/* y += scale · low · bᵀ for columns [column, column + FT_GROUP) of the segment's. */
+static void
+raise_group(const lora_job *job, int worker, const ft_lora_segment *segment, const float *low,
+			int64_t column)
+{
+	const ft_kernels *kernels = job->s->device->kernels;
+	int64_t n = ft_min(FT_GROUP, segment->out - column);
+	int64_t rank = segment->rank;
+	float *acc = ft_worker_scratch(job->s, worker); /* [BLOCK_ROWS][16] */
+	float *panel = acc + BLOCK_ROWS * FT_GROUP;     /* [rank][16] */
+
+	kernels->fill_panel(panel, segment->b + column * rank, rank, n, rank);
+	for (int64_t row = 0; row < segment->rows; row += BLOCK_ROWS)
+	{
+		int64_t rows = ft_min(BLOCK_ROWS, segment->rows - row);
+
+		for (int64_t i = 0; i < rows * FT_GROUP; i++)
+			acc[i] = 0;
+		kernels->gemm(acc, FT_GROUP, low + row * rank, rank, 1, panel, FT_GROUP, 0, rows, 1, rank);
+		for (int64_t i = 0; i < rows; i++)
+			add_row(job->y, segment->row + row + i, segment->column + column, acc + i * FT_GROUP, n,
+					segment->scale);
+	}
+}
+
+/* Groups [begin, end) of all segments' columns. */
+static void
+raise_task(void *context, int worker, int64_t begin, int64_t end)
+{
+	const lora_job *job = context;
+	const ft_lora_segment *segment = job->segments;
+	const float *low = job->low;
+
+	for (int64_t first = 0; begin < end; segment++)
+	{
+		int64_t groups = ft_divide_up(segment->out, FT_GROUP);
+
+		for (; begin < ft_min(end, first + groups); begin++)
+			raise_group(job, worker, segment, low, (begin - first) * FT_GROUP);
+		first += groups;
+		low += segment->rows * segment->rank;
 	}
 }
 
@@ -92,23 +124,29 @@ check_segment(ft_mat y, ft_mat x, const ft_lora_segment *segment)
 ft_status
 ft_cpu_lora(ft_stream *s, ft_mat y, ft_mat x, const ft_lora_segment *segments, int n)
 {
-	lora_job job = {.s = s, .y = y, .x = x};
+	lora_job job = {.s = s, .y = y, .x = x, .segments = segments};
+	int64_t rows = 0, groups = 0, values = 0, rank = 1;
+	int64_t raised = 0; /* multiply-adds of the second product */
+	int64_t wide;
 
 	FT_TRY(ft_check_float("lora", y));
 	FT_TRY(ft_check_float("lora", x));
 	for (int i = 0; i < n; i++)
-		FT_TRY(check_segment(y, x, &segments[i]));
-	for (int i = 0; i < n; i++)
 	{
-		const ft_lora_segment *segment = &segments[i];
-		int64_t rank = segment->rank;
-
-		job.segment = segment;
-		FT_TRY(ft_worker_scratch_reserve(
-			s,
-			(size_t) (BLOCK_ROWS * (rank + FT_GROUP) + rank * FT_GROUP + x.cols) * sizeof(float)));
-		ft_run(s, ft_divide_up(segment->rows, BLOCK_ROWS),
-			   BLOCK_ROWS * rank * (x.cols + segment->out) / 8, lora_task, &job);
+		FT_TRY(check_segment(y, x, &segments[i]));
+		rows += segments[i].rows;
+		groups += ft_divide_up(segments[i].out, FT_GROUP);
+		values += segments[i].rows * segments[i].rank;
+		raised += segments[i].rows * segments[i].rank * segments[i].out;
+		if (segments[i].rank > rank)
+			rank = segments[i].rank;
 	}
+	if (rows == 0 || groups == 0)
+		return FT_OK;
+	wide = FT_GROUP * (BLOCK_ROWS + rank);
+	FT_TRY(ft_worker_scratch_reserve(s, (size_t) (x.cols > wide ? x.cols : wide) * sizeof(float)));
+	FT_TRY(ft_scratch_get(&s->shared, (size_t) values * sizeof(float), (void **) &job.low));
+	ft_run(s, rows, rank * x.cols / 8, lower_task, &job);
+	ft_run(s, groups, raised / groups / 8 + FT_GROUP * rank, raise_task, &job);
 	return FT_OK;
 }
