@@ -146,7 +146,7 @@ ft_cpu_lora(ft_stream *s, ft_mat y, ft_mat x, const ft_lora_segment *segments, i
 	wide = FT_GROUP * (BLOCK_ROWS + rank);
 	FT_TRY(ft_worker_scratch_reserve(s, (size_t) (x.cols > wide ? x.cols : wide) * sizeof(float)));
 	FT_TRY(ft_scratch_get(&s->shared, (size_t) values * sizeof(float), (void **) &job.low));
-	ft_run(s, rows, rank * x.cols / 8, lower_task, &job);
-	ft_run(s, groups, raised / groups / 8 + FT_GROUP * rank, raise_task, &job);
+	ft_run(s, rows, rank * x.cols / 2, lower_task, &job);
+	ft_run(s, groups, raised / groups / 4 + FT_GROUP * rank, raise_task, &job);
 	return FT_OK;
 }
