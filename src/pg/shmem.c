@@ -19,6 +19,7 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
+#include "usage.h"
 #include "utils/memutils.h"
 
 #define NO_PROC (-1)
@@ -93,6 +94,7 @@ shmem_request(void)
 		prev_shmem_request_hook();
 	RequestAddinShmemSpace(MAXALIGN(sizeof(PgftShared)));
 	RequestNamedLWLockTranche(PGFT_LIBRARY, 1);
+	pgft_usage_shmem_request();
 }
 
 static void
@@ -120,6 +122,7 @@ shmem_startup(void)
 		ConditionVariableInit(&shared->server_changed);
 		pg_atomic_init_u32(&shared->ahead, 0);
 	}
+	pgft_usage_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
 }
 
