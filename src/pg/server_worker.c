@@ -61,8 +61,8 @@ typedef struct Server
 static char *
 server_settings(void)
 {
-	return psprintf("%s %d %s %d %d", pgft_device, pgft_threads, pgft_numerics_name(),
-					pgft_engine_memory, pgft_keep_alive);
+	return psprintf("%s %d %s %d %d %d", pgft_device, pgft_threads, pgft_numerics_name(),
+					pgft_max_concurrent_requests, pgft_engine_memory, pgft_keep_alive);
 }
 
 static void
@@ -78,6 +78,8 @@ start_engine(Server *server)
 						  pgft_device,
 						  "--numerics",
 						  pgft_numerics_name(),
+						  "--max-requests",
+						  psprintf("%d", pgft_max_concurrent_requests),
 						  "--engine-memory",
 						  psprintf("%d", pgft_engine_memory),
 						  "--keep-alive",

@@ -12,6 +12,7 @@
 #include "pg_finetune.h"
 #include "port/atomics.h"
 #include "postmaster/interrupt.h"
+#include "settings.h"
 #include "shmem.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
@@ -673,7 +674,7 @@ pgft_ahead_take(int count)
 	}
 	do
 	{
-		if (taken + count > PGFT_MAX_AHEAD)
+		if (taken + count > pgft_max_concurrent_requests / 2)
 			return false;
 	} while (!pg_atomic_compare_exchange_u32(&shared->ahead, &taken, taken + count));
 	my_ahead += count;
