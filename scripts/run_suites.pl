@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 # run_suites.pl: run the tests of a built tree and count them.
 #
-#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz|soak|faults|curves]…
+#   perl run_suites.pl SCRATCH [engine|sql|tap|fuzz|soak|requests|faults|curves]…
 #
 # Called by run_tests.sh with the tree as its working directory, as a user that
 # may run PostgreSQL.  Every suite is brought to TAP and counted by
@@ -45,6 +45,7 @@ push @suites, sql_suites()    if $wanted{sql};
 push @suites, tap_suite()     if $wanted{tap};
 push @suites, fuzz_suite()    if $wanted{fuzz};
 push @suites, soak_suite()    if $wanted{soak};
+push @suites, request_suite() if $wanted{requests};
 push @suites, fault_suites()  if $wanted{faults};
 push @suites, curve_suite()   if $wanted{curves};
 
@@ -285,6 +286,17 @@ sub soak_suite
 		name  => 'soak',
 		tests => [ [ 'test/soak/soak.pl', @perl, 'test/soak/soak.pl' ] ],
 		limit => $limit + 30 * ($ENV{FAULTS} || 200),
+		told  => 1,
+	};
+}
+
+# Many sessions that ask: CLIENTS and CALLS.
+sub request_suite
+{
+	my @perl = with_postgresql_test();
+	return {
+		name  => 'requests',
+		tests => [ [ 'test/tap/055_requests.pl', @perl, 'test/tap/055_requests.pl' ] ],
 		told  => 1,
 	};
 }

@@ -4,6 +4,7 @@
 #   scripts/run_tests.sh [style|engine|sql|tap|fuzz|soak]…     (all but soak when none is named)
 #   FUZZ_SECONDS=N scripts/run_tests.sh fuzz                   (N seconds for each target, 20 else)
 #   FAULT_RUNS=N scripts/run_tests.sh faults                   (N runs of the tests of faults)
+#   scripts/run_tests.sh requests                              (many sessions; CLIENTS, CALLS)
 #   scripts/run_tests.sh curves                                (losses beside every reference's)
 #
 # TEST_JOBS says how many files are run at a time (as many as there are
@@ -71,12 +72,12 @@ install_all()
 }
 
 wanted="engine"
-wants sql tap soak faults && wanted+=" all"
+wants sql tap soak requests faults && wanted+=" all"
 wants engine && wanted+=" unit-tests cuda emulated"
 wants engine tap soak faults && wanted+=" fault-shim"
 runnable=yes
 # shellcheck disable=SC2086 # a list of words
-if wants engine sql tap soak faults curves; then
+if wants engine sql tap soak requests faults curves; then
 	check "builds without a warning (gcc)" make "$jobs" WERROR=-Werror COPT=-Werror $wanted || runnable=
 fi
 if wants style; then
@@ -88,7 +89,7 @@ if wants engine fuzz; then
 	check "engine and tests build without a warning, with sanitizers (clang)" \
 		make "$jobs" sanitized || rm -rf build/sanitized/test
 fi
-if [ -n "$runnable" ] && wants sql tap soak faults; then
+if [ -n "$runnable" ] && wants sql tap soak requests faults; then
 	check "installs" install_all || runnable=
 fi
 echo "1..$checks" >>"$scratch/checks.tap"

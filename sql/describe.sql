@@ -24,7 +24,7 @@ FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid =
 WHERE p.pronamespace = 'public'::regnamespace
 ORDER BY p.oid::regprocedure::text COLLATE "C";
 -- the views, their columns and what these mean
-\d+ finetune.(models|jobs|metrics|events|progress)
+\d+ finetune.(models|jobs|metrics|events|progress|usage)
 -- everything else
 SELECT pg_describe_object(d.classid, d.objid, 0) AS object,
 	   obj_description(d.objid, d.classid::regclass::name) AS description

@@ -359,6 +359,63 @@ COMMENT ON FUNCTION finetune.model_files()
 	IS 'directories of full models in pg_finetune.model_directory, each with a model of this database that needs it';
 
 /*
+ * Usage: what the answers to each role by each model have taken
+ */
+
+-- Of this database, from shared memory; the caller's own, and that of roles whose
+-- rights it has; of every role for pg_read_all_stats.
+CREATE FUNCTION finetune.usage_counters(
+		OUT role_id pg_catalog.oid, OUT model_id pg_catalog.uuid, OUT model pg_catalog.text,
+		OUT requests pg_catalog.int8, OUT failed pg_catalog.int8, OUT cancelled pg_catalog.int8,
+		OUT prompt_tokens pg_catalog.int8, OUT cached_tokens pg_catalog.int8,
+		OUT completion_tokens pg_catalog.int8, OUT total_time pg_catalog.float8,
+		OUT since pg_catalog.timestamptz, OUT last_request pg_catalog.timestamptz)
+	RETURNS SETOF pg_catalog.record
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+	AS 'MODULE_PATHNAME', 'pgft_usage_counters';
+COMMENT ON FUNCTION finetune.usage_counters() IS 'what is behind the view finetune.usage';
+
+CREATE VIEW finetune.usage AS
+	SELECT pg_catalog.pg_get_userbyid(u.role_id) AS role,
+		   COALESCE(m.name, u.model) AS model,
+		   u.model_id, u.requests, u.failed, u.cancelled, u.prompt_tokens, u.cached_tokens,
+		   u.completion_tokens, u.total_time, u.since, u.last_request
+	FROM finetune.usage_counters() u
+		LEFT JOIN finetune.model m ON m.id OPERATOR(pg_catalog.=) u.model_id;
+GRANT SELECT ON finetune.usage TO PUBLIC;
+COMMENT ON VIEW finetune.usage IS 'what answers have taken, by role and model';
+COMMENT ON COLUMN finetune.usage.role IS 'role that asked; null: of pairs that were longest unused when there was room for no more';
+COMMENT ON COLUMN finetune.usage.model IS 'name of the model, the last one if it was dropped; null as role is';
+COMMENT ON COLUMN finetune.usage.model_id IS 'id of the model, which stays when it is renamed';
+COMMENT ON COLUMN finetune.usage.requests IS 'calls of complete(), try_complete() and complete_stream() that have ended, however they did';
+COMMENT ON COLUMN finetune.usage.failed IS 'of these, calls that ended with an error; also where try_complete() returned null';
+COMMENT ON COLUMN finetune.usage.cancelled IS 'of these, calls that were given up before their answer was there';
+COMMENT ON COLUMN finetune.usage.prompt_tokens IS 'tokens of prompts';
+COMMENT ON COLUMN finetune.usage.cached_tokens IS 'of these, tokens that did not have to be computed again';
+COMMENT ON COLUMN finetune.usage.completion_tokens IS 'tokens of answers';
+COMMENT ON COLUMN finetune.usage.total_time IS 'milliseconds from calls to their ends; those of calls side by side add up';
+COMMENT ON COLUMN finetune.usage.since IS 'when counting began: at the first call after the last reset';
+COMMENT ON COLUMN finetune.usage.last_request IS 'when the last call ended';
+
+CREATE FUNCTION finetune.usage_reset()
+	RETURNS pg_catalog.void
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+	AS 'MODULE_PATHNAME', 'pgft_usage_reset';
+REVOKE EXECUTE ON FUNCTION finetune.usage_reset() FROM PUBLIC;
+COMMENT ON FUNCTION finetune.usage_reset() IS 'set the counters of finetune.usage to zero, in this database';
+
+/*
+ * Answers in pieces
+ */
+CREATE FUNCTION @extschema@.complete_stream(model pg_catalog.text, prompt pg_catalog.text,
+											options pg_catalog.jsonb DEFAULT '{}')
+	RETURNS SETOF pg_catalog.text
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 10000 ROWS 100
+	AS 'MODULE_PATHNAME', 'pgft_complete_stream';
+COMMENT ON FUNCTION @extschema@.complete_stream(pg_catalog.text, pg_catalog.text, pg_catalog.jsonb)
+	IS 'answer of a model to a prompt, in pieces as they are made';
+
+/*
  * Comments on what 1.0 made
  */
 COMMENT ON SCHEMA finetune IS 'models and fine-tuning jobs of the extension pg_finetune';
@@ -578,7 +635,7 @@ CREATE FUNCTION finetune.complete_support(pg_catalog.internal)
 	LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
 	AS 'MODULE_PATHNAME', 'pgft_complete_support';
 COMMENT ON FUNCTION finetune.complete_support(pg_catalog.internal)
-	IS 'planner support: what a call of complete() or try_complete() costs';
+	IS 'planner support: what a call of complete(), try_complete() or complete_stream() costs';
 
 ALTER FUNCTION @extschema@.complete(pg_catalog.text, pg_catalog.text)
 	SUPPORT finetune.complete_support;
@@ -591,4 +648,6 @@ ALTER FUNCTION @extschema@.try_complete(pg_catalog.text, pg_catalog.text)
 ALTER FUNCTION @extschema@.try_complete(pg_catalog.text, pg_catalog.text, pg_catalog.jsonb)
 	SUPPORT finetune.complete_support;
 ALTER FUNCTION @extschema@.try_complete(pg_catalog.text, pg_catalog.jsonb, pg_catalog.jsonb)
+	SUPPORT finetune.complete_support;
+ALTER FUNCTION @extschema@.complete_stream(pg_catalog.text, pg_catalog.text, pg_catalog.jsonb)
 	SUPPORT finetune.complete_support;

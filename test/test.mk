@@ -10,6 +10,7 @@
 #   make fuzz            the same, FUZZ_SECONDS=600 further
 #   make test-curves     losses beside PEFT's, all references: some minutes
 #   make soak            random faults: FAULTS=200, SEED=…, CRASHES=1 for restarts of the server
+#   make soak-requests   many sessions that ask, are refused and give up: CLIENTS=200, CALLS=10000
 #   make format          lay out every source file
 #
 # Whatever lies in the folders that test/README.md names is built and run.
@@ -37,6 +38,14 @@ CRASHES =
 soak:
 	scripts/install_packages.sh test
 	FAULTS='$(FAULTS)' SEED='$(SEED)' CRASHES='$(CRASHES)' scripts/run_tests.sh soak
+
+# The long form of test/tap/055_requests.pl.
+CLIENTS = 200
+CALLS = 10000
+.PHONY: soak-requests
+soak-requests:
+	scripts/install_packages.sh test
+	CLIENTS='$(CLIENTS)' CALLS='$(CALLS)' scripts/run_tests.sh requests
 
 # Not part of `make test` but for one: a minute each.
 .PHONY: test-curves

@@ -26,6 +26,7 @@ typedef struct answer
 	int index;
 	ft_request *request;
 	size_t posted; /* bytes of its text; the scheduler's thread's until it has ended */
+	size_t tokens; /* of what has been sent */
 	bool begun;    /* something of it has been sent */
 } answer;
 
@@ -43,6 +44,7 @@ struct completion
 	bool stream;
 	bool streaming; /* has begun to */
 	bool include_usage;
+	bool continuous_usage;
 
 	ft_status status;
 	json_t *error;
@@ -122,21 +124,37 @@ send_event(completion *c, json_t *json)
 	json_decref(json);
 }
 
-/* A piece of an answer, and with `finish` its end. */
+/* What has been sent so far took; the request of a piece has been let in. */
+static ft_api_usage
+usage_so_far(const answer *a)
+{
+	ft_api_usage usage = {.prompt = a->request->prompt.length, .cached = a->request->cached_tokens};
+
+	for (int i = 0; i < a->c->n; i++)
+		usage.completion += a->c->answers[i].tokens;
+	return usage;
+}
+
+/* A piece of an answer, with the tokens up to its end, and with `finish` the answer's end. */
 static void
-send_piece(answer *a, const ft_text *text, const char *finish)
+send_piece(answer *a, const ft_text *text, size_t tokens, const char *finish)
 {
 	completion *c = a->c;
 	json_t *piece = ft_api_piece(c->head.chat, a->index, text, !a->begun, finish);
+	ft_api_usage usage;
 
 	a->begun = true;
-	send_event(c, ft_api_chunk(&c->head, json_pack("[o]", piece), c->include_usage, NULL));
+	a->tokens = tokens;
+	usage = usage_so_far(a);
+	send_event(c, ft_api_chunk(&c->head, json_pack("[o]", piece), c->include_usage,
+							   c->continuous_usage ? &usage : NULL));
 }
 
 typedef struct piece
 {
 	answer *answer;
 	size_t from;
+	size_t tokens; /* of the answer when it was posted */
 	ft_text text;
 } piece;
 
@@ -149,7 +167,7 @@ piece_arrived(void *argument)
 	if (p->from == 0)
 		drop_space(p->answer->c, &p->text);
 	if (p->text.length > 0 || !p->answer->begun)
-		send_piece(p->answer, &p->text, NULL);
+		send_piece(p->answer, &p->text, p->tokens, NULL);
 	ft_text_free(&p->text);
 	free(p);
 }
@@ -168,6 +186,7 @@ post_piece(answer *a)
 	FT_TRY(ft_alloc((void **) &p, 1, sizeof *p));
 	p->answer = a;
 	p->from = a->posted;
+	p->tokens = generation->ids.length;
 	status = ft_text_make_valid(generation->text.data + a->posted, settled - a->posted, &p->text);
 	if (status == FT_OK)
 		status = ft_http_post(a->c->api->http, piece_arrived, p);
@@ -200,9 +219,9 @@ send_rest(answer *a)
 	{
 		if (a->posted == 0)
 			drop_space(a->c, &text);
-		send_piece(a, &text, NULL);
+		send_piece(a, &text, generation->ids.length, NULL);
 	}
-	send_piece(a, NULL, ft_finish_name(generation->finish));
+	send_piece(a, NULL, generation->ids.length, ft_finish_name(generation->finish));
 	ft_text_free(&text);
 }
 
@@ -436,6 +455,7 @@ prepare(completion *c, const json_t *body, bool chat)
 							  &options);
 	c->stream = options.stream;
 	c->include_usage = options.include_usage;
+	c->continuous_usage = options.continuous_usage;
 	if (status == FT_OK)
 		status = make_answers(c, &input, &sampling, &options);
 	ft_input_free(&input);

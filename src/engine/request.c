@@ -416,7 +416,8 @@ parse_logprobs(const json_t *object, ft_input_kind kind, ft_sampling *sampling)
 static ft_status
 parse_stream(const json_t *object, const ft_sampling *sampling, ft_answer_options *options)
 {
-	static const char *const names[] = {"include_usage", "include_obfuscation", NULL};
+	static const char *const names[] = {"include_usage", "continuous_usage_stats",
+										"include_obfuscation", NULL};
 	const json_t *more = json_object_get(object, "stream_options");
 
 	FT_TRY(optional_bool(object, "stream", &options->stream));
@@ -428,6 +429,10 @@ parse_stream(const json_t *object, const ft_sampling *sampling, ft_answer_option
 		if (!options->stream && json_object_size(more) > 0)
 			return ft_fail(FT_INVALID, "\"stream_options\" is given without \"stream\"");
 		FT_TRY(optional_bool(more, "include_usage", &options->include_usage));
+		FT_TRY(optional_bool(more, "continuous_usage_stats", &options->continuous_usage));
+		if (options->continuous_usage && !options->include_usage)
+			return ft_fail(FT_INVALID,
+						   "\"continuous_usage_stats\" is given without \"include_usage\"");
 	}
 	if (options->stream && sampling->logprobs)
 		return ft_fail(FT_UNSUPPORTED, "\"logprobs\" with \"stream\" is not supported");

@@ -56,7 +56,8 @@ typedef struct ft_answer_options
 	const json_t *response_format; /* NULL: text */
 	int n;                         /* answers, at least 1 */
 	bool stream;                   /* pieces as they are made, */
-	bool include_usage;            /* and at the end what it took */
+	bool include_usage;            /* and at the end what it took, */
+	bool continuous_usage;         /* and with each piece what it took so far, as vLLM has it */
 } ft_answer_options;
 
 /* The input, the sampling and the options of a completion; the latter two are NULL for

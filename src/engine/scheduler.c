@@ -2,12 +2,13 @@
  * scheduler.c: which sequences run in the next step, and what follows from it.
  *
  * A request goes queue → waiting → running → done.  The queue is shared with
- * other threads, under the mutex; waiting and running belong to the
- * scheduler's thread.  The running list is in order of admission, so its last
+ * other threads, under the mutex; waiting (fair_queue.h) and running belong to
+ * the scheduler's thread.  The running list is in order of admission, so its last
  * one over a base is the youngest, which is the one to give way.
  */
 #include "scheduler.h"
 
+#include "fair_queue.h"
 #include "process.h"
 
 #include <errno.h>
@@ -32,12 +33,11 @@ struct ft_scheduler
 	ft_request *queue_first;
 	ft_request **queue_end;
 	int n_requests; /* accepted and not done */
+	ft_fair_queue waiting;
 	bool stop;
 	ft_scheduler_stats stats;
 
 	/* the scheduler's thread's own */
-	ft_request *waiting_first;
-	ft_request **waiting_end;
 	ft_request **running;
 	size_t n_running;
 	uint64_t round; /* of admission and steps, marks the bases seen in it */
@@ -91,6 +91,7 @@ finish(ft_scheduler *s, ft_request *request)
 	ft_generation_end(&request->generation);
 	pthread_mutex_lock(&s->mutex);
 	s->n_requests--;
+	ft_fair_leave(&s->waiting, request);
 	pthread_mutex_unlock(&s->mutex);
 	request->done(request);
 }
@@ -142,6 +143,8 @@ ft_scheduler_submit(ft_scheduler *s, ft_request *request)
 								 s->n_requests, s->max_requests),
 						 "Try again later.");
 	else
+		status = ft_fair_enter(&s->waiting, request, s->max_requests - s->max_requests / 8);
+	if (status == FT_OK)
 	{
 		s->n_requests++;
 		*s->queue_end = request;
@@ -164,26 +167,31 @@ ft_request_cancel(ft_request *request)
 static bool
 collect(ft_scheduler *s)
 {
+	ft_request *arrived;
 	bool go_on;
 
 	pthread_mutex_lock(&s->mutex);
-	while (!s->stop && !s->queue_first && !s->waiting_first && s->n_running == 0)
+	while (!s->stop && !s->queue_first && !s->waiting.waiting && s->n_running == 0)
 		pthread_cond_wait(&s->wake, &s->mutex);
-	if (s->queue_first)
-	{
-		*s->waiting_end = s->queue_first;
-		s->waiting_end = s->queue_end;
-		s->queue_first = NULL;
-		s->queue_end = &s->queue_first;
-	}
+	arrived = s->queue_first;
+	s->queue_first = NULL;
+	s->queue_end = &s->queue_first;
 	go_on = !s->stop;
 	pthread_mutex_unlock(&s->mutex);
+	while (arrived)
+	{
+		ft_request *request = arrived;
+
+		arrived = request->next;
+		ft_fair_append(&s->waiting, request);
+	}
 	return go_on;
 }
 
 static void
 remove_running(ft_scheduler *s, size_t index)
 {
+	ft_fair_stop(s->running[index]);
 	s->n_running--;
 	memmove(&s->running[index], &s->running[index + 1],
 			(s->n_running - index) * sizeof s->running[0]);
@@ -205,6 +213,8 @@ end_running(ft_scheduler *s, ft_request *request)
 static void
 drop_cancelled(ft_scheduler *s, bool everybody)
 {
+	ft_request *waiting;
+
 	for (size_t i = s->n_running; i-- > 0;)
 	{
 		ft_request *request = s->running[i];
@@ -215,18 +225,12 @@ drop_cancelled(ft_scheduler *s, bool everybody)
 			finish_cancelled(s, request);
 		}
 	}
-	for (ft_request **at = &s->waiting_first; *at;)
+	waiting = ft_fair_take_cancelled(&s->waiting, everybody);
+	while (waiting)
 	{
-		ft_request *request = *at;
+		ft_request *request = waiting;
 
-		if (!everybody && !atomic_load(&request->cancelled))
-		{
-			at = &request->next;
-			continue;
-		}
-		*at = request->next;
-		if (!*at)
-			s->waiting_end = at;
+		waiting = request->next;
 		finish_cancelled(s, request);
 	}
 }
@@ -265,30 +269,26 @@ let_in(ft_scheduler *s, ft_request *request)
 }
 
 /*
- * Let waiting requests in, in their order, as long as their base has a place
- * and blocks for all of their tokens so far.  Nobody overtakes a request over
- * the same base, or a long prompt would wait for ever.
+ * Let waiting requests in, in fair order, as long as their base has a place and
+ * blocks for all of their tokens so far.  Nobody overtakes one over the same base
+ * that is next, or a long prompt would wait for ever.
  */
 static void
 admit(ft_scheduler *s)
 {
+	ft_request *request;
+
 	s->round++;
-	for (ft_request **at = &s->waiting_first; *at;)
+	while ((request = ft_fair_next(&s->waiting, s->round)))
 	{
-		ft_request *request = *at;
 		ft_base *base = request->model.base;
 
-		if (base->full == s->round || running_over(s, base) >= s->config.max_sequences ||
-			!let_in(s, request))
+		if (running_over(s, base) >= s->config.max_sequences || !let_in(s, request))
 		{
 			base->full = s->round;
-			at = &request->next;
 			continue;
 		}
-		*at = request->next;
-		if (!*at)
-			s->waiting_end = at;
-		request->next = NULL;
+		ft_fair_run(&s->waiting, request);
 		s->running[s->n_running++] = request;
 	}
 }
@@ -308,10 +308,7 @@ preempt_youngest(ft_scheduler *s, const ft_request *keep, ft_request **victim)
 			return false;
 		remove_running(s, i);
 		ft_sequence_give_back(&request->sequence);
-		if (!s->waiting_first)
-			s->waiting_end = &request->next;
-		request->next = s->waiting_first;
-		s->waiting_first = request;
+		ft_fair_put_back(&s->waiting, request);
 		s->now.preemptions++;
 		*victim = request;
 		return true;
@@ -551,10 +548,8 @@ step_all(ft_scheduler *s)
 static void
 publish_stats(ft_scheduler *s)
 {
-	int waiting = 0;
+	int waiting = ft_fair_waiting(&s->waiting);
 
-	for (const ft_request *r = s->waiting_first; r; r = r->next)
-		waiting++;
 	pthread_mutex_lock(&s->mutex);
 	s->stats = s->now;
 	s->stats.running = (int) s->n_running;
@@ -594,7 +589,6 @@ ft_scheduler_create(const ft_registry_config *config, int max_requests, ft_sched
 	s->config = *config;
 	s->max_requests = max_requests;
 	s->queue_end = &s->queue_first;
-	s->waiting_end = &s->waiting_first;
 	pthread_mutex_init(&s->mutex, NULL);
 	pthread_cond_init(&s->wake, NULL);
 	status = ft_alloc((void **) &s->running, (size_t) max_requests, sizeof *s->running);

@@ -32,7 +32,7 @@ struct ft_request
 	ft_ids prompt;
 	ft_sampling sampling;
 	ft_constraint *constraint; /* of the model's base; the caller's, NULL: none */
-	char *cache_salt;          /* owned: who gives the same may share cache blocks; NULL means "" */
+	char *cache_salt;          /* owned: who asks, and may share cache blocks; NULL means "" */
 	ft_request_done done;
 	ft_request_done progress; /* NULL, or called likewise after each token but the last */
 	void *context;            /* the caller's */
@@ -47,8 +47,10 @@ struct ft_request
 	/* private */
 	atomic_bool cancelled;
 	ft_sequence sequence;
-	bool admitted;    /* has run before */
-	ft_request *next; /* in the queue */
+	bool admitted;          /* has run before */
+	ft_request *next;       /* in the queue */
+	struct ft_share *share; /* of the queue (fair_queue.h) */
+	uint64_t number;        /* in order of arrival there */
 };
 
 typedef struct ft_scheduler_stats
@@ -63,7 +65,8 @@ typedef struct ft_scheduler_stats
 	uint64_t cached_tokens; /* of them, found in the cache */
 } ft_scheduler_stats;
 
-/* max_requests bounds those waiting and running together. */
+/* max_requests bounds those waiting and running together; one caller (one cache_salt) may have
+ * seven eighths of these. */
 ft_status
 ft_scheduler_create(const ft_registry_config *config, int max_requests, ft_scheduler **scheduler);
 /* Ends all requests with FT_CANCELLED, within a step, and waits for the thread. */

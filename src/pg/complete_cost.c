@@ -1,5 +1,5 @@
 /*
- * complete_cost.c: what the planner takes a call of complete() or try_complete() to cost.
+ * complete_cost.c: what the planner takes a call of complete(), or one of its kin, to cost.
  *
  * Time goes into the answer's tokens, one after the other, so a call costs what a
  * constant option "max_tokens" leaves of a usual answer.  Such an answer stands for

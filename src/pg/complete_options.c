@@ -162,7 +162,8 @@ repetition_penalty_option(PgftCompleteOptions *options, const char *name, const 
 static void
 n_option(PgftCompleteOptions *options, const char *name, const JsonbValue *value)
 {
-	pgft_json_add_int64(&options->body, name, integer_between(name, value, 1, MAX_ANSWERS));
+	options->n = (int) integer_between(name, value, 1, MAX_ANSWERS);
+	pgft_json_add_int64(&options->body, name, options->n);
 }
 
 static void
@@ -386,6 +387,20 @@ pgft_complete_options_read(PgftCompleteOptions *options, Jsonb *given)
 		pgft_json_add_double(&options->body, "temperature", 0);
 	if (!options->has_max_tokens)
 		pgft_json_add_int64(&options->body, "max_tokens", DEFAULT_MAX_TOKENS);
+}
+
+void
+pgft_complete_options_check_stream(const PgftCompleteOptions *options, const char *function)
+{
+	if (options->n > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"%s\" must be 1 for %s(), not %d", "n", function, options->n),
+				 errhint("Pieces of several answers cannot be told apart: use complete().")));
+	if (options->logprobs)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option \"%s\" must be false for %s()", "logprobs", function),
+						errhint("Use complete().")));
 }
 
 /* ---- Messages ---- */

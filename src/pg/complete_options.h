@@ -14,6 +14,7 @@ typedef struct PgftCompleteOptions
 	StringInfoData body; /* members of the request, without the braces */
 	bool has_temperature;
 	bool has_max_tokens;
+	int n; /* answers; 0: not given */
 	bool logprobs;
 	int top_logprobs;
 } PgftCompleteOptions;
@@ -24,6 +25,13 @@ typedef struct PgftCompleteOptions
  * for a value that cannot be had.
  */
 extern void pgft_complete_options_read(PgftCompleteOptions *options, Jsonb *given);
+
+/*
+ * Raise 22023 for options that make no sense for an answer in pieces, which
+ * `function` gives.
+ */
+extern void
+pgft_complete_options_check_stream(const PgftCompleteOptions *options, const char *function);
 
 /*
  * The array of messages of a request, of a prompt or of the messages given

@@ -24,6 +24,7 @@
 #include "model.h"
 #include "serving.h"
 #include "storage/condition_variable.h"
+#include "usage.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/memutils.h"
@@ -56,6 +57,7 @@ struct PgftCompletion
 	PgftServingCall *call;
 	int earlier_requests; /* of earlier calls, where it was asked again */
 	PgftCompletionUsage usage;
+	PgftUsage *counted; /* in finetune.usage; NULL before the model is known */
 
 	bool over;
 	bool busy;
@@ -190,12 +192,8 @@ answer_as_jsonb(const Answer *answer)
 
 /* ---- Steps ---- */
 
-/*
- * Is this error the statement's and not the request's?  Cancelled by the user,
- * a timeout, a conflict with recovery, a shutdown.
- */
-static bool
-ends_statement(int sqlstate)
+bool
+pgft_completion_ends_statement(int sqlstate)
 {
 	return sqlstate == ERRCODE_QUERY_CANCELED || sqlstate == ERRCODE_ADMIN_SHUTDOWN ||
 		   sqlstate == ERRCODE_CRASH_SHUTDOWN ||
@@ -217,12 +215,14 @@ take_step(PgftCompletion *completion, void (*step)(PgftCompletion *completion))
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(completion->context);
-		if (pgft_catalog_depth() > catalog_depth || ends_statement(geterrcode()))
+		if (pgft_catalog_depth() > catalog_depth || pgft_completion_ends_statement(geterrcode()))
 			PG_RE_THROW();
 		ConditionVariableCancelSleep();
 		completion->error = CopyErrorData();
 		FlushErrorState();
 		completion->over = true;
+		if (completion->counted != NULL)
+			pgft_usage_end(completion->counted, PGFT_USAGE_FAILED);
 
 		/* A request that was left in the middle */
 		MemoryContextDeleteChildren(completion->context);
@@ -242,6 +242,8 @@ step_start(PgftCompletion *completion)
 
 	completion->model_name = TextDatumGetCString(completion->args[0]);
 	completion->model = pgft_model_lookup(completion->model_name, false);
+	if (completion->model->has_row)
+		completion->counted = pgft_usage_begin(completion->model);
 	pgft_complete_options_read(&options,
 							   form->nargs > 2 ? DatumGetJsonbP(completion->args[2]) : NULL);
 	chat = pgft_complete_messages_json(
@@ -271,9 +273,12 @@ step_poll(PgftCompletion *completion)
 	completion->usage.prompt_tokens = answer.prompt_tokens;
 	completion->usage.cached_tokens = Max(answer.cached_tokens, 0);
 	completion->usage.completion_tokens = answer.completion_tokens;
+	pgft_usage_tokens(completion->counted, answer.prompt_tokens, answer.cached_tokens,
+					  answer.completion_tokens);
 	completion->result =
 		completion->form->as_jsonb ? answer_as_jsonb(&answer) : CStringGetTextDatum(answer.content);
 	completion->over = true;
+	pgft_usage_end(completion->counted, PGFT_USAGE_ANSWERED);
 }
 
 /* After a step */
@@ -336,6 +341,7 @@ pgft_completion_again(PgftCompletion *completion)
 {
 	Assert(completion->busy && !completion->again);
 	completion->again = true;
+	pgft_usage_again(completion->counted);
 	completion->earlier_requests = completion->usage.requests;
 	FreeErrorData(completion->error);
 	completion->error = NULL;
@@ -360,6 +366,8 @@ bool
 pgft_completion_take(PgftCompletion *completion, Datum *result)
 {
 	Assert(completion->over);
+	if (completion->counted != NULL)
+		pgft_usage_count(completion->counted);
 	if (completion->error == NULL)
 	{
 		*result = datumCopy(completion->result, false, -1);

@@ -31,6 +31,12 @@ extern const PgftCompletionForm *pgft_completion_form(Oid function);
 /* The form that has this C function, which is one of ours. */
 extern const PgftCompletionForm *pgft_completion_form_by_address(PGFunction function);
 
+/*
+ * Is an error of this kind the statement's and not the request's?  Cancelled by
+ * the user, a timeout, a conflict with recovery, a shutdown.
+ */
+extern bool pgft_completion_ends_statement(int sqlstate);
+
 typedef struct PgftCompletion PgftCompletion;
 
 typedef struct PgftCompletionUsage

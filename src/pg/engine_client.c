@@ -84,6 +84,8 @@ struct PgftRequest
 	int sent;
 	HttpReply reply;
 
+	bool events; /* the reply may be a stream of them */
+	int timeout_ms;
 	int64 deadline; /* -1: none */
 	int64 retry_at; /* while waiting */
 };
@@ -190,7 +192,7 @@ fail(PgftRequest *request, Failure failure)
 static void
 connection_broke(PgftRequest *request)
 {
-	if (request->reused && request->reply.in.len == 0)
+	if (request->reused && request->reply.in.len == 0 && !request->reply.head_done)
 	{
 		close_idle();
 		drop_connection(request);
@@ -384,7 +386,8 @@ pgft_request_start(const char *method, const char *path, const char *body, int t
 	request = palloc0(sizeof(PgftRequest));
 	request->context = context;
 	request->fd = -1;
-	request->deadline = timeout_ms == 0 ? -1 : pgft_monotonic_ms() + timeout_ms;
+	request->timeout_ms = timeout_ms;
+	pgft_request_renew(request);
 	request->on_reset.func = on_reset;
 	request->on_reset.arg = request;
 	MemoryContextRegisterResetCallback(context, &request->on_reset);
@@ -452,6 +455,14 @@ pgft_check_client(int64 *checked_at)
 	}
 }
 
+/* Those of an error's reply are none. */
+static bool
+has_event(const PgftRequest *request)
+{
+	return request->events && request->reply.head_done && request->reply.status == 200 &&
+		   http_reply_has_event(&request->reply);
+}
+
 int
 pgft_request_wait_any(PgftRequest **requests, int count)
 {
@@ -463,7 +474,7 @@ pgft_request_wait_any(PgftRequest **requests, int count)
 	{
 		CHECK_FOR_INTERRUPTS();
 		for (int i = 0; i < count; i++)
-			if (pgft_request_poll(requests[i]))
+			if (pgft_request_poll(requests[i]) || has_event(requests[i]))
 			{
 				ConditionVariableCancelSleep();
 				return i;
@@ -474,13 +485,7 @@ pgft_request_wait_any(PgftRequest **requests, int count)
 	}
 }
 
-/* ---- End ---- */
-
-void
-pgft_request_cancel(PgftRequest *request)
-{
-	MemoryContextDelete(request->context);
-}
+/* ---- Failures ---- */
 
 static const struct
 {
@@ -509,6 +514,41 @@ raise_failure(Failure failure)
 					hint != NULL ? errhint("%s", hint) : 0));
 }
 
+/* ---- Events ---- */
+
+void
+pgft_request_expect_events(PgftRequest *request)
+{
+	request->events = true;
+}
+
+void
+pgft_request_renew(PgftRequest *request)
+{
+	request->deadline = request->timeout_ms == 0 ? -1 : pgft_monotonic_ms() + request->timeout_ms;
+}
+
+char *
+pgft_request_event(PgftRequest *request)
+{
+	char *data;
+
+	if (!has_event(request))
+		return NULL;
+	if (http_reply_event(&request->reply, &data) == HTTP_DONE)
+		return data;
+	raise_failure(FAILURE_BAD_REPLY);
+	return NULL; /* keep compiler quiet */
+}
+
+/* ---- End ---- */
+
+void
+pgft_request_cancel(PgftRequest *request)
+{
+	MemoryContextDelete(request->context);
+}
+
 PgftReply *
 pgft_request_finish(PgftRequest *request)
 {
@@ -533,7 +573,8 @@ pgft_request_finish(PgftRequest *request)
 	reply->status = http->status;
 
 	/* An error that the HTTP library answers by itself comes as HTML */
-	if (http->body.len > 0 && (http->status == 200 || http->body.data[0] == '{'))
+	if (http->body.len > 0 &&
+		((http->status == 200 && !request->events) || http->body.data[0] == '{'))
 		reply->body = pgft_json_parse(http->body.data, http->body.len, "the engine's reply");
 	pgft_request_cancel(request);
 	return reply;

@@ -51,6 +51,21 @@ extern void pgft_connections_reserve(int change);
  */
 extern PgftReply *pgft_request_finish(PgftRequest *request);
 
+/*
+ * A request whose reply, when all is well (status 200), is a stream of
+ * server-sent events: pgft_request_wait_any returns for each of them.  To be said
+ * right after the start.  The timeout is then for each event, counted from
+ * pgft_request_renew.
+ */
+extern void pgft_request_expect_events(PgftRequest *request);
+extern void pgft_request_renew(PgftRequest *request);
+
+/*
+ * The data of the next event, as it came (palloc'd), NULL when none is there;
+ * such a reply has no body when it is finished.
+ */
+extern char *pgft_request_event(PgftRequest *request);
+
 /* Give a request up. */
 extern void pgft_request_cancel(PgftRequest *request);
 

@@ -1,5 +1,5 @@
 /*
- * http.c: reading one HTTP/1.1 reply, as it comes in (RFC 9112).
+ * http.c: reading one HTTP/1.1 reply, as it comes in (RFC 9112), and the events of one.
  *
  * A backend cannot use an HTTP library: they bring event loops, threads or
  * signal handling of their own, which PostgreSQL's interrupts do not reach.
@@ -105,6 +105,19 @@ parse_head(HttpReply *reply)
 	return HTTP_DONE;
 }
 
+/* A stream may go on for long: forget what has been parsed of it. */
+static void
+forget_parsed(HttpReply *reply)
+{
+	StringInfo in = &reply->in;
+
+	if (reply->position == 0)
+		return;
+	memmove(in->data, in->data + reply->position, in->len - reply->position + 1);
+	in->len -= reply->position;
+	reply->position = 0;
+}
+
 /* Chunks, as many as are complete. */
 static HttpResult
 parse_chunks(HttpReply *reply)
@@ -153,7 +166,13 @@ http_reply_parse(HttpReply *reply)
 			return result;
 	}
 	if (reply->chunked)
-		return parse_chunks(reply);
+	{
+		HttpResult result = parse_chunks(reply);
+
+		if (result == HTTP_MORE)
+			forget_parsed(reply);
+		return result;
+	}
 	if (reply->content_length > 0)
 	{
 		if (reply->in.len - reply->position < reply->content_length)
@@ -161,6 +180,40 @@ http_reply_parse(HttpReply *reply)
 		appendBinaryStringInfo(&reply->body, reply->in.data + reply->position,
 							   reply->content_length);
 		reply->position += reply->content_length;
+	}
+	return HTTP_DONE;
+}
+
+static const char *
+event_end(const HttpReply *reply)
+{
+	return memmem(reply->body.data + reply->taken, reply->body.len - reply->taken, "\n\n", 2);
+}
+
+bool
+http_reply_has_event(const HttpReply *reply)
+{
+	return event_end(reply) != NULL;
+}
+
+HttpResult
+http_reply_event(HttpReply *reply, char **data)
+{
+	static const char field[] = "data: ";
+	const char *start = reply->body.data + reply->taken;
+	const char *end = event_end(reply);
+
+	if (end == NULL)
+		return HTTP_MORE;
+	if (strncmp(start, field, strlen(field)) != 0)
+		return HTTP_BROKEN;
+	start += strlen(field);
+	*data = pnstrdup(start, end - start);
+	reply->taken = end + 2 - reply->body.data;
+	if (reply->taken == reply->body.len)
+	{
+		resetStringInfo(&reply->body);
+		reply->taken = 0;
 	}
 	return HTTP_DONE;
 }

@@ -33,6 +33,7 @@ typedef struct HttpReply
 	bool chunked;
 	int64 content_length; /* -1: not said */
 	int64 chunk_size;     /* of the chunk that comes next, 0: a line with its size */
+	int taken;            /* of the body, as events */
 	bool last_chunk;      /* only trailers are still to come */
 } HttpReply;
 
@@ -41,5 +42,16 @@ extern void http_reply_init(HttpReply *reply);
 
 /* Take in what was received, at reply->in's end, since the last call. */
 extern HttpResult http_reply_parse(HttpReply *reply);
+
+/* Is there a whole event that has not been taken? */
+extern bool http_reply_has_event(const HttpReply *reply);
+
+/*
+ * Take the next server-sent event (an event of one line of data, and nothing
+ * else) from a body that may not be complete yet: HTTP_DONE with its data
+ * (palloc'd), or HTTP_MORE.  What has been taken no longer counts in the body's
+ * bound.
+ */
+extern HttpResult http_reply_event(HttpReply *reply, char **data);
 
 #endif

@@ -8,6 +8,7 @@
  *     jobs/<database>-<job id>/       a job directory
  *     cache/<digest>/                 an adapter or a base, copied out of finetune.weights
  *     sessions/<pid>-<number>/        a job directory of a session's own, while it is at work
+ *     usage                           the counters of finetune.usage
  */
 #ifndef PGFT_PATHS_H
 #define PGFT_PATHS_H

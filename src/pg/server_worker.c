@@ -23,6 +23,7 @@
 #include "shmem.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "usage.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "weights.h"
@@ -37,6 +38,9 @@
 /* How often an engine that is starting is looked at: its socket cannot tell. */
 #define READY_POLL_MS 20
 #define READY_POLL_SLOW_MS 250
+
+/* How often the counters of finetune.usage are saved, at least so long apart */
+#define SAVE_USAGE_MS 60000
 
 /* How long an engine that is asked to end may take */
 #define END_WITHIN_MS 1000
@@ -57,8 +61,8 @@ typedef struct Server
 static char *
 server_settings(void)
 {
-	return psprintf("%s %d %s %d %d", pgft_device, pgft_threads, pgft_numerics_name(),
-					pgft_engine_memory, pgft_keep_alive);
+	return psprintf("%s %d %s %d %d %d", pgft_device, pgft_threads, pgft_numerics_name(),
+					pgft_max_concurrent_requests, pgft_engine_memory, pgft_keep_alive);
 }
 
 static void
@@ -74,6 +78,8 @@ start_engine(Server *server)
 						  pgft_device,
 						  "--numerics",
 						  pgft_numerics_name(),
+						  "--max-requests",
+						  psprintf("%d", pgft_max_concurrent_requests),
 						  "--engine-memory",
 						  psprintf("%d", pgft_engine_memory),
 						  "--keep-alive",
@@ -198,6 +204,16 @@ server_sleep(Server *server)
 	}
 }
 
+/* While an engine answers this worker wakes every few seconds anyway, to ask how it is. */
+static void
+save_usage(int64 *save_at)
+{
+	if (pgft_monotonic_ms() < *save_at)
+		return;
+	pgft_usage_save();
+	*save_at = pgft_monotonic_ms() + SAVE_USAGE_MS;
+}
+
 static void
 follow_settings(Server *server)
 {
@@ -220,6 +236,7 @@ pgft_server_worker_main(Datum arg)
 {
 	Server server = {.health = {.fd = -1}};
 	MemoryContext loop_context;
+	int64 save_at = pgft_monotonic_ms() + SAVE_USAGE_MS;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -243,6 +260,7 @@ pgft_server_worker_main(Datum arg)
 		if (server.child == NULL && pgft_serve && pgft_monotonic_ms() >= server.start_at)
 			start_engine(&server);
 		server_sleep(&server);
+		save_usage(&save_at);
 		CHECK_FOR_INTERRUPTS();
 	}
 	stop_engine(&server);

@@ -192,6 +192,7 @@ struct PgftServingCall
 	uint64 lessons;       /* had been given when it was sent */
 	int sent;             /* how often */
 	bool busy;
+	bool events; /* the reply is a stream of them */
 };
 
 static void
@@ -202,11 +203,13 @@ send_call(PgftServingCall *call)
 	call->lessons = lessons;
 	call->sent++;
 	call->request = pgft_request_start("POST", call->path, call->body, -1);
+	if (call->events)
+		pgft_request_expect_events(call->request);
 	MemoryContextSwitchTo(old_context);
 }
 
-PgftServingCall *
-pgft_serving_start(PgftModel *model, const char *path, const char *body)
+static PgftServingCall *
+start_call(PgftModel *model, const char *path, const char *body, bool events)
 {
 	PgftServingCall *call = palloc0(sizeof(PgftServingCall));
 
@@ -214,8 +217,21 @@ pgft_serving_start(PgftModel *model, const char *path, const char *body)
 	call->model = model;
 	call->path = path;
 	call->body = body;
+	call->events = events;
 	send_call(call);
 	return call;
+}
+
+PgftServingCall *
+pgft_serving_start(PgftModel *model, const char *path, const char *body)
+{
+	return start_call(model, path, body, false);
+}
+
+PgftServingCall *
+pgft_serving_start_stream(PgftModel *model, const char *path, const char *body)
+{
+	return start_call(model, path, body, true);
 }
 
 PgftRequest *
@@ -236,29 +252,60 @@ pgft_serving_was_busy(const PgftServingCall *call)
 	return call->busy;
 }
 
+/*
+ * The reply of a request that is over, whatever its status; NULL when the engine
+ * did not know the model, and was taught it and asked again.
+ */
+static PgftReply *
+take_reply(PgftServingCall *call)
+{
+	PgftRequest *request = call->request;
+	PgftReply *reply;
+
+	call->request = NULL;
+	reply = pgft_request_finish(request);
+	if (!is_unknown_model(reply) || call->sent > MAX_LOADS)
+		return reply;
+	if (!was_taught_since(serving_id(call->model), call->lessons))
+		teach(call->model);
+	send_call(call);
+	return NULL;
+}
+
 Jsonb *
 pgft_serving_poll(PgftServingCall *call)
 {
-	PgftModel *model = call->model;
-
 	while (pgft_request_poll(call->request))
 	{
-		PgftRequest *request = call->request;
+		PgftReply *reply = take_reply(call);
+
+		if (reply == NULL)
+			continue;
+		call->busy = strcmp(pgft_reply_code(reply), "busy") == 0;
+		if (reply->status != 200 || reply->body == NULL)
+			pgft_model_error(pgft_model_root(call->model), reply);
+		return reply->body;
+	}
+	return NULL;
+}
+
+char *
+pgft_serving_event(PgftServingCall *call, bool *ended)
+{
+	*ended = false;
+	while (call->request != NULL)
+	{
+		bool over = pgft_request_poll(call->request);
+		char *data = pgft_request_event(call->request);
 		PgftReply *reply;
 
-		call->request = NULL;
-		reply = pgft_request_finish(request);
-		if (!is_unknown_model(reply) || call->sent > MAX_LOADS)
-		{
-			call->busy = strcmp(pgft_reply_code(reply), "busy") == 0;
-			if (reply->status != 200 || reply->body == NULL)
-				pgft_model_error(pgft_model_root(model), reply);
-			return reply->body;
-		}
-		if (!was_taught_since(serving_id(model), call->lessons))
-			teach(model);
-		send_call(call);
+		if (data != NULL || !over)
+			return data;
+		reply = take_reply(call);
+		if (reply != NULL && reply->status != 200)
+			pgft_model_error(pgft_model_root(call->model), reply);
 	}
+	*ended = true;
 	return NULL;
 }
 

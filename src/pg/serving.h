@@ -46,6 +46,14 @@ extern Jsonb *pgft_serving_poll(PgftServingCall *call);
 /* The request to wait for, NULL when there is none under way. */
 extern PgftRequest *pgft_serving_request(const PgftServingCall *call);
 
+/*
+ * The same for a request whose reply is a stream of events: the data of the next
+ * one, as it came; NULL when none has come yet, or, with *ended, none will come.
+ */
+extern PgftServingCall *
+pgft_serving_start_stream(PgftModel *model, const char *path, const char *body);
+extern char *pgft_serving_event(PgftServingCall *call, bool *ended);
+
 /* How many requests the call has sent. */
 extern int pgft_serving_requests(const PgftServingCall *call);
 

@@ -27,6 +27,7 @@ int pgft_max_jobs_per_role = 0;
 int pgft_reserve_disk = 512;
 bool pgft_serve = true;
 int pgft_request_timeout = 600000;
+int pgft_max_concurrent_requests = 1024;
 int pgft_engine_memory = 0;
 int pgft_keep_alive = 300;
 int pgft_batch_rows = 32;
@@ -107,6 +108,11 @@ define_reloadable_settings(void)
 		"Waiting for an engine that is starting is included. 0 means no limit.",
 		&pgft_request_timeout, 600000, 0, INT_MAX, PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 
+	DefineCustomIntVariable("pg_finetune.max_concurrent_requests",
+							"Requests that wait or are answered at the same time, of all sessions.",
+							"One more is refused. A role may have seven eighths of them.",
+							&pgft_max_concurrent_requests, 1024, 1, 65536, PGC_SIGHUP, 0, NULL,
+							NULL, NULL);
 	DefineCustomIntVariable("pg_finetune.engine_memory",
 							"Memory that the models of the serving engine may hold together.",
 							"Room for another one is made by unloading those not in use. 0 means "

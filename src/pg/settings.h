@@ -22,9 +22,10 @@ extern int pgft_max_jobs_per_role; /* 0: no limit */
 extern int pgft_reserve_disk;      /* MB */
 extern bool pgft_serve;
 extern int pgft_request_timeout; /* milliseconds, 0 = none */
-extern int pgft_engine_memory;   /* MB, 0 = four fifths of what the device has free */
-extern int pgft_keep_alive;      /* seconds, 0 = for ever */
-extern int pgft_batch_rows;      /* rows in flight of a query; 0 and 1: one after the other */
+extern int pgft_max_concurrent_requests;
+extern int pgft_engine_memory; /* MB, 0 = four fifths of what the device has free */
+extern int pgft_keep_alive;    /* seconds, 0 = for ever */
+extern int pgft_batch_rows;    /* rows in flight of a query; 0 and 1: one after the other */
 
 /* An engine says something at least every 5 s; one that is silent this long (ms) hangs */
 extern int pgft_engine_silence;

@@ -12,6 +12,7 @@
 #include "pg_finetune.h"
 #include "port/atomics.h"
 #include "postmaster/interrupt.h"
+#include "settings.h"
 #include "shmem.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
@@ -19,6 +20,7 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
+#include "usage.h"
 #include "utils/memutils.h"
 
 #define NO_PROC (-1)
@@ -93,6 +95,7 @@ shmem_request(void)
 		prev_shmem_request_hook();
 	RequestAddinShmemSpace(MAXALIGN(sizeof(PgftShared)));
 	RequestNamedLWLockTranche(PGFT_LIBRARY, 1);
+	pgft_usage_shmem_request();
 }
 
 static void
@@ -120,6 +123,7 @@ shmem_startup(void)
 		ConditionVariableInit(&shared->server_changed);
 		pg_atomic_init_u32(&shared->ahead, 0);
 	}
+	pgft_usage_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -670,7 +674,7 @@ pgft_ahead_take(int count)
 	}
 	do
 	{
-		if (taken + count > PGFT_MAX_AHEAD)
+		if (taken + count > pgft_max_concurrent_requests / 2)
 			return false;
 	} while (!pg_atomic_compare_exchange_u32(&shared->ahead, &taken, taken + count));
 	my_ahead += count;

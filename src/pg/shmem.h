@@ -186,11 +186,10 @@ extern ConditionVariable *pgft_server_state_changed(void);
 /* ---- Requests for rows ahead ---- */
 
 /*
- * How many requests all sessions together may have under way beside those that
- * they wait for.  The engine takes 1,024, so that many sessions are not refused
- * because of the rows of a few.
+ * All sessions together may have half as many requests under way beside those
+ * that they wait for as the engine takes (pg_finetune.max_concurrent_requests),
+ * so that many sessions are not refused because of the rows of a few.
  */
-#define PGFT_MAX_AHEAD 512
 
 /* Take so many places, all or none; what is left at the end of the process is given back. */
 extern bool pgft_ahead_take(int count);

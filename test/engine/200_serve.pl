@@ -204,6 +204,7 @@ my @bad = (
 	[ 'them in a stream',   { %greedy, logprobs => 2, stream => $true }, 400, 'unsupported', qr/"logprobs" with "stream"/ ],
 	[ 'a stream as text',   { %greedy, stream => 'yes' },           400, 'invalid',     qr/"stream" must be true or false/ ],
 	[ 'usage of no stream', { %greedy, stream_options => { include_usage => $true } }, 400, 'invalid', qr/"stream_options" is given without "stream"/ ],
+	[ 'usage of pieces alone', { %greedy, stream => $true, stream_options => { continuous_usage_stats => $true } }, 400, 'invalid', qr/"continuous_usage_stats" is given without "include_usage"/ ],
 	[ 'unknown options',    { %greedy, stream => $true, stream_options => { usage => $true } }, 400, 'invalid', qr/unknown field "usage"/ ],
 	[ 'a high penalty',     { %greedy, presence_penalty => 2.5 },   400, 'invalid',     qr/presence_penalty.*2\.5.*-2 and 2/ ],
 	[ 'a low penalty',      { %greedy, frequency_penalty => -3 },   400, 'invalid',     qr/frequency_penalty.*-3/ ],

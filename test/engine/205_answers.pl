@@ -126,6 +126,14 @@ is_deeply($events->[-2]{choices}, [], 'the last has no choice');
 is($events->[-2]{usage}{completion_tokens}, $reply->{usage}{completion_tokens}, 'but the usage');
 ok(exists $events->[0]{usage} && !defined $events->[0]{usage}, 'which the others have as null');
 
+(undef, undef, $events) = stream('/v1/chat/completions', { %chat, stream_options => { include_usage => $true, continuous_usage_stats => $true } });
+my @sofar = map { $_->{usage}{completion_tokens} } grep { ref } @$events;
+is(scalar(grep { !defined } @sofar), 0, 'each piece may say the usage so far');
+is_deeply(\@sofar, [ sort { $a <=> $b } @sofar ], 'which rises');
+cmp_ok($sofar[0], '<', $sofar[-1], 'from the first');
+is($sofar[-1], $reply->{usage}{completion_tokens}, 'to the whole');
+is($events->[0]{usage}{prompt_tokens}, $reply->{usage}{prompt_tokens}, 'the prompt\'s is always said');
+
 (undef, $reply) = $engine->post('/v1/completions', { %ask, n => 3, max_tokens => 60 });
 (undef, undef, $events) = stream('/v1/completions', { %ask, n => 3, max_tokens => 60 });
 is_deeply([ map { joined($events, $_) } 0 .. 2 ], [ map { $_->{text} } @{ $reply->{choices} } ], 'three answers in pieces');

@@ -17,6 +17,15 @@
 #   "fail CODE"        an error of that code
 #   "broken KIND"      what is no reply, by %broken below
 #
+# Streams have a word in each piece:
+#
+#   "drip MS x y z"    a piece in each so many milliseconds
+#   "stall N x y z"    nothing after N pieces
+#   "cut N x y z"      the connection closes after N pieces
+#   "halt N CODE"      an error of that code after N pieces
+#   "odd KIND x y z"   ends with what is no event, by %odd below
+#   "nothing"          an answer without text
+#
 # A model's file that begins with "bad" cannot be loaded.  An answer by an
 # adapter begins with the adapter's file "prefix", so that a test sees whose
 # weights were used.
@@ -58,6 +67,9 @@ my %broken = (
 	  [ deep => '{"a":' x 100000 ]);
 my %closed = (cut_head => 1, cut_body => 1);
 
+my %odd = (
+	field => "event: piece\n\n", no_json => "data: {\n\n", no_end => '', zero => qq(data: {"choices": [{"delta": {"content": "a\\u0000b"}}]}\n\n));
+
 my $program = shift @ARGV // '';
 my %option;
 while (@ARGV)
@@ -88,7 +100,12 @@ while (1)
 	@later = sort { $a->[0] <=> $b->[0] } @later;
 	while (@later && $later[0][0] <= time)
 	{
-		my ($at, $client, $reply) = @{ shift @later };
+		my ($at, $client, $reply, $pause) = @{ shift @later };
+		if (ref $reply)
+		{
+			go_on($client, $reply, $pause) if $waiting{$client};
+			next;
+		}
 		next if !delete $waiting{$client};
 		send_reply($client, 200, $reply);
 		serve_client($client);
@@ -137,7 +154,8 @@ sub serve_client
 			shutdown($client, 2) if $closed{$1};
 			return;
 		}
-		my ($status, $reply) = route("$method $route", $length ? $json->decode($body) : {});
+		my $request = $length ? $json->decode($body) : {};
+		my ($status, $reply) = route("$method $route", $request);
 		if (!defined $status || defined $delay || defined $gather)
 		{
 			$waiting{$client} = 1;
@@ -152,8 +170,64 @@ sub serve_client
 			($delay, $gather) = ();
 			return;
 		}
+		if ($request->{stream} && $status == 200)
+		{
+			stream_reply($client, $request, $reply);
+			return if $waiting{$client};
+			next;
+		}
 		send_reply($client, $status, $json->encode($reply));
 	}
+}
+
+sub chunk { return sprintf("%x\r\n%s\r\n", length $_[0], $_[0]); }
+
+# The same answer as a stream of events.
+sub stream_reply
+{
+	my ($client, $body, $reply) = @_;
+	my $prompt = $body->{messages}[-1]{content};
+	my ($how, $n) = $prompt =~ /^(drip|stall|cut|halt|odd) (\w+)/;
+	my @pieces = $prompt eq 'nothing' ? () : split /(?<= )/, $reply->{choices}[0]{message}{content};
+	my $usage = $reply->{usage};
+	my ($tokens, @chunks) = (0);
+
+	$how //= '';
+	for my $delta ({ role => 'assistant', content => '' }, (map { { content => $_ } } @pieces), {})
+	{
+		$usage->{completion_tokens} = $tokens;
+		push @chunks, 'data: ' . $json->encode({ choices => [ { index => 0, delta => $delta } ], usage => $usage }) . "\n\n";
+		$tokens++ if $tokens < @pieces;
+	}
+	push @chunks, 'data: ' . $json->encode({ choices => [], usage => $usage }) . "\n\n", "data: [DONE]\n\n";
+	splice(@chunks, $n + 1) if $how =~ /^(stall|cut|halt)$/;
+	push @chunks, 'data: ' . $json->encode((failure($prompt =~ /^halt \d+ (\w+)/, 'as asked for'))[1]) . "\n\n", "data: [DONE]\n\n"
+	  if $how eq 'halt';
+	splice(@chunks, -2, 2, $odd{$n} || ()) if $how eq 'odd';
+	@chunks = map { chunk($_) } @chunks;
+	push @chunks, $how =~ /^(stall|cut)$/ ? $how : "0\r\n\r\n";
+	print $client "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+	$waiting{$client} = 1;
+	go_on($client, \@chunks, $how eq 'drip' ? $n / 1000 : undef);
+}
+
+# Send the next chunk of a stream, or without a pause between them all.
+sub go_on
+{
+	my ($client, $chunks, $pause) = @_;
+
+	while (@$chunks)
+	{
+		my $chunk = shift @$chunks;
+
+		return if $chunk eq 'stall';
+		return shutdown($client, 2) if $chunk eq 'cut';
+		print $client $chunk;
+		$client->flush;
+		return push @later, [ time + $pause, $client, $chunks, $pause ] if defined $pause && @$chunks;
+	}
+	delete $waiting{$client};
+	serve_client($client) if defined $pause;
 }
 
 # Every second reply is chunked, in small pieces.
