@@ -219,10 +219,11 @@ read_choice(const json_t *choice, int index, const ft_endpoint_asked *asked, jso
 			"the endpoint ignores the option \"response_format\": its answer is no JSON");
 	if (asked->logprobs && !json_is_array(json_object_get(logprobs, "content")))
 		return ft_fail(FT_UNSUPPORTED, "the endpoint ignores the option \"logprobs\"");
-	*read = json_pack("{s:i, s:{s:s, s:o}, s:s, s:o}", "index", index, "message", "role",
-					  "assistant", "content", json_stringn(text.data, text.length), "finish_reason",
-					  finish, "logprobs", asked->logprobs ? json_incref(logprobs) : json_null());
-	return *read ? FT_OK : ft_fail(FT_NO_MEMORY, "out of memory");
+	*read = json_pack("{s:i, s:{s:s, s:o}, s:s}", "index", index, "message", "role", "assistant",
+					  "content", json_stringn(text.data, text.length), "finish_reason", finish);
+	if (!*read || (asked->logprobs && json_object_set(*read, "logprobs", logprobs) != 0))
+		return ft_fail(FT_NO_MEMORY, "out of memory");
+	return FT_OK;
 }
 
 /* The choice of this index; they may come in any order, and of one index need not say it. */

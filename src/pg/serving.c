@@ -13,17 +13,22 @@
  */
 #include "postgres.h"
 
+#include "endpoint.h"
 #include "json.h"
 #include "lib/stringinfo.h"
 #include "paths.h"
 #include "pg_finetune.h"
 #include "serving.h"
+#include "settings.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "weights.h"
 
 /* How often a model is loaded for one request, should the engine die or forget meanwhile */
 #define MAX_LOADS 3
+
+/* An endpoint that is late is the engine's to tell, who knows more of it: so much later is ours */
+#define ENDPOINT_GRACE_MS 2000
 
 static const char *
 serving_id(const PgftModel *model)
@@ -37,6 +42,8 @@ const char *
 pgft_serving_prepare(PgftModel *model)
 {
 	pgft_require_preload();
+	if (model->endpoint != NULL)
+		return model->remote_model;
 	pgft_model_require_ready(model);
 	pgft_model_resolve(pgft_model_root(model));
 	return serving_id(model);
@@ -198,10 +205,14 @@ static void
 send_call(PgftServingCall *call)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(call->context);
+	int timeout_ms = -1;
 
+	if (call->model->endpoint != NULL && pgft_request_timeout > 0 &&
+		pgft_request_timeout < PG_INT32_MAX - ENDPOINT_GRACE_MS)
+		timeout_ms = pgft_request_timeout + ENDPOINT_GRACE_MS;
 	call->lessons = lessons;
 	call->sent++;
-	call->request = pgft_request_start("POST", call->path, call->body, -1);
+	call->request = pgft_request_start("POST", call->path, call->body, timeout_ms);
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -214,6 +225,13 @@ pgft_serving_start(PgftModel *model, const char *path, const char *body)
 	call->model = model;
 	call->path = path;
 	call->body = body;
+	if (model->endpoint != NULL)
+	{
+		if (strcmp(path, "/v1/chat/completions") != 0)
+			pgft_endpoint_only_answers(model);
+		call->path = PGFT_ENDPOINT_ROUTE;
+		call->body = pgft_endpoint_request(model, body);
+	}
 	send_call(call);
 	return call;
 }
@@ -248,7 +266,7 @@ pgft_serving_poll(PgftServingCall *call)
 
 		call->request = NULL;
 		reply = pgft_request_finish(request);
-		if (!is_unknown_model(reply) || call->sent > MAX_LOADS)
+		if (model->endpoint != NULL || !is_unknown_model(reply) || call->sent > MAX_LOADS)
 		{
 			call->busy = strcmp(pgft_reply_code(reply), "busy") == 0;
 			if (reply->status != 200 || reply->body == NULL)
