@@ -13,6 +13,7 @@
 #include "request.h"
 #include "transfer.h"
 
+#include <errno.h>
 #include <event2/event.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -104,8 +105,28 @@ end_failed(call *c, ft_status status)
 static void
 end_answered(call *c, json_t *reply)
 {
+	ft_text events = {0};
+	ft_status status = FT_OK;
+
+	if (c->asked.stream)
+		status = ft_endpoint_events(reply, c->asked.usage, &events);
+	if (status != FT_OK)
+	{
+		json_decref(reply);
+		end_failed(c, status);
+		return;
+	}
 	c->endpoints->stats.answers++;
-	ft_api_reply(c->exchange, 200, reply);
+	if (c->asked.stream)
+	{
+		ft_http_stream_begin(c->exchange, "text/event-stream");
+		ft_http_stream_send(c->exchange, events.data, events.length);
+		ft_http_stream_end(c->exchange);
+		json_decref(reply);
+	}
+	else
+		ft_api_reply(c->exchange, 200, reply);
+	ft_text_free(&events);
 	call_free(c);
 }
 
@@ -234,7 +255,8 @@ check_ca_file(const char *path)
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0)
-		return ft_fail_errno("could not open the file that \"sslrootcert\" names");
+		return ft_fail(FT_IO, "could not open the file that \"sslrootcert\" names: %s",
+					   strerror(errno));
 	close(fd);
 	return FT_OK;
 }

@@ -5,6 +5,7 @@
 
 #include "request.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -104,6 +105,7 @@ check_request(const json_t *request)
 										"stream_options",
 										"cache_salt",
 										NULL};
+	const json_t *more = json_object_get(request, "stream_options");
 	const char *model;
 
 	if (!json_is_object(request))
@@ -112,8 +114,11 @@ check_request(const json_t *request)
 	FT_TRY(ft_body_string(request, "model", &model));
 	if (!json_is_array(json_object_get(request, "messages")))
 		return ft_fail(FT_INVALID, "\"messages\" must be a list of at least one message");
-	if (json_is_true(json_object_get(request, "stream")))
-		return ft_fail(FT_UNSUPPORTED, "an endpoint's answers do not come in pieces");
+	if (more && !json_is_object(more))
+		return ft_fail(FT_INVALID, "\"stream_options\" must be an object");
+	if (json_is_true(json_object_get(request, "stream")) &&
+		json_is_true(json_object_get(request, "logprobs")))
+		return ft_fail(FT_UNSUPPORTED, "\"logprobs\" with \"stream\" is not supported");
 	return FT_OK;
 }
 
@@ -129,6 +134,9 @@ ft_endpoint_request(const json_t *request, json_t **others, ft_endpoint_asked *a
 		.n = (int) n,
 		.logprobs = json_is_true(json_object_get(request, "logprobs")),
 		.json = asks_for_json(json_object_get(request, "response_format")),
+		.stream = json_is_true(json_object_get(request, "stream")),
+		.usage = json_is_true(
+			json_object_get(json_object_get(request, "stream_options"), "include_usage")),
 	};
 	*others = json_object();
 	status = *others ? add_members(request, *others) : ft_fail(FT_NO_MEMORY, "out of memory");
@@ -335,6 +343,51 @@ ft_endpoint_answer(const char *body, size_t n, const ft_endpoint_asked *asked, c
 	json_decref(choices);
 	json_decref(answer);
 	return status;
+}
+
+static ft_status
+add_event(const json_t *json, ft_text *events)
+{
+	char *text = json_dumps(json, JSON_COMPACT);
+	ft_status status = text ? ft_text_append(events, "data: ", strlen("data: "))
+							: ft_fail(FT_NO_MEMORY, "out of memory");
+
+	if (status == FT_OK)
+		status = ft_text_append(events, text, strlen(text));
+	if (status == FT_OK)
+		status = ft_text_append(events, "\n\n", 2);
+	free(text);
+	return status;
+}
+
+ft_status
+ft_endpoint_events(json_t *reply, bool with_usage, ft_text *events)
+{
+	json_t *usage = json_incref(json_object_get(reply, "usage"));
+	size_t i;
+	json_t *choice;
+	ft_status status;
+
+	json_array_foreach (json_object_get(reply, "choices"), i, choice)
+	{
+		json_object_set(choice, "delta", json_object_get(choice, "message"));
+		json_object_del(choice, "message");
+	}
+	json_object_set_new(reply, "object", json_string("chat.completion.chunk"));
+	if (with_usage)
+		json_object_set_new(reply, "usage", json_null());
+	else
+		json_object_del(reply, "usage");
+	status = add_event(reply, events);
+	if (status == FT_OK && with_usage)
+	{
+		json_object_set(reply, "usage", usage);
+		json_object_set_new(reply, "choices", json_array());
+		status = add_event(reply, events);
+	}
+	json_decref(usage);
+	FT_TRY(status);
+	return ft_text_append(events, "data: [DONE]\n\n", strlen("data: [DONE]\n\n"));
 }
 
 /* --- refusals --- */

@@ -19,6 +19,8 @@ typedef struct ft_endpoint_asked
 	int n;         /* answers */
 	bool logprobs; /* of each */
 	bool json;     /* each is JSON */
+	bool stream;   /* as events, */
+	bool usage;    /* with one for the usage */
 } ft_endpoint_asked;
 
 /*
@@ -36,6 +38,9 @@ ft_status ft_endpoint_request(const json_t *request, json_t **others, ft_endpoin
  */
 ft_status ft_endpoint_answer(const char *body, size_t n, const ft_endpoint_asked *asked,
 							 const char *model, json_t **reply);
+
+/* The same reply as events of a stream, where a piece is a whole answer.  Changes the reply. */
+ft_status ft_endpoint_events(json_t *reply, bool with_usage, ft_text *events);
 
 /* An answer with any other status. */
 typedef struct ft_endpoint_refusal

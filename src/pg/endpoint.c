@@ -30,6 +30,9 @@
 #define MAX_URL 2048
 #define MAX_KEY 4096
 
+/* The engine, which knows more of an endpoint that is late, gives up so much before us */
+#define ENGINE_HASTE_MS 1000
+
 /* ---- Options ---- */
 
 static const char *const endpoint_options[] = {"endpoint", "remote_model", "sslrootcert",
@@ -180,8 +183,10 @@ char *
 pgft_endpoint_request(const PgftModel *base, const char *chat)
 {
 	char *key = find_key(base);
+	int timeout_ms = pgft_request_timeout;
 	StringInfoData body;
 
+	timeout_ms -= Min(timeout_ms / 10, ENGINE_HASTE_MS);
 	initStringInfo(&body);
 	appendStringInfoString(&body, "{\"endpoint\": {");
 	pgft_json_add_string(&body, "url", base->endpoint);
@@ -190,7 +195,7 @@ pgft_endpoint_request(const PgftModel *base, const char *chat)
 	if (base->sslrootcert != NULL)
 		pgft_json_add_string(&body, "sslrootcert", psprintf("%s/%s", DataDir, base->sslrootcert));
 	pgft_json_add_bool(&body, "allow_http", base->allow_http);
-	pgft_json_add_int64(&body, "timeout_ms", pgft_request_timeout);
+	pgft_json_add_int64(&body, "timeout_ms", timeout_ms);
 	appendStringInfo(&body, "}, \"request\": %s}", chat);
 	return body.data;
 }

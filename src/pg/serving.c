@@ -19,16 +19,12 @@
 #include "paths.h"
 #include "pg_finetune.h"
 #include "serving.h"
-#include "settings.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "weights.h"
 
 /* How often a model is loaded for one request, should the engine die or forget meanwhile */
 #define MAX_LOADS 3
-
-/* An endpoint that is late is the engine's to tell, who knows more of it: so much later is ours */
-#define ENDPOINT_GRACE_MS 2000
 
 static const char *
 serving_id(const PgftModel *model)
@@ -205,14 +201,10 @@ static void
 send_call(PgftServingCall *call)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(call->context);
-	int timeout_ms = -1;
 
-	if (call->model->endpoint != NULL && pgft_request_timeout > 0 &&
-		pgft_request_timeout < PG_INT32_MAX - ENDPOINT_GRACE_MS)
-		timeout_ms = pgft_request_timeout + ENDPOINT_GRACE_MS;
 	call->lessons = lessons;
 	call->sent++;
-	call->request = pgft_request_start("POST", call->path, call->body, timeout_ms);
+	call->request = pgft_request_start("POST", call->path, call->body, -1);
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -221,17 +213,18 @@ pgft_serving_start(PgftModel *model, const char *path, const char *body)
 {
 	PgftServingCall *call = palloc0(sizeof(PgftServingCall));
 
-	call->context = CurrentMemoryContext;
-	call->model = model;
-	call->path = path;
-	call->body = body;
 	if (model->endpoint != NULL)
 	{
 		if (strcmp(path, "/v1/chat/completions") != 0)
 			pgft_endpoint_only_answers(model);
-		call->path = PGFT_ENDPOINT_ROUTE;
-		call->body = pgft_endpoint_request(model, body);
+		path = PGFT_ENDPOINT_ROUTE;
+		body = pgft_endpoint_request(model, body);
 	}
+
+	call->context = CurrentMemoryContext;
+	call->model = model;
+	call->path = path;
+	call->body = body;
 	send_call(call);
 	return call;
 }
@@ -266,7 +259,7 @@ pgft_serving_poll(PgftServingCall *call)
 
 		call->request = NULL;
 		reply = pgft_request_finish(request);
-		if (model->endpoint != NULL || !is_unknown_model(reply) || call->sent > MAX_LOADS)
+		if (!is_unknown_model(reply) || call->sent > MAX_LOADS)
 		{
 			call->busy = strcmp(pgft_reply_code(reply), "busy") == 0;
 			if (reply->status != 200 || reply->body == NULL)

@@ -97,6 +97,27 @@ $sent = $json->decode(ask('show body', { response_format => { type => 'json_obje
 is_deeply($sent->{response_format}, { type => 'json_object' }, 'and any object, too');
 ok(!exists $json->decode(ask('show body', { response_format => { type => 'text' } }))->{response_format}, 'text is no format');
 
+sub stream
+{
+	my $s = $engine->connect;
+	$engine->send_request($s, 'POST', $route, body($_[0], { stream => JSON::PP::true, %{ $_[1] } }));
+	return $engine->read_stream($s);
+}
+my ($code, $head, $events) = stream('hello', { n => 2, stream_options => { include_usage => JSON::PP::true } });
+is($code, 200, 'a stream');
+like($head, qr{^Content-Type: text/event-stream}m, 'is one');
+is_deeply(
+	$events->[0]{choices},
+	[ map { { index => $_, delta => { role => 'assistant', content => 'echo: hello' }, finish_reason => 'stop' } } 0, 1 ],
+	'whose pieces are the answers');
+is($events->[0]{object}, 'chat.completion.chunk', 'in a chunk');
+is_deeply([ $events->[1]{choices}, $events->[1]{usage}{completion_tokens} ], [ [], 3 ], 'then the numbers');
+is_deeply([ @$events[ 2 .. $#$events ] ], ['[DONE]'], 'and the end');
+(undef, undef, $events) = stream('hello', {});
+is_deeply([ scalar @$events, exists $events->[0]{usage} ], [ 2, '' ], 'numbers only where they are asked for');
+($status, $reply) = $engine->post($route, body('status 500 x', { stream => JSON::PP::true }));
+is("$status $reply->{error}{code}", '502 remote', 'a failure is no stream');
+
 # --- answers of all kinds -----------------------------------------------------------------------
 
 sub answer { return 'answer ' . $json->encode({ usage => { prompt_tokens => 1, completion_tokens => 1 }, @_ }) }
@@ -225,12 +246,13 @@ is(ask('', {}, { url => "http://0.0.0.0:$dead->{port}", allow_http => JSON::PP::
 
 fails([ '', {}, { api_key => "a\r\nX-Evil: b" } ], '400 invalid', qr/the API key has a character that does not belong there/);
 fails([ '', {}, { api_key => '' } ], '400 invalid', qr/the API key has 0 characters, expected 1 to 4096/);
-fails([ '', {}, { sslrootcert => '/no/such.crt' } ], '404 not_found', qr/could not open the file that "sslrootcert" names: No such file/);
+fails([ '', {}, { sslrootcert => '/no/such.crt' } ], '500 io', qr/could not open the file that "sslrootcert" names: No such file/);
 fails([ '', {}, { verify => JSON::PP::false } ], '400 invalid', qr/unknown field "verify"/);
 fails([ '', {}, { allow_http => 1 } ], '400 invalid', qr/"allow_http" must be true or false/);
 fails([ '', {}, { timeout_ms => -1 } ], '400 invalid', qr/"timeout_ms" is -1, which is not between/);
 fails([ '', { tools => [] } ], '400 invalid', qr/unknown field "tools"/);
-fails([ '', { stream => JSON::PP::true } ], '400 unsupported', qr/an endpoint's answers do not come in pieces/);
+fails([ '', { stream => JSON::PP::true, logprobs => JSON::PP::true } ], '400 unsupported', qr/"logprobs" with "stream" is not supported/);
+fails([ '', { stream_options => 1 } ], '400 invalid', qr/"stream_options" must be an object/);
 fails([ '', { n => 0 } ], '400 invalid', qr/"n" is 0, which is not between 1 and 128/);
 fails([ '', { model => undef } ], '400 invalid', qr/"model" is missing/);
 fails([ '', { messages => 'hi' } ], '400 invalid', qr/"messages" must be a list/);

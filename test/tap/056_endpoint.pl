@@ -197,7 +197,7 @@ answer(create('tls', "endpoint '$tls_url', remote_model 'm'"));
 fails(q(SELECT complete('tls', 'x')), '08001', qr/model "tls": could not connect to the endpoint "https:\/\/localhost:\d+": SSL certificate problem/,
 	'an authority that nobody knows', hint => qr/HINT:  The endpoint's certificate must be for this host/);
 answer(q(ALTER SERVER tls OPTIONS (ADD sslrootcert 'endpoint_ca.crt')));
-fails(q(SELECT complete('tls', 'x')), '58P01', qr/model "tls": could not open the file that "sslrootcert" names: No such file/, 'a file that is not there');
+fails(q(SELECT complete('tls', 'x')), '58030', qr/model "tls": could not open the file that "sslrootcert" names: No such file/, 'a file that is not there');
 copy("$certificates/ca.crt", "$data/endpoint_ca.crt") or die;
 is(answer(q(SELECT complete('tls', 'x'))), 'echo: x', 'one that is named');
 my $other = Endpoint->new(tls => $server->{port}, certificates => $certificates, name => 'other');
