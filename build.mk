@@ -5,7 +5,7 @@
 # else for the baseline, and backend.c chooses at run time.
 
 ENGINE_CC ?= $(if $(filter default,$(origin CC)),gcc,$(CC))
-ENGINE_LIBS = -lcrypto -levent -levent_pthreads -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread
+ENGINE_LIBS = -lcrypto -lcurl -levent -levent_pthreads -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread
 ENGINE_CFLAGS ?= -O3 -g
 ENGINE_FLAGS = -std=gnu11 -D_GNU_SOURCE -fno-math-errno -ffp-contract=off -fPIC \
 	-Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes $(WERROR) \

@@ -7,11 +7,11 @@
 # package that is there already and never makes, starts or stops a cluster.
 set -euo pipefail
 
-build="gcc libc6-dev make postgresql-15 postgresql-server-dev-15 libdnnl-dev libevent-dev
-	libjansson-dev libpcre2-dev libssl-dev libutf8proc-dev"
+build="gcc libc6-dev make postgresql-15 postgresql-server-dev-15 libcurl4-openssl-dev libdnnl-dev
+	libevent-dev libjansson-dev libpcre2-dev libssl-dev libutf8proc-dev"
 demo="$build python3 python3-pip ca-certificates procps"
-test="$demo perl clang clang-format libclang-rt-14-dev libcmocka-dev libipc-run-perl
-	postgresql-15-pgtap"
+test="$demo perl openssl clang clang-format libclang-rt-14-dev libcmocka-dev libio-socket-ssl-perl
+	libipc-run-perl postgresql-15-pgtap"
 
 case ${1-} in
 	build | demo | test) wanted=${!1} ;;

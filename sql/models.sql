@@ -16,6 +16,7 @@ CREATE SERVER m TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'a', 
 CREATE SERVER m TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'a', storage 'disk');
 CREATE SERVER m TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'a', storage 'database');
 CREATE SERVER m TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (endpoint 'http://localhost:8000');
+CREATE SERVER m TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (remote_model 'm', file 'a');
 ALTER FOREIGN DATA WRAPPER pg_finetune OPTIONS (ADD file 'a');
 
 -- so is the type, and that there is a file
@@ -35,7 +36,7 @@ ALTER SERVER m OPTIONS (SET context_length '-1');
 ALTER SERVER m OPTIONS (SET file 'no/other.gguf', DROP context_length);
 SELECT srvname, srvtype, srvversion, srvoptions, srvacl FROM pg_foreign_server;
 CREATE FOREIGN TABLE t (a int) SERVER m;
-CREATE USER MAPPING FOR CURRENT_USER SERVER m OPTIONS (api_key 'k');
+CREATE USER MAPPING FOR CURRENT_USER SERVER m OPTIONS (password 'k');
 
 -- names are unique, and follow
 CREATE SERVER m TYPE 'base' FOREIGN DATA WRAPPER pg_finetune OPTIONS (file 'a');

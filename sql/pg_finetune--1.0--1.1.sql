@@ -197,7 +197,10 @@ CREATE OR REPLACE VIEW finetune.models WITH (security_barrier) AS
 		   m.training_loss,
 		   m.validation_loss,
 		   m.validation_token_accuracy,
-		   CASE WHEN k.stored THEN 'database' ELSE 'file' END AS storage
+		   CASE WHEN k.stored THEN 'database'
+				WHEN EXISTS (SELECT FROM pg_catalog.unnest(s.srvoptions) o
+							 WHERE pg_catalog.starts_with(o, 'endpoint=')) THEN 'endpoint'
+				ELSE 'file' END AS storage
 	FROM finetune.model m
 		JOIN pg_catalog.pg_foreign_server s
 			ON s.srvname::pg_catalog.text OPERATOR(pg_catalog.=) m.name
@@ -260,7 +263,7 @@ COMMENT ON FUNCTION @extschema@.finetune_export(pg_catalog.text, pg_catalog.text
 	IS 'write a tuned model into a new directory on the server: an adapter, or merged with its base';
 COMMENT ON FUNCTION @extschema@.finetune_import(pg_catalog.text, pg_catalog.text, pg_catalog.text)
 	IS 'make a model out of a PEFT adapter in a directory on the server';
-COMMENT ON COLUMN finetune.models.storage IS 'where the weights are: file or database';
+COMMENT ON COLUMN finetune.models.storage IS 'where the weights are: file, database, or endpoint: on another server';
 COMMENT ON COLUMN finetune.model.base_digest
 	IS 'SHA-256 of the base''s file: what a tuned model was trained on; of a base, what it has to be';
 COMMENT ON COLUMN finetune.model.weights_digest

@@ -220,20 +220,30 @@ static void
 route_stats(exchange_in *in)
 {
 	ft_scheduler_stats stats;
+	ft_endpoint_stats endpoints;
+	json_t *reply;
 
 	ft_scheduler_get_stats(in->api->scheduler, &stats);
-	ft_api_reply(in->exchange, HTTP_OK, ft_api_stats(in->api->registry, &stats));
+	ft_endpoints_get_stats(in->api->endpoints, &endpoints);
+	reply = ft_api_stats(in->api->registry, &stats);
+	if (reply)
+		json_object_set_new(reply, "endpoints", ft_api_endpoint_stats(&endpoints));
+	ft_api_reply(in->exchange, HTTP_OK, reply);
 }
 
 static void
 route_metrics(exchange_in *in)
 {
 	ft_scheduler_stats stats;
+	ft_endpoint_stats endpoints;
 	ft_text text = {0};
 	ft_status status;
 
 	ft_scheduler_get_stats(in->api->scheduler, &stats);
+	ft_endpoints_get_stats(in->api->endpoints, &endpoints);
 	status = ft_metrics_write(in->api->registry, &stats, &text);
+	if (status == FT_OK)
+		status = ft_metrics_write_endpoints(&endpoints, &text);
 	if (status == FT_OK)
 		ft_http_reply_text(in->exchange, HTTP_OK, FT_METRICS_TYPE, text.data, text.length);
 	else
@@ -281,6 +291,12 @@ static void
 route_chat_completions(exchange_in *in)
 {
 	ft_completion_start(in->api, in->exchange, in->body, &in->model, true);
+}
+
+static void
+route_endpoint(exchange_in *in)
+{
+	ft_endpoint_start(in->api->endpoints, in->exchange, in->body);
 }
 
 static ft_status
@@ -371,6 +387,7 @@ static const struct
 	{"POST", "/inspect", OWNER, false, route_inspect},
 	{"POST", "/v1/completions", WITH_KEY, true, route_completions},
 	{"POST", "/v1/chat/completions", WITH_KEY, true, route_chat_completions},
+	{"POST", "/v1/endpoint/chat/completions", OWNER, false, route_endpoint},
 	{"POST", "/tokenize", WITH_KEY, true, route_tokenize},
 	{"POST", "/detokenize", WITH_KEY, true, route_detokenize},
 };

@@ -5,6 +5,7 @@
 #define FT_API_H
 
 #include "api_key.h"
+#include "endpoint.h"
 #include "http.h"
 #include "scheduler.h"
 #include "worker.h"
@@ -16,7 +17,8 @@ typedef struct ft_api
 	ft_worker_thread *loader; /* loads models and adapters, one at a time */
 	ft_worker_thread *reader; /* tokenises, and reads headers */
 	ft_http *http;
-	ft_api_key key; /* that remote requests must show */
+	ft_endpoints *endpoints; /* servers elsewhere that answer */
+	ft_api_key key;          /* that remote requests must show */
 } ft_api;
 
 /* The handler to give to ft_http_create; the context is the ft_api. */

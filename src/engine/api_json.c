@@ -28,6 +28,13 @@ ft_api_http_code(ft_status status)
 		case FT_DEVICE:
 		case FT_CANCELLED:
 			return 503;
+		case FT_UNREACHABLE:
+		case FT_DENIED:
+		case FT_PROTOCOL:
+		case FT_REMOTE:
+			return 502;
+		case FT_TIMEOUT:
+			return 504;
 		case FT_NO_SPACE:
 			return 507;
 		default:
@@ -138,4 +145,12 @@ ft_api_stats(ft_registry *registry, const ft_scheduler_stats *stats)
 					 (json_int_t) stats->prompt_tokens, "cached_tokens",
 					 (json_int_t) stats->cached_tokens, "cache", caches, "memory", "held",
 					 (json_int_t) held, "limit", (json_int_t) limit);
+}
+
+json_t *
+ft_api_endpoint_stats(const ft_endpoint_stats *stats)
+{
+	return json_pack("{s:i, s:I, s:I, s:I}", "running", stats->running, "answers",
+					 (json_int_t) stats->answers, "failures", (json_int_t) stats->failures,
+					 "retries", (json_int_t) stats->retries);
 }

@@ -4,6 +4,7 @@
 #ifndef FT_API_JSON_H
 #define FT_API_JSON_H
 
+#include "endpoint.h"
 #include "scheduler.h"
 
 #include <jansson.h>
@@ -52,5 +53,7 @@ json_t *ft_api_tokens(const ft_ids *ids, int max_model_len);
 json_t *ft_api_text(const char *name, const ft_text *text);
 json_t *ft_api_models(ft_registry *registry);
 json_t *ft_api_stats(ft_registry *registry, const ft_scheduler_stats *stats);
+/* Its "endpoints". */
+json_t *ft_api_endpoint_stats(const ft_endpoint_stats *stats);
 
 #endif

@@ -266,13 +266,18 @@ begin_to_stop(ft_http *http)
 {
 	/* a model that is being loaded cannot be interrupted; its exchange is then left behind */
 	static const struct timeval patience = {2, 0};
+	bool idle = http->n_open == 0;
 
 	http->ending = true;
 	for (int i = 0; i < http->n_doors; i++)
 		evconnlistener_disable(http->doors[i].listener);
 	if (http->stopping)
 		http->stopping(http->stopping_context);
-	event_base_loopexit(http->base, http->n_open == 0 ? NULL : &patience);
+	/* where the last of them was answered just now, exchange_end has seen to it */
+	if (idle)
+		event_base_loopexit(http->base, NULL);
+	else if (http->n_open > 0)
+		event_base_loopexit(http->base, &patience);
 }
 
 static void
@@ -476,6 +481,12 @@ ft_http_create(int listening, ft_http_handler handler, void *context, ft_http **
 	}
 	*result = http;
 	return FT_OK;
+}
+
+struct event_base *
+ft_http_base(const ft_http *http)
+{
+	return http->base;
 }
 
 void

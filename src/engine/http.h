@@ -52,6 +52,9 @@ ft_status ft_http_post(ft_http *http, void (*call)(void *argument), void *argume
 
 /* --- in the loop's thread --- */
 
+/* The loop itself, for events of others. */
+struct event_base *ft_http_base(const ft_http *http);
+
 /* Answer with a JSON text, and end the exchange; a client that has gone is not minded. */
 void ft_http_reply(ft_http_exchange *exchange, int code, const char *json, size_t n);
 

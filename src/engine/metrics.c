@@ -93,3 +93,17 @@ ft_metrics_write(ft_registry *registry, const ft_scheduler_stats *s, ft_text *te
 	}
 	return FT_OK;
 }
+
+ft_status
+ft_metrics_write_endpoints(const ft_endpoint_stats *s, ft_text *text)
+{
+	FT_TRY(write_value(text, "endpoint_requests_running", "gauge",
+					   "Requests that endpoints are to answer.", (uint64_t) s->running));
+	FT_TRY(write_value(text, "endpoint_answers_total", "counter", "Answers of endpoints.",
+					   s->answers));
+	FT_TRY(write_value(text, "endpoint_failures_total", "counter",
+					   "Requests that endpoints did not answer.", s->failures));
+	return write_value(text, "endpoint_retries_total", "counter",
+					   "Requests that were sent again, for endpoints had no room for them.",
+					   s->retries);
+}

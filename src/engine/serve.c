@@ -304,11 +304,12 @@ raise_descriptor_limit(void)
 
 /* In the loop's thread, when the end has come: whoever still waits is told. */
 static void
-stop_scheduler(void *context)
+stop_requests(void *context)
 {
 	ft_api *api = context;
 
 	ft_scheduler_stop(api->scheduler);
+	ft_endpoints_stop(api->endpoints);
 }
 
 static ft_status
@@ -327,7 +328,8 @@ start_parts(const serve_options *o, const ft_registry_config *config, ft_api *ap
 	status = ft_http_create(listening, ft_api_handle, api, &api->http);
 	if (status != FT_OK)
 		return status;
-	ft_http_on_stop(api->http, stop_scheduler, api);
+	FT_TRY(ft_endpoints_create(api->http, o->max_requests, &api->endpoints));
+	ft_http_on_stop(api->http, stop_requests, api);
 	if (o->listen)
 		FT_TRY(listen_on_tcp(o->listen, api->http));
 	FT_TRY(ft_http_stop_on_signal(api->http, SIGTERM));
@@ -344,6 +346,7 @@ end_parts(ft_api *api)
 		return false;
 	if (api->reader && !ft_worker_free(api->reader, LEAVE_MS))
 		return false;
+	ft_endpoints_free(api->endpoints);
 	ft_http_free(api->http);
 	ft_scheduler_free(api->scheduler);
 	ft_registry_free(api->registry);

@@ -36,6 +36,11 @@ static const char *const status_names[FT_STATUS_COUNT] = {
 	[FT_BUSY] = "busy",
 	[FT_CANCELLED] = "cancelled",
 	[FT_INTERNAL] = "internal",
+	[FT_UNREACHABLE] = "unreachable",
+	[FT_DENIED] = "denied",
+	[FT_PROTOCOL] = "protocol",
+	[FT_TIMEOUT] = "timeout",
+	[FT_REMOTE] = "remote",
 };
 
 const char *

@@ -31,12 +31,17 @@ typedef enum ft_status
 	FT_BUSY,        /* queue full, try again later */
 	FT_CANCELLED,   /* asked to stop */
 	FT_INTERNAL,    /* a bug of ours */
+	FT_UNREACHABLE, /* no connection to another server */
+	FT_DENIED,      /* another server does not accept our key */
+	FT_PROTOCOL,    /* what another server answers is no answer */
+	FT_TIMEOUT,     /* another server does not answer in time */
+	FT_REMOTE,      /* another server has failed */
 	FT_STATUS_COUNT
 } ft_status;
 
 /* Name of a code as it stands in events and replies: "invalid", "not_found", "io", "no_space",
  * "no_memory", "corrupt", "unsupported", "mismatch", "non_finite", "device", "busy", "cancelled",
- * "internal"; "ok" for FT_OK. */
+ * "internal", "unreachable", "denied", "protocol", "timeout", "remote"; "ok" for FT_OK. */
 const char *ft_status_name(ft_status code);
 
 /* Record a failure for this thread and return its code, for `return ft_fail(…)`.  Clears the hint.

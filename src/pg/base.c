@@ -56,6 +56,10 @@ pgft_base_lookup(const char *name)
 	if (base->kind == PGFT_MODEL_LORA)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						errmsg("model \"%s\" is not a base model", name)));
+	if (base->endpoint != NULL)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("model \"%s\" is behind an endpoint and cannot be tuned here", name),
+						errhint("A base that is tuned needs its weights as a file.")));
 	pgft_model_require_ready(base);
 	return base;
 }

@@ -163,7 +163,7 @@ pgft_base_created(const char *name)
 {
 	PgftModel *base = pgft_model_by_name(name);
 
-	if (base == NULL || !base->has_row)
+	if (base == NULL || !base->has_row || base->endpoint != NULL)
 		return;
 	if (!base->in_database)
 		look_at_file(base, base->base_digest == NULL && !loading_dump());
@@ -176,7 +176,7 @@ pgft_base_altered(const char *name, bool file, bool storage)
 {
 	PgftModel *base = pgft_model_by_name(name);
 
-	if (base == NULL || !base->has_row)
+	if (base == NULL || !base->has_row || base->endpoint != NULL)
 		return;
 	if (base->in_database)
 	{

@@ -18,7 +18,6 @@
 #include "utils/json.h"
 #include "utils/numeric.h"
 
-#define DEFAULT_MAX_TOKENS 4096
 #define MAX_TEMPERATURE 2.0
 #define MAX_PENALTY 2.0
 #define MIN_REPETITION_PENALTY 0.01
@@ -133,7 +132,6 @@ top_k_option(PgftCompleteOptions *options, const char *name, const JsonbValue *v
 static void
 max_tokens_option(PgftCompleteOptions *options, const char *name, const JsonbValue *value)
 {
-	options->has_max_tokens = true;
 	pgft_json_add_int64(&options->body, name, integer_between(name, value, 1, PG_INT32_MAX));
 }
 
@@ -385,8 +383,6 @@ pgft_complete_options_read(PgftCompleteOptions *options, Jsonb *given)
 						 psprintf("%u/%u", MyDatabaseId, GetUserId()));
 	if (!options->has_temperature)
 		pgft_json_add_double(&options->body, "temperature", 0);
-	if (!options->has_max_tokens)
-		pgft_json_add_int64(&options->body, "max_tokens", DEFAULT_MAX_TOKENS);
 }
 
 void

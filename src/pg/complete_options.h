@@ -13,14 +13,13 @@ typedef struct PgftCompleteOptions
 	char *system;        /* NULL: none */
 	StringInfoData body; /* members of the request, without the braces */
 	bool has_temperature;
-	bool has_max_tokens;
 	int n; /* answers; 0: not given */
 	bool logprobs;
 	int top_logprobs;
 } PgftCompleteOptions;
 
 /*
- * Options as given, NULL for none, with the defaults filled in.  Raises 22023
+ * Options as given, NULL for none, with the default temperature filled in.  Raises 22023
  * for an option that does not exist or has a value that it may not have, 0A000
  * for a value that cannot be had.
  */

@@ -694,6 +694,12 @@ pgft_engine_sqlstate(const char *code)
 		{"busy", ERRCODE_INSUFFICIENT_RESOURCES},
 		/* going down: who gives a request up closes its connection */
 		{"cancelled", ERRCODE_CANNOT_CONNECT_NOW},
+		/* what endpoints do */
+		{"unreachable", ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION},
+		{"denied", ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION},
+		{"protocol", ERRCODE_PROTOCOL_VIOLATION},
+		{"timeout", ERRCODE_CANNOT_CONNECT_NOW},
+		{"remote", ERRCODE_SYSTEM_ERROR},
 	};
 
 	for (int i = 0; i < lengthof(map); i++)

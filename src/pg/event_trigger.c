@@ -68,7 +68,8 @@ check_server(const ForeignServer *server)
 							  server->servername),
 				 errhint("A base model is created by CREATE SERVER ... TYPE 'base' FOREIGN DATA "
 						 "WRAPPER pg_finetune OPTIONS (file '...').")));
-	if (kind == PGFT_MODEL_BASE && !has_option(server->options, "file"))
+	if (kind == PGFT_MODEL_BASE && !has_option(server->options, "file") &&
+		!has_option(server->options, "endpoint"))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 errmsg("option \"file\" is required for base model \"%s\"", server->servername)));
@@ -76,6 +77,24 @@ check_server(const ForeignServer *server)
 		ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
 						errmsg("a server of type \"%s\" has no options", server->servertype)));
 	return kind;
+}
+
+/* Models that are tuned from a base have its digest: one without weights cannot take its place. */
+static void
+refuse_move(const char *name, List *changes)
+{
+	ListCell *cell;
+
+	foreach (cell, changes)
+	{
+		DefElem *change = lfirst_node(DefElem, cell);
+
+		if (strcmp(change->defname, "endpoint") == 0 && change->defaction != DEFELEM_SET)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("base model \"%s\" cannot change between a file and an endpoint", name),
+					 errhint("Create another server.")));
+	}
 }
 
 /* The server of this name, if it is one of ours. */
@@ -138,8 +157,11 @@ pgft_server_changed(PG_FUNCTION_ARGS)
 		/* an option that is named is meant, also where it stays what it was */
 		server = our_server(alter->servername);
 		if (server != NULL && check_server(server) == PGFT_MODEL_BASE)
+		{
+			refuse_move(server->servername, alter->options);
 			pgft_base_altered(server->servername, has_option(alter->options, "file"),
 							  has_option(alter->options, "storage"));
+		}
 	}
 	else if (IsA(parsetree, RenameStmt) &&
 			 castNode(RenameStmt, parsetree)->renameType == OBJECT_FOREIGN_SERVER)

@@ -18,6 +18,7 @@
 #include "commands/defrem.h"
 #include "common/cryptohash.h"
 #include "common/sha2.h"
+#include "endpoint.h"
 #include "engine_client.h"
 #include "foreign/foreign.h"
 #include "full_model.h"
@@ -125,6 +126,14 @@ read_options(PgftModel *model, List *options)
 			model->context_length = pg_strtoint32(defGetString(option));
 		else if (strcmp(option->defname, "storage") == 0)
 			model->in_database = strcmp(defGetString(option), "database") == 0;
+		else if (strcmp(option->defname, "endpoint") == 0)
+			model->endpoint = pstrdup(defGetString(option));
+		else if (strcmp(option->defname, "remote_model") == 0)
+			model->remote_model = pstrdup(defGetString(option));
+		else if (strcmp(option->defname, "sslrootcert") == 0)
+			model->sslrootcert = pstrdup(defGetString(option));
+		else if (strcmp(option->defname, "allow_http") == 0)
+			model->allow_http = defGetBoolean(option);
 	}
 }
 
@@ -481,6 +490,8 @@ pgft_model_resolve_file(PgftModel *base)
 {
 	struct stat st;
 
+	if (base->endpoint != NULL)
+		pgft_endpoint_only_answers(base);
 	if (base->file == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("base model \"%s\" has no file", base->name)));
@@ -521,8 +532,11 @@ pgft_model_error(const PgftModel *base, const PgftReply *reply)
 {
 	char *message;
 	char *hint;
-	int sqlstate = pgft_reply_words(reply, &message, &hint);
+	int sqlstate;
 
+	if (base != NULL && base->endpoint != NULL)
+		pgft_endpoint_error(base, reply);
+	sqlstate = pgft_reply_words(reply, &message, &hint);
 	message = without_path(base, message);
 	hint = without_path(base, hint);
 	ereport(ERROR, (errcode(sqlstate), errmsg_internal("%s", message),

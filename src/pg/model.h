@@ -46,6 +46,12 @@ typedef struct PgftModel
 	int context_length;  /* 0: the file's own */
 	bool in_database;    /* the file is kept in finetune.weights */
 
+	/* Of a base that another server answers for (endpoint.h), instead of those: */
+	char *endpoint;     /* its URL; NULL: no such base */
+	char *remote_model; /* what it is called there */
+	char *sslrootcert;  /* relative to the data directory; NULL: the system's authorities */
+	bool allow_http;
+
 	/* Of a base or a full model, set by pgft_model_resolve: */
 	char *path;      /* absolute path of the file */
 	char *engine_id; /* what the engine knows it by: changes with the file */

@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "endpoint.h"
 #include "json.h"
 #include "lib/stringinfo.h"
 #include "paths.h"
@@ -37,6 +38,8 @@ const char *
 pgft_serving_prepare(PgftModel *model)
 {
 	pgft_require_preload();
+	if (model->endpoint != NULL)
+		return model->remote_model;
 	pgft_model_require_ready(model);
 	pgft_model_resolve(pgft_model_root(model));
 	return serving_id(model);
@@ -212,6 +215,14 @@ static PgftServingCall *
 start_call(PgftModel *model, const char *path, const char *body, bool events)
 {
 	PgftServingCall *call = palloc0(sizeof(PgftServingCall));
+
+	if (model->endpoint != NULL)
+	{
+		if (strcmp(path, "/v1/chat/completions") != 0)
+			pgft_endpoint_only_answers(model);
+		path = PGFT_ENDPOINT_ROUTE;
+		body = pgft_endpoint_request(model, body);
+	}
 
 	call->context = CurrentMemoryContext;
 	call->model = model;

@@ -11,6 +11,7 @@
 #include "catalog/pg_foreign_table.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/defrem.h"
+#include "endpoint.h"
 #include "fmgr.h"
 #include "nodes/parsenodes.h"
 #include "paths.h"
@@ -62,13 +63,26 @@ check_server_option(const DefElem *option)
 		if (strcmp(value, "file") != 0 && strcmp(value, "database") != 0)
 			invalid_value(name, "must be \"file\" or \"database\"");
 	}
-	else if (strcmp(name, "endpoint") == 0 || strcmp(name, "remote_model") == 0)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("models behind an endpoint are not supported yet")));
-	else
+	else if (strcmp(name, "remote_model") == 0)
+	{
+		if (value[0] == '\0')
+			invalid_value(name, "must not be empty");
+	}
+	else if (strcmp(name, "sslrootcert") == 0)
+	{
+		const char *wrong = is_absolute_path(value) ? "must be relative to the data directory"
+													: pgft_check_model_file(value);
+
+		if (wrong != NULL)
+			invalid_value(name, wrong);
+	}
+	else if (strcmp(name, "allow_http") == 0)
+		(void) defGetBoolean((DefElem *) option);
+	else if (strcmp(name, "endpoint") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME), errmsg("invalid option \"%s\"", name),
-				 errhint("Valid options are: file, template, context_length, storage.")));
+				 errhint("Valid options are: file, template, context_length, storage, endpoint, "
+						 "remote_model, sslrootcert, allow_http.")));
 }
 
 /* SQL: finetune.validator(options text[], catalog oid) */
@@ -90,10 +104,16 @@ pgft_validator(PG_FUNCTION_ARGS)
 
 		if (catalog == ForeignServerRelationId)
 			check_server_option(option);
+		else if (catalog == UserMappingRelationId && strcmp(option->defname, "api_key") == 0)
+			pgft_endpoint_check_key(defGetString(option));
 		else
 			ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
 							errmsg("invalid option \"%s\"", option->defname),
-							errhint("There are no valid options in this context.")));
+							catalog == UserMappingRelationId
+								? errhint("The only valid option is: api_key.")
+								: errhint("There are no valid options in this context.")));
 	}
+	if (catalog == ForeignServerRelationId)
+		pgft_endpoint_check_options(options);
 	PG_RETURN_VOID();
 }

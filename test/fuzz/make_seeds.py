@@ -403,6 +403,39 @@ def schema_seeds():
     yield "unknown.json", {"type": "string", "pattern": "a"}
 
 
+def endpoint_seeds():
+    """Two bytes of what is tried (fuzz_endpoint.c), then the text."""
+    def answer(*choices, **more):
+        return json.dumps(dict({"choices": choices, "created": 1, "usage": {
+            "prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}}, **more))
+
+    def choice(index=0, content="kanarie", finish="stop", **more):
+        return dict({"index": index, "message": {"role": "assistant", "content": content}, "finish_reason": finish}, **more)
+
+    logprobs = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
+    yield "answer", b"\0\0" + answer(choice()).encode()
+    yield "answer_2", b"\0\1" + answer(choice(1), choice(0, finish="length")).encode()
+    yield "answer_logprobs", b"\0\4" + answer(choice(logprobs=logprobs)).encode()
+    yield "answer_json", b"\0\x08" + answer(choice(content='{"a": 1e400}')).encode()
+    yield "answer_filter", b"\0\0" + answer(choice(content=None, finish="content_filter")).encode()
+    yield "answer_refusal", b"\0\x08" + answer({"message": {"refusal": "kanarie"}, "finish_reason": "eos_token"}).encode()
+    yield "answer_numbers", b"\0\0" + answer(choice(), usage={"prompt_tokens": 2**62, "completion_tokens": -1}).encode()
+    yield "answer_nul", b"\0\0" + answer(choice(content="a\0b")).encode()
+    for name, bits, body in [
+        ("openai", 0, {"error": {"message": "no kanarie in top_k", "code": "kanarie", "param": "temperature", "type": "x"}}),
+        ("context", 0, {"error": {"code": "context_length_exceeded"}}), ("vllm", 0, {"message": "top_k", "code": 400}),
+        ("fastapi", 6, {"detail": [{"loc": ["body", "top_k"], "msg": "kanarie"}]}), ("quota", 7, {"error": {"code": "insufficient_quota"}}),
+        ("key", 1, {"error": "kanarie"}), ("list", 9, ["kanarie"]),
+    ]:
+        yield "refusal_" + name, bytes([1, bits]) + json.dumps(body).encode()
+    yield "request", b"\2\0" + json.dumps({
+        "model": "m", "messages": [{"role": "user", "content": "x"}], "n": 2, "temperature": 0.5, "cache_salt": "1/2",
+        "response_format": {"type": "json_schema", "json_schema": {"required_first": True, "schema": {"type": "object"}}}}).encode()
+    for number, url in enumerate(["https://api.openai.com/v1", "http://localhost:8000", "http://[::1]:1/v1/", "http://127.0.0.1.example",
+                                  "https://u:p@h/", "https://h/?kanarie", "https://h:65536", "https://%41"]):
+        yield "url_%d" % number, b"\3\0" + url.encode()
+
+
 def main():
     for name, seeds in [
         ("adapter", adapter_seeds()),
@@ -414,6 +447,7 @@ def main():
         ("tokenizer", tokenizer_seeds()),
         ("template", template_seeds()),
         ("tokenizer_files", tokenizer_file_seeds()),
+        ("endpoint", endpoint_seeds()),
         ("schema", ((name, json.dumps(schema, ensure_ascii=False)) for name, schema in schema_seeds())),
     ]:
         folder = os.path.join(sys.argv[1], name)

@@ -14,14 +14,15 @@ to=cache/gpu
 model=cache/SmolLM2-135M-Instruct.Q4_1.gguf
 
 named="libjansson-dev libjansson4 libevent-dev libevent-2.1-7 libevent-core-2.1-7
-	libevent-pthreads-2.1-7 libpcre2-dev libpcre2-8-0 libutf8proc-dev libutf8proc2 libcmocka-dev libcmocka0 libssl-dev libssl3
+	libevent-pthreads-2.1-7 libpcre2-dev libpcre2-8-0 libutf8proc-dev libutf8proc2 libcmocka-dev libcmocka0 libssl-dev libssl3 libcurl4-openssl-dev libcurl4
 	libdnnl-dev libdnnl2 postgresql-15 postgresql-client-15 postgresql-server-dev-15 libpq5 tzdata"
 pgbin=$(pg_config --bindir)
 
 # The packages of the shared objects that these link, as the loader here finds them.
 linked()
 {
-	ldd "$pgbin"/{postgres,initdb,psql,pg_ctl} "$(ldconfig -p | sed -n 's/.*libdnnl\.so\.2 .* => //p')" |
+	ldd "$pgbin"/{postgres,initdb,psql,pg_ctl} "$(ldconfig -p | sed -n 's/.*libdnnl\.so\.2 .* => //p')" \
+		"$(ldconfig -p | sed -n 's/.*libcurl\.so\.4 .* => //p')" |
 		sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p' | sort -u |
 		while read -r file; do
 			dpkg-query -S "$file" 2>/dev/null || dpkg-query -S "$(readlink -f "$file")" 2>/dev/null ||

@@ -46,7 +46,7 @@ is(answer(q(SELECT tokenize('one', 'a b  c'), detokenize('one', '{7,8}'))), '{1,
 
 # What the engine is asked
 is( answer(q(SELECT complete('one', 'show temperature') || complete('one', 'show max_tokens'))),
-	'[0][4096]', 'defaults');
+	'[0][null]', 'defaults');
 is( answer(
 		q(SELECT complete('one', 'show messages', '{"system": "be \"brief\""}') #>> '{choices,0,messages}')
 	),

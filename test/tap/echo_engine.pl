@@ -329,7 +329,7 @@ sub chat
 	my ($body, $prefix) = @_;
 	my $prompt = $body->{messages}[-1]{content};
 	my @words = split ' ', join(' ', map { $_->{content} } @{ $body->{messages} });
-	my $limit = $body->{max_tokens};
+	my $limit = $body->{max_tokens} // 4096;
 
 	if ($prompt eq 'tally')
 	{
