@@ -175,14 +175,21 @@ ft_cpu_kv_store(ft_stream *s, const ft_kv_layer *cache, const ft_paged_batch *ba
 	return FT_OK;
 }
 
-/* A block's keys as a panel [D][16]; `copy` has room for it. */
-static const float *
-key_panel(const paged_job *job, float *copy, int sequence, int64_t position, int head)
+/* Whether blocks are multiplied with where they lie, in the cache's own type, by m rows. */
+static bool
+reads_in_place(const paged_job *job, int64_t m)
+{
+	return job->cache->dtype == FT_F32 || m <= FT_PAGED_FEW;
+}
+
+/* A block's keys as a panel [D][16]: where they lie, or widened in `copy`. */
+static const void *
+key_panel(const paged_job *job, float *copy, int64_t m, int sequence, int64_t position, int head)
 {
 	const ft_kv_layer *cache = job->cache;
 	const void *block = cache_block(cache, cache->k, job->batch, sequence, position, head);
 
-	if (cache->dtype == FT_F32)
+	if (reads_in_place(job, m))
 		return block;
 	job->s->device->kernels->to_f32(copy, block, (int64_t) FT_KV_BLOCK * cache->head_dim);
 	return copy;
@@ -195,16 +202,23 @@ value_stride(const ft_kv_layer *cache)
 	return ft_round_up(cache->head_dim, FT_GROUP);
 }
 
+static bool
+values_in_place(const paged_job *job, int64_t m)
+{
+	return job->cache->head_dim == value_stride(job->cache) && reads_in_place(job, m);
+}
+
 /* A block's values as a panel [16][D], D rounded up; `n` positions are in use. */
-static const float *
-value_panel(const paged_job *job, float *copy, int sequence, int64_t position, int head, int64_t n)
+static const void *
+value_panel(const paged_job *job, float *copy, int64_t m, int sequence, int64_t position, int head,
+			int64_t n)
 {
 	const ft_kv_layer *cache = job->cache;
 	const void *block = cache_block(cache, cache->v, job->batch, sequence, position, head);
 	int64_t d = cache->head_dim;
 	int64_t ld = value_stride(cache);
 
-	if (cache->dtype == FT_F32 && d == ld)
+	if (values_in_place(job, m))
 		return block;
 	if (d == ld)
 	{
@@ -224,6 +238,28 @@ value_panel(const paged_job *job, float *copy, int sequence, int64_t position, i
 	return copy;
 }
 
+/* What is read after the blocks before `position`: those from there on, and after the last keys the
+ * first values. */
+static void
+look_ahead(const paged_job *job, const void **panels, bool values, int sequence, int64_t position,
+		   int head, int64_t base, int64_t end)
+{
+	const ft_kv_layer *cache = job->cache;
+
+	for (int i = 0; i < FT_PAGED_AHEAD; i++, position += FT_KV_BLOCK)
+	{
+		void *from = values ? cache->v : cache->k;
+		int64_t at = position;
+
+		if (position >= end && !values)
+		{
+			from = cache->v;
+			at = ft_min(base + ft_round_up(position - end, FT_KV_BLOCK), end - 1);
+		}
+		panels[i] = cache_block(cache, from, job->batch, sequence, ft_min(at, end - 1), head);
+	}
+}
+
 /* scores [m][ld] of the queries with the keys of positions [base, end). */
 static void
 score_keys(const paged_job *job, const paged_scratch *t, int i, int head, int64_t m, int64_t base,
@@ -231,15 +267,17 @@ score_keys(const paged_job *job, const paged_scratch *t, int i, int head, int64_
 {
 	int64_t d = job->cache->head_dim;
 	int64_t room = ft_round_up(d, FT_GROUP) * FT_KV_BLOCK;
-	const float *panels[CHUNK];
+	bool bf16 = job->cache->dtype == FT_BF16 && reads_in_place(job, m);
+	const void *panels[CHUNK + FT_PAGED_AHEAD];
 
 	for (int64_t p = base; p < end; p += CHUNK * FT_KV_BLOCK)
 	{
 		int64_t blocks = ft_min(CHUNK, ft_divide_up(end - p, FT_KV_BLOCK));
 
 		for (int64_t b = 0; b < blocks; b++)
-			panels[b] = key_panel(job, t->blocks + b * room, i, p + b * FT_KV_BLOCK, head);
-		job->s->device->kernels->paged_scores(t->scores + p - base, ld, t->queries, d, panels,
+			panels[b] = key_panel(job, t->blocks + b * room, m, i, p + b * FT_KV_BLOCK, head);
+		look_ahead(job, panels + blocks, false, i, p + blocks * FT_KV_BLOCK, head, base, end);
+		job->s->device->kernels->paged_scores(t->scores + p - base, ld, t->queries, d, panels, bf16,
 											  blocks, m, d);
 	}
 }
@@ -251,17 +289,20 @@ mix_values(const paged_job *job, const paged_scratch *t, int i, int head, int64_
 {
 	int64_t width = value_stride(job->cache);
 	int64_t room = width * FT_KV_BLOCK;
-	const float *panels[CHUNK];
+	bool bf16 = job->cache->dtype == FT_BF16 && values_in_place(job, m);
+	const void *panels[CHUNK + FT_PAGED_AHEAD];
 
 	memset(t->result, 0, (size_t) (m * width) * sizeof *t->result);
 	for (int64_t p = base; p < end; p += CHUNK * FT_KV_BLOCK)
 	{
 		int64_t positions = ft_min(CHUNK * FT_KV_BLOCK, end - p);
+		int64_t blocks = ft_divide_up(positions, FT_KV_BLOCK);
 
-		for (int64_t b = 0; b * FT_KV_BLOCK < positions; b++)
-			panels[b] = value_panel(job, t->blocks + b * room, i, p + b * FT_KV_BLOCK, head,
+		for (int64_t b = 0; b < blocks; b++)
+			panels[b] = value_panel(job, t->blocks + b * room, m, i, p + b * FT_KV_BLOCK, head,
 									ft_min(FT_KV_BLOCK, positions - b * FT_KV_BLOCK));
-		job->s->device->kernels->paged_mix(t->result, width, t->scores + p - base, ld, panels,
+		look_ahead(job, panels + blocks, true, i, p + blocks * FT_KV_BLOCK, head, base, end);
+		job->s->device->kernels->paged_mix(t->result, width, t->scores + p - base, ld, panels, bf16,
 										   width, positions, m, width);
 	}
 }

@@ -36,16 +36,21 @@ typedef struct ft_rounded
 typedef struct ft_integer_kernels
 {
 	const char *name;
-	int tile_rows;       /* at most */
+	int tile_rows;       /* at most, */
+	int few_rows;        /* and where there are at most so many rows, */
+	int few_tile_rows;   /* so many */
+	int groups;          /* that multiply() takes at a time, at most */
 	int64_t row_bytes;   /* of a row's block, rounded */
 	int64_t panel_bytes; /* of scratch for each block of multiply() */
 
 	/* Round x as row i of a tile of n. */
 	void (*round)(uint8_t *tile, int n, int i, const float *x, int64_t k);
-	/* y[i · ldy + j] = row i of x times row j of a packed group of 16; NULL for types that have no
-	 * such kernel.  panel: scratch, 64-byte aligned. */
+	/* y[i · ldy + 16 g + j] = row i of x times row j of packed group g, of which the next begins
+	 * group_bytes later; NULL for types that have no such kernel.  panel: scratch, 64-byte aligned.
+	 */
 	void (*multiply[FT_DTYPE_COUNT])(float *y, int64_t ldy, const uint8_t *group,
-									 const ft_rounded *x, uint8_t *panel);
+									 int64_t group_bytes, int64_t groups, const ft_rounded *x,
+									 uint8_t *panel);
 } ft_integer_kernels;
 
 extern const ft_integer_kernels ft_integer_portable;
@@ -55,6 +60,15 @@ extern const ft_integer_kernels ft_integer_avxvnni;
 extern const ft_integer_kernels ft_integer_avx512;
 extern const ft_integer_kernels ft_integer_avx512vnni;
 #endif
+
+/* Tiles that so many rows are cut into. */
+static inline int64_t
+ft_tiles_of(const ft_integer_kernels *kernels, int64_t rows)
+{
+	int64_t n = rows <= kernels->few_rows ? kernels->few_tile_rows : kernels->tile_rows;
+
+	return ft_divide_up(rows, n);
+}
 
 /* First row of a tile; of x->tiles the number of rows. */
 static inline int64_t

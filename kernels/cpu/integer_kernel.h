@@ -19,17 +19,23 @@
 #define LANE_VECTORS (FT_GROUP / VW)
 #define VECTORS 8 /* of bytes in a block */
 
-/* Rows of a tile, so that their sums fit the registers; the least that it has where there are
- * several; and up to how many rows making a panel does not pay. */
-#if VW == 16
-#define TILE_ROWS 12
-#define LEAST_ROWS 6
-#define PACKED_ROWS 8
-#else
+/* Rows of a tile and vectors of lanes beside each other, so that their sums fit the registers; the
+ * least rows that a tile has where there are several; rows that the packed words are multiplied
+ * with at a time, and up to how many rows making a panel does not pay. */
 #define TILE_ROWS 6
 #define LEAST_ROWS 3
+#if VW == 16
+#define TILE_VECTORS 2
+#define PACKED_ROWS 8
+#define PACKED_MOST 16
+#else
+#define TILE_VECTORS 1
 #define PACKED_ROWS 2
+#define PACKED_MOST 2
 #endif
+#define MOST_ROWS (TILE_ROWS > PACKED_ROWS ? TILE_ROWS : PACKED_ROWS)
+/* Vectors of lanes in a panel, at most. */
+#define PANEL_VECTORS (TILE_VECTORS > LANE_VECTORS ? TILE_VECTORS : LANE_VECTORS)
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define DOT 1
@@ -375,9 +381,18 @@ widen(vi sum)
 #endif
 }
 
-/* total[i] += the block's part of row i of the tile; u[s] are its vectors. */
+/* Bytes of the weight that meet a tile's block at a time: the vectors of one or more packed groups
+ * side by side, and their scales. */
+typedef struct panel_block
+{
+	vu u[VECTORS];
+	scales of;
+} panel_block;
+
+/* total[j][i] += the block's part of row i of the tile, for `width` panel blocks p[j · stride]. */
 INLINE void
-add_block(vf *total, const int n, const vu *u, const scales *of, const uint8_t *tile, const shape t)
+add_block(vf (*total)[MOST_ROWS], const int n, const panel_block *p, int64_t stride,
+		  const int width, const uint8_t *tile, const shape t)
 {
 	const int vectors = VECTORS / t.halves;
 	const int room = DOT                               ? vectors
@@ -388,46 +403,53 @@ add_block(vf *total, const int n, const vu *u, const scales *of, const uint8_t *
 	for (int h = 0; h < t.halves; h++)
 	{
 		const int part = t.halves == 1 ? 2 : h;
-		vi sum[TILE_ROWS];
-		vi narrow[TILE_ROWS];
+		vi sum[TILE_VECTORS][MOST_ROWS];
+		vi narrow[TILE_VECTORS][MOST_ROWS];
 
-		UNROLL(12)
+		UNROLL(2)
+		for (int j = 0; j < width; j++)
+			UNROLL(8)
 		for (int i = 0; i < n; i++)
 		{
-			narrow[i] = (vi){0};
-			sum[i] = (vi){0};
+			narrow[j][i] = (vi){0};
+			sum[j][i] = (vi){0};
 			if (!t.minimum && !takes_signed(t))
-				sum[i] =
+				sum[j][i] =
 					(vi) same_word(tile + OFFSET_AT(n, part, i)) >> (7 - t.offset - lift_of(t));
 		}
 		UNROLL(8)
 		for (int s = 0; s < vectors; s++)
+			UNROLL(8)
+		for (int i = 0; i < n; i++)
 		{
-			vu v = u[h * vectors + s];
+			const uint8_t *q = tile + QUANTS_AT(n, h * vectors + s, i);
 
-			UNROLL(12)
-			for (int i = 0; i < n; i++)
+			UNROLL(2)
+			for (int j = 0; j < width; j++)
 			{
-				const uint8_t *q = tile + QUANTS_AT(n, h * vectors + s, i);
+				vu v = p[j * stride].u[h * vectors + s];
 
 				if (DOT)
-					sum[i] = add_products(sum[i], v, q, t);
+					sum[j][i] = add_products(sum[j][i], v, q, t);
 				else
-					narrow[i] = add_products(narrow[i], v, q, t);
+					narrow[j][i] = add_products(narrow[j][i], v, q, t);
 				if (!DOT && (s + 1) % room == 0)
 				{
-					sum[i] += widen(narrow[i]);
-					narrow[i] = (vi){0};
+					sum[j][i] += widen(narrow[j][i]);
+					narrow[j][i] = (vi){0};
 				}
 			}
 		}
-		UNROLL(12)
+		UNROLL(8)
 		for (int i = 0; i < n; i++)
+			UNROLL(2)
+		for (int j = 0; j < width; j++)
 		{
-			total[i] = v_fma(of->d[h] * same_float(tile + SCALE_AT(n, i)), v_to_float((vu) sum[i]),
-							 total[i]);
+			const scales *of = &p[j * stride].of;
+			total[j][i] = v_fma(of->d[h] * same_float(tile + SCALE_AT(n, i)),
+								v_to_float((vu) sum[j][i]), total[j][i]);
 			if (t.minimum)
-				total[i] = v_fma(of->m[h], same_float(tile + SUM_AT(n, part, i)), total[i]);
+				total[j][i] = v_fma(of->m[h], same_float(tile + SUM_AT(n, part, i)), total[j][i]);
 		}
 	}
 }
@@ -438,97 +460,122 @@ block_bytes(const shape t)
 	return (t.minimum ? 64 : 32) + FT_GROUP * t.scales + 64 * (t.high + t.low);
 }
 
+/* The vectors and scales of a packed block, lanes [lane, lane + VW). */
+INLINE void
+read_block(panel_block *to, const uint8_t *block, const int lane, const shape t)
+{
+	const uint8_t *words = block + block_bytes(t) - 64 * (t.high + t.low);
+
+	to->of = read_scales(block, lane, t);
+	UNROLL(8)
+	for (int s = 0; s < VECTORS; s++)
+		to->u[s] = read_vector(words, s, lane, t);
+}
+
+/* Ask for what comes some blocks later. */
+INLINE void
+prefetch_blocks(const uint8_t *block, const shape t)
+{
+	const int bytes = block_bytes(t);
+
+	UNROLL(9)
+	for (int line = 0; line < bytes; line += 64)
+		__builtin_prefetch(block + 8 * bytes + line);
+}
+
+/* y[i · ldy + lane ..] of the rows of a tile. */
+INLINE void
+store_tile(float *y, int64_t ldy, vf (*total)[MOST_ROWS], const int n, const int width)
+{
+	UNROLL(8)
+	for (int i = 0; i < n; i++)
+		UNROLL(2)
+	for (int j = 0; j < width; j++)
+		v_store(y + i * ldy + j * VW, total[j][i]);
+}
+
 /* A tile of n rows with a packed group. */
 INLINE void
 multiply_packed(float *y, int64_t ldy, const uint8_t *group, const uint8_t *tile, int64_t k,
 				const int n, const shape t)
 {
-	const int bytes = block_bytes(t);
-	const int words = bytes - 64 * (t.high + t.low);
-
 	for (int lane = 0; lane < FT_GROUP; lane += VW)
 	{
 		const uint8_t *block = group;
 		const uint8_t *x = tile;
-		vf total[TILE_ROWS];
+		vf total[1][MOST_ROWS];
 
-		UNROLL(12)
+		UNROLL(8)
 		for (int i = 0; i < n; i++)
-			total[i] = v_zero();
+			total[0][i] = v_zero();
 		for (int64_t left = k; left > 0; left -= FT_INTEGER_BLOCK)
 		{
-			scales of = read_scales(block, lane, t);
-			vu u[VECTORS];
+			panel_block now;
 
 			if (lane == 0)
-			{
-				UNROLL(9)
-				for (int line = 0; line < bytes; line += 64)
-					__builtin_prefetch(block + 8 * bytes + line);
-			}
-			UNROLL(8)
-			for (int s = 0; s < VECTORS; s++)
-				u[s] = read_vector(block + words, s, lane, t);
-			add_block(total, n, u, &of, x, t);
-			block += bytes;
+				prefetch_blocks(block, t);
+			read_block(&now, block, lane, t);
+			add_block(total, n, &now, 0, 1, x, t);
+			block += block_bytes(t);
 			x += n * ROW_BYTES;
 		}
-		UNROLL(12)
-		for (int i = 0; i < n; i++)
-			v_store(y + i * ldy + lane, total[i]);
+		store_tile(y + lane, ldy, total, n, 1);
 	}
 }
 
-/* --- panels: a group's vectors and scales, lane vector by lane vector --- */
+/* --- panels: vectors of lanes, one after the other, or TILE_VECTORS of them block by block --- */
 
-typedef struct panel_block
+/* Vectors of lanes of so many groups that stand side by side in a panel. */
+INLINE int
+panel_width(int64_t groups)
 {
-	vu u[VECTORS];
-	scales of;
-} panel_block;
+	return groups * LANE_VECTORS >= TILE_VECTORS ? TILE_VECTORS : 1;
+}
 
 INLINE void
-fill_blocks(panel_block *panel, const uint8_t *group, int64_t k, const shape t)
+fill_blocks(panel_block *panel, const uint8_t *group, int64_t group_bytes, int64_t groups,
+			int64_t k, const shape t)
 {
-	const int bytes = block_bytes(t);
-	const int words = bytes - 64 * (t.high + t.low);
 	const int64_t blocks = k / FT_INTEGER_BLOCK;
+	const int width = panel_width(groups);
 
-	for (int64_t b = 0; b < blocks; b++, group += bytes)
+	for (int64_t g = 0; g < groups; g++)
 	{
-		UNROLL(9)
-		for (int line = 0; line < bytes; line += 64)
-			__builtin_prefetch(group + 8 * bytes + line);
-		for (int v = 0; v < LANE_VECTORS; v++)
-		{
-			panel_block *to = &panel[v * blocks + b];
+		const uint8_t *block = group + g * group_bytes;
 
-			to->of = read_scales(group, v * VW, t);
-			UNROLL(8)
-			for (int s = 0; s < VECTORS; s++)
-				to->u[s] = read_vector(group + words, s, v * VW, t);
+		for (int64_t b = 0; b < blocks; b++, block += block_bytes(t))
+		{
+			prefetch_blocks(block, t);
+			for (int64_t v = 0; v < LANE_VECTORS; v++)
+			{
+				int64_t at = g * LANE_VECTORS + v;
+
+				read_block(&panel[at / width * width * blocks + b * width + at % width], block,
+						   (int) v * VW, t);
+			}
 		}
 	}
 }
 
+/* A tile of n rows with `width` vectors of a panel. */
 INLINE void
 multiply_tile(float *y, int64_t ldy, const panel_block *panel, const uint8_t *tile, int64_t k,
-			  const int n, const shape t)
+			  const int n, const int width, const shape t)
 {
-	for (int lane = 0; lane < FT_GROUP; lane += VW)
-	{
-		const uint8_t *x = tile;
-		vf total[TILE_ROWS];
+	vf total[TILE_VECTORS][MOST_ROWS];
 
-		UNROLL(12)
-		for (int i = 0; i < n; i++)
-			total[i] = v_zero();
-		for (int64_t left = k; left > 0; left -= FT_INTEGER_BLOCK, panel++, x += n * ROW_BYTES)
-			add_block(total, n, panel->u, &panel->of, x, t);
-		UNROLL(12)
-		for (int i = 0; i < n; i++)
-			v_store(y + i * ldy + lane, total[i]);
+	UNROLL(2)
+	for (int j = 0; j < width; j++)
+		UNROLL(8)
+	for (int i = 0; i < n; i++)
+		total[j][i] = v_zero();
+	for (int64_t left = k; left > 0; left -= FT_INTEGER_BLOCK)
+	{
+		add_block(total, n, panel, 1, width, tile, t);
+		panel += width;
+		tile += n * ROW_BYTES;
 	}
+	store_tile(y, ldy, total, n, width);
 }
 
 typedef void (*tile_fn)(float *y, int64_t ldy, const panel_block *panel, const uint8_t *tile,
@@ -536,26 +583,48 @@ typedef void (*tile_fn)(float *y, int64_t ldy, const panel_block *panel, const u
 typedef void (*packed_fn)(float *y, int64_t ldy, const uint8_t *group, const uint8_t *tile,
 						  int64_t k);
 
+/* All rows with the panel of so many groups; tiles[width - 1][rows - LEAST_ROWS]. */
 static void
-multiply_tiles(float *y, int64_t ldy, const panel_block *panel, const ft_rounded *x,
-			   const tile_fn *tiles)
+multiply_tiles(float *y, int64_t ldy, const panel_block *panel, int64_t groups, const ft_rounded *x,
+			   const tile_fn (*tiles)[TILE_ROWS - LEAST_ROWS + 1])
 {
+	const int width = panel_width(groups);
+	const int64_t blocks = x->k / FT_INTEGER_BLOCK;
+
 	for (int64_t i = 0; i < x->tiles; i++)
 	{
 		int64_t row = ft_tile_row(x, i);
 		int64_t n = ft_tile_row(x, i + 1) - row;
 
-		tiles[n - LEAST_ROWS](y + row * ldy, ldy, panel, ft_tile_blocks(x, i), x->k);
+		for (int64_t v = 0; v < groups * LANE_VECTORS; v += width)
+			tiles[width - 1][n - LEAST_ROWS](y + row * ldy + v * VW, ldy, panel + v * blocks,
+											 ft_tile_blocks(x, i), x->k);
 	}
+}
+
+/* All rows with the packed words of so many groups. */
+static void
+multiply_few(float *y, int64_t ldy, const uint8_t *group, int64_t group_bytes, int64_t groups,
+			 const ft_rounded *x, const packed_fn *packed)
+{
+	for (int64_t g = 0; g < groups; g++)
+		for (int64_t i = 0; i < x->tiles; i++)
+		{
+			int64_t row = ft_tile_row(x, i);
+			int64_t n = ft_tile_row(x, i + 1) - row;
+
+			packed[n - 1](y + row * ldy + g * FT_GROUP, ldy, group + g * group_bytes,
+						  ft_tile_blocks(x, i), x->k);
+		}
 }
 
 /* --- one function for a number of rows and a type --- */
 
-#define TILE(name, n)                                                              \
-	static void tile_##name##_##n(float *y, int64_t ldy, const panel_block *panel, \
-								  const uint8_t *tile, int64_t k)                  \
-	{                                                                              \
-		multiply_tile(y, ldy, panel, tile, k, n, shape_##name);                    \
+#define TILE(name, n, width)                                                                 \
+	static void tile_##name##_##n##x##width(float *y, int64_t ldy, const panel_block *panel, \
+											const uint8_t *tile, int64_t k)                  \
+	{                                                                                        \
+		multiply_tile(y, ldy, panel, tile, k, n, width, shape_##name);                       \
 	}
 #define PACKED(name, n)                                                          \
 	static void packed_##name##_##n(float *y, int64_t ldy, const uint8_t *group, \
@@ -566,13 +635,15 @@ multiply_tiles(float *y, int64_t ldy, const panel_block *panel, const ft_rounded
 
 /* The formatter takes a macro that defines a function for the beginning of a declaration. */
 /* clang-format off */
+#define TILES_OF(name, width) \
+	TILE(name, 3, width) TILE(name, 4, width) TILE(name, 5, width) TILE(name, 6, width)
+#define TILE_NAMES(name, width) \
+	{tile_##name##_3x##width, tile_##name##_4x##width, tile_##name##_5x##width, \
+	 tile_##name##_6x##width}
 #if VW == 16
 #define TILES(name) \
-	TILE(name, 6) TILE(name, 7) TILE(name, 8) TILE(name, 9) TILE(name, 10) TILE(name, 11) \
-	TILE(name, 12) \
-	static const tile_fn tiles_##name[] = {tile_##name##_6, tile_##name##_7, tile_##name##_8, \
-										   tile_##name##_9, tile_##name##_10, tile_##name##_11, \
-										   tile_##name##_12};
+	TILES_OF(name, 1) TILES_OF(name, 2) \
+	static const tile_fn tiles_##name[][4] = {TILE_NAMES(name, 1), TILE_NAMES(name, 2)};
 #define PACKED_ALL(name) \
 	PACKED(name, 1) PACKED(name, 2) PACKED(name, 3) PACKED(name, 4) \
 	PACKED(name, 5) PACKED(name, 6) PACKED(name, 7) PACKED(name, 8) \
@@ -582,9 +653,8 @@ multiply_tiles(float *y, int64_t ldy, const panel_block *panel, const ft_rounded
 											  packed_##name##_7, packed_##name##_8};
 #else
 #define TILES(name) \
-	TILE(name, 3) TILE(name, 4) TILE(name, 5) TILE(name, 6) \
-	static const tile_fn tiles_##name[] = {tile_##name##_3, tile_##name##_4, tile_##name##_5, \
-										   tile_##name##_6};
+	TILES_OF(name, 1) \
+	static const tile_fn tiles_##name[][4] = {TILE_NAMES(name, 1)};
 #define PACKED_ALL(name) \
 	PACKED(name, 1) PACKED(name, 2) \
 	static const packed_fn packed_##name[] = {packed_##name##_1, packed_##name##_2};
@@ -593,16 +663,16 @@ multiply_tiles(float *y, int64_t ldy, const panel_block *panel, const ft_rounded
 /* A type, and what multiplies its panels: a type's whose panels look the same. */
 #define TYPE(name, alike) \
 	static void \
-	multiply_##name(float *y, int64_t ldy, const uint8_t *group, const ft_rounded *x, \
-					uint8_t *panel) \
+	multiply_##name(float *y, int64_t ldy, const uint8_t *group, int64_t group_bytes, \
+					int64_t groups, const ft_rounded *x, uint8_t *panel) \
 	{ \
-		if (x->rows <= PACKED_ROWS) \
+		if (x->rows <= PACKED_MOST) \
 		{ \
-			packed_##name[x->rows - 1](y, ldy, group, x->blocks, x->k); \
+			multiply_few(y, ldy, group, group_bytes, groups, x, packed_##name); \
 			return; \
 		} \
-		fill_blocks((panel_block *) panel, group, x->k, shape_##name); \
-		multiply_tiles(y, ldy, (const panel_block *) panel, x, tiles_##alike); \
+		fill_blocks((panel_block *) panel, group, group_bytes, groups, x->k, shape_##name); \
+		multiply_tiles(y, ldy, (const panel_block *) panel, groups, x, tiles_##alike); \
 	}
 
 static const shape shape_q4_0 = {.low = 4, .halves = 1, .offset = 3};
@@ -642,8 +712,11 @@ TYPE(q6_k, q6_k)
 	const ft_integer_kernels INTEGER_NAME = {
 		.name = INTEGER_LABEL,
 		.tile_rows = TILE_ROWS,
+		.few_rows = PACKED_MOST,
+		.few_tile_rows = PACKED_ROWS,
+		.groups = PANEL_VECTORS / LANE_VECTORS,
 		.row_bytes = ROW_BYTES,
-		.panel_bytes = LANE_VECTORS * sizeof(panel_block),
+		.panel_bytes = PANEL_VECTORS * sizeof(panel_block),
 		.round = round_row,
 		.multiply = {[FT_Q4_0] = multiply_q4_0,
 					 [FT_Q4_1] = multiply_q4_1,

@@ -17,6 +17,12 @@
 /* The k-range that is unpacked at a time: 8 KiB of f32 for a group. */
 #define FT_PANEL_K 128
 
+/* Entries behind the panels of a paged cache's blocks. */
+#define FT_PAGED_AHEAD 4
+
+/* Rows that blocks of bf16 are multiplied with as they lie; for more they are widened first. */
+#define FT_PAGED_FEW 6
+
 typedef struct ft_kernels
 {
 	const char *name;
@@ -68,14 +74,16 @@ typedef struct ft_kernels
 					int64_t n);
 
 	/* scores[i · ld + 16 b + j] = Σ_t q[i · ldq + t] · panels[b][16 t + j], for i < m, b < blocks,
-	 * j < 16, t < k ascending. */
+	 * j < 16, t < k ascending.  Panels are f32 or bf16; the FT_PAGED_AHEAD addresses behind those
+	 * of the blocks, which may be any, are prefetched. */
 	void (*paged_scores)(float *scores, int64_t ld, const float *q, int64_t ldq,
-						 const float *const *panels, int64_t blocks, int64_t m, int64_t k);
+						 const void *const *panels, bool bf16, int64_t blocks, int64_t m,
+						 int64_t k);
 	/* acc[i · lda + j] += Σ_t scores[i · ld + t] · panels[t / 16][t % 16 · pk + j], for i < m,
-	 * t < positions ascending, j < width, a multiple of 16. */
+	 * t < positions ascending, j < width, a multiple of 16.  Panels as before. */
 	void (*paged_mix)(float *acc, int64_t lda, const float *scores, int64_t ld,
-					  const float *const *panels, int64_t pk, int64_t positions, int64_t m,
-					  int64_t width);
+					  const void *const *panels, bool bf16, int64_t pk, int64_t positions,
+					  int64_t m, int64_t width);
 	/* x = exp(scale · x - shift) for n values; returns their sum. */
 	float (*exp_row)(float *x, float scale, float shift, int64_t n);
 	float (*max_row)(const float *x, int64_t n);

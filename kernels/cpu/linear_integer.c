@@ -12,7 +12,7 @@
  */
 #define PASS_BYTES (512 * 1024)
 #define MIN_ROWS 48
-#define MAX_ROWS 512
+#define MAX_ROWS 192
 /* Rows that take as long as reading the weight does. */
 #define READ_ROWS 12
 /* A piece for each thread is worth it from about ten microseconds on: multiply-adds. */
@@ -96,27 +96,29 @@ store_row(const integer_job *job, void *to, const float *from, int64_t n)
 		memcpy(to, from, (size_t) n * sizeof *from);
 }
 
-/* One group of the weight with all rows of the pass. */
+/* Groups [g, g + groups) of a part with all rows of the pass. */
 static void
-multiply_group(const integer_job *job, uint8_t *scratch, int64_t g)
+multiply_groups(const integer_job *job, uint8_t *scratch, const ft_part *part, int64_t g,
+				int64_t groups)
 {
-	const ft_part *part = part_of_group(job->w, g);
-	int64_t in_part = g - part->first_group;
-	int64_t column = part->first_row + in_part * FT_GROUP;
-	int64_t n = ft_min(FT_GROUP, part->rows - in_part * FT_GROUP);
-	const uint8_t *group = part->groups + in_part * part->group_bytes;
+	const ft_integer_kernels *kernels = job->w->device->integer;
+	int64_t column = part->first_row + g * FT_GROUP;
+	int64_t n = ft_min(groups * FT_GROUP, part->rows - g * FT_GROUP);
+	const uint8_t *group = part->groups + g * part->group_bytes;
 	float *tile = (float *) (scratch + job->panel_bytes);
-	bool in_place = job->y.dtype == FT_F32 && job->beta == 0 && n == FT_GROUP;
+	int64_t ld = groups * FT_GROUP;
+	bool in_place = job->y.dtype == FT_F32 && job->beta == 0 && n == ld;
 
 	if (in_place)
 	{
-		job->w->device->integer->multiply[part->dtype](ft_at(job->y, job->first, column), job->y.ld,
-													   group, &job->rounded, scratch);
+		kernels->multiply[part->dtype](ft_at(job->y, job->first, column), job->y.ld, group,
+									   part->group_bytes, groups, &job->rounded, scratch);
 		return;
 	}
-	job->w->device->integer->multiply[part->dtype](tile, FT_GROUP, group, &job->rounded, scratch);
+	kernels->multiply[part->dtype](tile, ld, group, part->group_bytes, groups, &job->rounded,
+								   scratch);
 	for (int64_t i = 0; i < job->rounded.rows; i++)
-		store_row(job, ft_at(job->y, job->first + i, column), tile + i * FT_GROUP, n);
+		store_row(job, ft_at(job->y, job->first + i, column), tile + i * ld, n);
 }
 
 static void
@@ -125,8 +127,16 @@ multiply_task(void *context, int worker, int64_t begin, int64_t end)
 	const integer_job *job = context;
 	uint8_t *scratch = ft_worker_scratch(job->s, worker);
 
-	for (int64_t g = begin; g < end; g++)
-		multiply_group(job, scratch, g);
+	while (begin < end)
+	{
+		const ft_part *part = part_of_group(job->w, begin);
+		int64_t g = begin - part->first_group;
+		int64_t left = ft_min(end - begin, ft_divide_up(part->rows, FT_GROUP) - g);
+		int64_t groups = ft_min(left, job->w->device->integer->groups);
+
+		multiply_groups(job, scratch, part, g, groups);
+		begin += groups;
+	}
 }
 
 /* --- all of it --- */
@@ -147,7 +157,7 @@ static ft_status
 reserve(integer_job *job, int64_t rows, int64_t row_bytes)
 {
 	int64_t blocks = job->w->cols / FT_INTEGER_BLOCK;
-	size_t tile = (size_t) (rows * FT_GROUP) * sizeof(float);
+	size_t tile = (size_t) (rows * FT_GROUP * job->rounded.kernels->groups) * sizeof(float);
 	size_t wide = (size_t) job->w->cols * sizeof(float);
 	void *memory;
 
@@ -167,9 +177,13 @@ plan_grain(const integer_job *job)
 	int64_t work = groups * FT_GROUP * job->w->cols * (job->rounded.rows + READ_ROWS);
 	int64_t pieces = ft_min(work / (MIN_WORK * threads), MAX_PIECES);
 
+	int64_t grain = groups;
+
 	if (pieces > 0)
-		return ft_divide_up(groups, pieces * threads);
-	return work < MIN_WORK ? groups : ft_divide_up(groups, threads);
+		grain = ft_divide_up(groups, pieces * threads);
+	else if (work >= MIN_WORK)
+		grain = ft_divide_up(groups, threads);
+	return ft_divide_up(grain, job->w->device->integer->groups) * job->w->device->integer->groups;
 }
 
 ft_status
@@ -189,7 +203,7 @@ ft_integer_linear(ft_stream *s, ft_mat y, ft_mat x, const ft_weight *w, float be
 	for (job.first = 0; job.first < x.rows; job.first += pass)
 	{
 		job.rounded.rows = ft_min(pass, x.rows - job.first);
-		job.rounded.tiles = ft_divide_up(job.rounded.rows, kernels->tile_rows);
+		job.rounded.tiles = ft_tiles_of(kernels, job.rounded.rows);
 		ft_run(s, job.rounded.rows, 4 * w->cols, round_task, &job);
 		ft_pool_run(s->device->pool, w->n_groups, plan_grain(&job), multiply_task, &job);
 	}

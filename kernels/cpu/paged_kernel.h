@@ -3,7 +3,9 @@
  * blocks of keys or values where they lie.
  *
  * As in gemm_kernel.h every element is one chain of multiply-adds, whatever the
- * rows and blocks beside it are.
+ * rows and blocks beside it are.  Blocks of bf16 are widened as they are read,
+ * which is exact.  A block is no longer than a page, too short for the processor
+ * to see a pattern in, so the blocks that come next are asked for here.
  */
 #include "simd.h"
 
@@ -18,10 +20,14 @@
 #endif
 /* Cache blocks whose scores are made at a time. */
 #define PAGED_BLOCKS (PAGED_VECTORS * VW / FT_GROUP)
+/* How many blocks ahead values are asked for. */
+#define PAGED_AHEAD 2
+_Static_assert(PAGED_BLOCKS <= FT_PAGED_AHEAD && PAGED_AHEAD <= FT_PAGED_AHEAD,
+			   "panels have no such entry");
 
 INLINE void
-scores_block(const int MR, const int NB, float *scores, int64_t ld, const float *q, int64_t ldq,
-			 const float *const *panels, int64_t k)
+scores_block(const int MR, const int NB, const bool bf16, float *scores, int64_t ld, const float *q,
+			 int64_t ldq, const void *const *panels, int64_t k)
 {
 	const int NV = NB * (FT_GROUP / VW);
 	vf c[PAGED_ROWS][PAGED_VECTORS];
@@ -37,7 +43,14 @@ scores_block(const int MR, const int NB, float *scores, int64_t ld, const float 
 
 		UNROLL(4)
 		for (int j = 0; j < NV; j++)
-			w[j] = v_load(panels[j / (FT_GROUP / VW)] + t * FT_GROUP + j % (FT_GROUP / VW) * VW);
+			w[j] = v_load_as(panels[j / (FT_GROUP / VW)], t * FT_GROUP + j % (FT_GROUP / VW) * VW,
+							 bf16);
+		if (!bf16 || t % 2 == 0)
+		{
+			UNROLL(4)
+			for (int j = 0; j < NB; j++)
+				__builtin_prefetch((const char *) panels[NB + j] + t * FT_GROUP * (bf16 ? 2 : 4));
+		}
 		UNROLL(6)
 		for (int i = 0; i < MR; i++)
 		{
@@ -56,8 +69,8 @@ scores_block(const int MR, const int NB, float *scores, int64_t ld, const float 
 }
 
 INLINE void
-mix_block(const int MR, const int NV, float *acc, int64_t lda, const float *scores, int64_t ld,
-		  const float *const *panels, int64_t pk, int64_t column, int64_t positions)
+mix_block(const int MR, const int NV, const bool bf16, float *acc, int64_t lda, const float *scores,
+		  int64_t ld, const void *const *panels, int64_t pk, int64_t column, int64_t positions)
 {
 	vf c[PAGED_ROWS][PAGED_VECTORS];
 
@@ -68,16 +81,17 @@ mix_block(const int MR, const int NV, float *acc, int64_t lda, const float *scor
 		c[i][j] = v_load(acc + i * lda + j * VW);
 	for (int64_t first = 0; first < positions; first += FT_GROUP, scores += FT_GROUP, panels++)
 	{
-		const float *panel = *panels + column;
 		int64_t n = positions - first < FT_GROUP ? positions - first : FT_GROUP;
 
-		for (int64_t t = 0; t < n; t++, panel += pk)
+		for (int64_t t = 0, at = column; t < n; t++, at += pk)
 		{
 			vf w[PAGED_VECTORS];
 
 			UNROLL(4)
 			for (int j = 0; j < NV; j++)
-				w[j] = v_load(panel + j * VW);
+				w[j] = v_load_as(*panels, at + j * VW, bf16);
+			for (int byte = 0; byte < NV * VW * (bf16 ? 2 : 4); byte += 64)
+				__builtin_prefetch((const char *) panels[PAGED_AHEAD] + at * (bf16 ? 2 : 4) + byte);
 			UNROLL(6)
 			for (int i = 0; i < MR; i++)
 			{
@@ -136,12 +150,12 @@ mix_block(const int MR, const int NV, float *acc, int64_t lda, const float *scor
 	}
 #endif
 
-static void
-paged_scores(float *scores, int64_t ld, const float *q, int64_t ldq, const float *const *panels,
-			 int64_t blocks, int64_t m, int64_t k)
+INLINE void
+scores_of(const bool bf16, float *scores, int64_t ld, const float *q, int64_t ldq,
+		  const void *const *panels, int64_t blocks, int64_t m, int64_t k)
 {
-#define WIDE(rows) scores_block(rows, PAGED_BLOCKS, to, ld, from, ldq, panels + b, k)
-#define NARROW(rows) scores_block(rows, 1, to, ld, from, ldq, panels + b, k)
+#define WIDE(rows) scores_block(rows, PAGED_BLOCKS, bf16, to, ld, from, ldq, panels + b, k)
+#define NARROW(rows) scores_block(rows, 1, bf16, to, ld, from, ldq, panels + b, k)
 	for (int64_t i = 0; i < m; i += PAGED_ROWS)
 	{
 		const float *from = q + i * ldq;
@@ -166,11 +180,22 @@ paged_scores(float *scores, int64_t ld, const float *q, int64_t ldq, const float
 }
 
 static void
-paged_mix(float *acc, int64_t lda, const float *scores, int64_t ld, const float *const *panels,
-		  int64_t pk, int64_t positions, int64_t m, int64_t width)
+paged_scores(float *scores, int64_t ld, const float *q, int64_t ldq, const void *const *panels,
+			 bool bf16, int64_t blocks, int64_t m, int64_t k)
 {
-#define WIDE(rows) mix_block(rows, PAGED_VECTORS, to, lda, from, ld, panels, pk, c, positions)
-#define NARROW(rows) mix_block(rows, FT_GROUP / VW, to, lda, from, ld, panels, pk, c, positions)
+	if (bf16)
+		scores_of(true, scores, ld, q, ldq, panels, blocks, m, k);
+	else
+		scores_of(false, scores, ld, q, ldq, panels, blocks, m, k);
+}
+
+INLINE void
+mix_of(const bool bf16, float *acc, int64_t lda, const float *scores, int64_t ld,
+	   const void *const *panels, int64_t pk, int64_t positions, int64_t m, int64_t width)
+{
+#define WIDE(rows) mix_block(rows, PAGED_VECTORS, bf16, to, lda, from, ld, panels, pk, c, positions)
+#define NARROW(rows) \
+	mix_block(rows, FT_GROUP / VW, bf16, to, lda, from, ld, panels, pk, c, positions)
 	for (int64_t i = 0; i < m; i += PAGED_ROWS)
 	{
 		const float *from = scores + i * ld;
@@ -192,4 +217,14 @@ paged_mix(float *acc, int64_t lda, const float *scores, int64_t ld, const float 
 	}
 #undef WIDE
 #undef NARROW
+}
+
+static void
+paged_mix(float *acc, int64_t lda, const float *scores, int64_t ld, const void *const *panels,
+		  bool bf16, int64_t pk, int64_t positions, int64_t m, int64_t width)
+{
+	if (bf16)
+		mix_of(true, acc, lda, scores, ld, panels, pk, positions, m, width);
+	else
+		mix_of(false, acc, lda, scores, ld, panels, pk, positions, m, width);
 }

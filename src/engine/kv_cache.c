@@ -24,7 +24,7 @@ layer_block_bytes(const ft_model *model)
 {
 	const ft_config *c = &model->config;
 
-	return ft_row_bytes(model->compute, (int64_t) c->kv_heads * FT_KV_BLOCK * c->head_dim);
+	return ft_row_bytes(model->cached, (int64_t) c->kv_heads * FT_KV_BLOCK * c->head_dim);
 }
 
 int64_t
@@ -72,7 +72,7 @@ ft_kv_cache_create(const ft_model *model, int n_blocks, ft_kv_cache **cache)
 		kv->layers[i] = (ft_kv_layer){
 			.k = (char *) kv->memory + 2 * i * half,
 			.v = (char *) kv->memory + (2 * i + 1) * half,
-			.dtype = model->compute,
+			.dtype = model->cached,
 			.kv_heads = model->config.kv_heads,
 			.head_dim = model->config.head_dim,
 		};

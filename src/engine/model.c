@@ -592,6 +592,24 @@ stays_as_stored(const ft_model_file *file, const ft_device_info *info)
 	return true;
 }
 
+/* The type of cached keys and values.  A step reads all of them, as it does the weights: where
+ * these are rounded and fast numerics are asked for, f32 would only take twice the time. */
+static ft_dtype
+cache_type(const ft_model_file *file, const ft_device_info *info)
+{
+	if (info->numerics != FT_NUMERICS_FAST)
+		return info->compute_dtype;
+	for (int i = 0; i < ft_model_file_tensors(file); i++)
+	{
+		const ft_model_tensor *t = ft_model_file_tensor(file, i);
+
+		if (t->rows > 1 && strstr(t->name, ".layers.") != NULL &&
+			(t->dtype == FT_BF16 || ft_dtype_get(t->dtype)->block_values > 1))
+			return FT_BF16;
+	}
+	return info->compute_dtype;
+}
+
 static ft_status
 load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned use, bool trainable,
 	 int max_positions, ft_model **model)
@@ -611,6 +629,7 @@ load(const ft_model_file *file, const ft_ops *ops, ft_device *device, unsigned u
 	m->ops = ops;
 	m->device = device;
 	m->compute = info.compute_dtype;
+	m->cached = cache_type(file, &info);
 	m->rope_positions = max_positions;
 	if (m->config.window >= max_positions)
 		m->config.window = 0; /* it hides nothing */

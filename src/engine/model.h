@@ -36,6 +36,7 @@ typedef struct ft_model
 	const ft_ops *ops;
 	ft_device *device;
 	ft_dtype compute; /* of activations that enter products */
+	ft_dtype cached;  /* of keys and values in the cache of a server */
 	/* The blocks' matrices, but not a router, are held in few bits, and dequantised before each
 	 * product (transformer.h): with FT_USE_DEQUANTISE. */
 	bool quantised;

@@ -56,7 +56,7 @@ test_open_refusals(void **state)
 static void
 test_memory(void **state)
 {
-	static const size_t sizes[] = {0, 1, 4096, (size_t) 5 << 20};
+	static const size_t sizes[] = {0, 1, 4096, 70001, 999999, (size_t) 5 << 20};
 
 	(void) state;
 	for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
@@ -87,6 +87,45 @@ test_memory(void **state)
 		ops->mem_free(device, FT_MEM_HOST, other);
 		free(host);
 	}
+}
+
+/* Blocks that the CPU takes from one mapping stay apart, whatever goes before them. */
+static void
+test_memory_shared(void **state)
+{
+	enum
+	{
+		BLOCKS = 80,
+		BYTES = 300001
+	};
+	unsigned char *memory[BLOCKS];
+	unsigned char *host = malloc(BYTES);
+
+	(void) state;
+	for (int round = 0; round < 2; round++)
+	{
+		for (int i = 0; i < BLOCKS; i++)
+		{
+			must(ops->mem_alloc(device, FT_MEM_DEVICE, BYTES, (void **) &memory[i]));
+			assert_int_equal((uintptr_t) memory[i] % 64, 0);
+			download(host, memory[i], BYTES);
+			for (int j = 0; j < BYTES; j++)
+				assert_int_equal(host[j], 0);
+			memset(host, i + 1, BYTES);
+			must(ops->copy_to_device(stream, memory[i], host, BYTES));
+		}
+		must(ops->stream_synchronize(stream));
+		for (int i = 0; i < BLOCKS; i += 2)
+			ops->mem_free(device, FT_MEM_DEVICE, memory[i]);
+		for (int i = BLOCKS - 1; i > 0; i -= 2)
+		{
+			download(host, memory[i], BYTES);
+			assert_int_equal(host[0], i + 1);
+			assert_memory_equal(host, host + 1, BYTES - 1);
+			ops->mem_free(device, FT_MEM_DEVICE, memory[i]);
+		}
+	}
+	free(host);
 }
 
 static void
@@ -665,6 +704,7 @@ main(void)
 		cmocka_unit_test(test_table),
 		cmocka_unit_test(test_open_refusals),
 		cmocka_unit_test(test_memory),
+		cmocka_unit_test(test_memory_shared),
 		cmocka_unit_test(test_embed),
 		cmocka_unit_test(test_embed_view),
 		cmocka_unit_test(test_gather_scatter),
