@@ -1,7 +1,7 @@
 # ask_engine.pl: requests over the engine's socket, one after the other on one connection.
 #
-#   ask_engine.pl SOCKET models           the names of what it serves
-#   ask_engine.pl SOCKET MODEL WORD N     milliseconds of each of N chat requests for one token
+#   ask_engine.pl SOCKET models      the names of what it serves
+#   ask_engine.pl SOCKET MODEL N     milliseconds of each of N chat requests for one token
 use strict;
 use warnings;
 
@@ -9,7 +9,7 @@ use IO::Socket::UNIX;
 use JSON::PP;
 use Time::HiRes qw(time);
 
-my ($path, $model, $word, $n) = @ARGV;
+my ($path, $model, $n) = @ARGV;
 my $socket = IO::Socket::UNIX->new(Type => SOCK_STREAM, Peer => $path) or die "$path: $!\n";
 
 # The body of the answer
@@ -31,10 +31,10 @@ if ($model eq 'models')
 	print "$_->{id}\n" for @{ decode_json(ask("GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"))->{data} };
 	exit;
 }
-for my $i (1 .. $n)
+for (1 .. $n)
 {
 	my $body = encode_json({ model => $model, max_tokens => 1, temperature => 0,
-			messages => [ { role => 'user', content => "Say $word and $i" } ] });
+			messages => [ { role => 'user', content => 'Say yes.' } ] });
 	my $start = time;
 	ask("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: " . length($body) . "\r\n\r\n$body");
 	printf "%.4f\n", 1000 * (time - $start);

@@ -4,12 +4,16 @@
  * Row-fixed like product.c: x · aᵀ is a dot product per rank, summed in
  * the same order for any number of rows, and the product with b a chain of
  * multiply-adds over the rank.  Threads share the rows of all segments for the
- * former and groups of columns of all segments for the latter, so that few rows
+ * former and blocks of columns of all segments for the latter, so that few rows
  * of many adapters keep them busy as well as many rows of one do.
  */
 #include "cpu.h"
 
+#include <string.h>
+
 #define BLOCK_ROWS 32
+#define BLOCK_GROUPS 4
+#define BLOCK_COLUMNS (BLOCK_GROUPS * FT_GROUP)
 
 typedef struct lora_job
 {
@@ -21,16 +25,16 @@ typedef struct lora_job
 } lora_job;
 
 static void
-add_row(ft_mat y, int64_t row, int64_t column, const float *from, int64_t n, float scale)
+add_row(const ft_kernels *kernels, ft_mat y, int64_t row, int64_t column, const float *from,
+		int64_t n, float scale)
 {
-	void *to = ft_at(y, row, column);
+	uint16_t *to = ft_at(y, row, column);
 
-	for (int64_t j = 0; j < n; j++)
-		if (y.dtype == FT_F32)
-			((float *) to)[j] += scale * from[j];
-		else
-			((uint16_t *) to)[j] =
-				ft_f32_to_bf16(ft_bf16_to_f32(((uint16_t *) to)[j]) + scale * from[j]);
+	if (y.dtype == FT_F32)
+		kernels->axpy(ft_at(y, row, column), from, scale, n);
+	else
+		for (int64_t j = 0; j < n; j++)
+			to[j] = ft_f32_to_bf16(ft_bf16_to_f32(to[j]) + scale * from[j]);
 }
 
 /* low = x · aᵀ for rows [begin, end) of all segments' rows. */
@@ -62,32 +66,36 @@ lower_task(void *context, int worker, int64_t begin, int64_t end)
 	}
 }
 
-/* y += scale · low · bᵀ for columns [column, column + FT_GROUP) of the segment's. */
+/* y += scale · low · bᵀ for columns [column, column + BLOCK_COLUMNS) of the segment's. */
 static void
-raise_group(const lora_job *job, int worker, const ft_lora_segment *segment, const float *low,
+raise_block(const lora_job *job, int worker, const ft_lora_segment *segment, const float *low,
 			int64_t column)
 {
 	const ft_kernels *kernels = job->s->device->kernels;
-	int64_t n = ft_min(FT_GROUP, segment->out - column);
+	int64_t n = ft_min(BLOCK_COLUMNS, segment->out - column);
+	int groups = (int) ft_divide_up(n, FT_GROUP);
 	int64_t rank = segment->rank;
-	float *acc = ft_worker_scratch(job->s, worker); /* [BLOCK_ROWS][16] */
-	float *panel = acc + BLOCK_ROWS * FT_GROUP;     /* [rank][16] */
+	float *acc = ft_worker_scratch(job->s, worker);  /* [BLOCK_ROWS][BLOCK_COLUMNS] */
+	float *panel = acc + BLOCK_ROWS * BLOCK_COLUMNS; /* [groups][rank][16] */
 
-	kernels->fill_panel(panel, segment->b + column * rank, rank, n, rank);
+	for (int g = 0; g < groups; g++)
+		kernels->fill_panel(panel + g * rank * FT_GROUP,
+							segment->b + (column + g * FT_GROUP) * rank, rank,
+							ft_min(FT_GROUP, n - g * FT_GROUP), rank);
 	for (int64_t row = 0; row < segment->rows; row += BLOCK_ROWS)
 	{
 		int64_t rows = ft_min(BLOCK_ROWS, segment->rows - row);
 
-		for (int64_t i = 0; i < rows * FT_GROUP; i++)
-			acc[i] = 0;
-		kernels->gemm(acc, FT_GROUP, low + row * rank, rank, 1, panel, FT_GROUP, 0, rows, 1, rank);
+		memset(acc, 0, (size_t) (rows * BLOCK_COLUMNS) * sizeof *acc);
+		kernels->gemm(acc, BLOCK_COLUMNS, low + row * rank, rank, 1, panel, FT_GROUP,
+					  rank * FT_GROUP, rows, groups, rank);
 		for (int64_t i = 0; i < rows; i++)
-			add_row(job->y, segment->row + row + i, segment->column + column, acc + i * FT_GROUP, n,
-					segment->scale);
+			add_row(kernels, job->y, segment->row + row + i, segment->column + column,
+					acc + i * BLOCK_COLUMNS, n, segment->scale);
 	}
 }
 
-/* Groups [begin, end) of all segments' columns. */
+/* Blocks [begin, end) of all segments' columns. */
 static void
 raise_task(void *context, int worker, int64_t begin, int64_t end)
 {
@@ -97,11 +105,11 @@ raise_task(void *context, int worker, int64_t begin, int64_t end)
 
 	for (int64_t first = 0; begin < end; segment++)
 	{
-		int64_t groups = ft_divide_up(segment->out, FT_GROUP);
+		int64_t blocks = ft_divide_up(segment->out, BLOCK_COLUMNS);
 
-		for (; begin < ft_min(end, first + groups); begin++)
-			raise_group(job, worker, segment, low, (begin - first) * FT_GROUP);
-		first += groups;
+		for (; begin < ft_min(end, first + blocks); begin++)
+			raise_block(job, worker, segment, low, (begin - first) * BLOCK_COLUMNS);
+		first += blocks;
 		low += segment->rows * segment->rank;
 	}
 }
@@ -125,7 +133,7 @@ ft_status
 ft_cpu_lora(ft_stream *s, ft_mat y, ft_mat x, const ft_lora_segment *segments, int n)
 {
 	lora_job job = {.s = s, .y = y, .x = x, .segments = segments};
-	int64_t rows = 0, groups = 0, values = 0, rank = 1;
+	int64_t rows = 0, blocks = 0, values = 0, rank = 1;
 	int64_t raised = 0; /* multiply-adds of the second product */
 	int64_t wide;
 
@@ -135,18 +143,18 @@ ft_cpu_lora(ft_stream *s, ft_mat y, ft_mat x, const ft_lora_segment *segments, i
 	{
 		FT_TRY(check_segment(y, x, &segments[i]));
 		rows += segments[i].rows;
-		groups += ft_divide_up(segments[i].out, FT_GROUP);
+		blocks += ft_divide_up(segments[i].out, BLOCK_COLUMNS);
 		values += segments[i].rows * segments[i].rank;
 		raised += segments[i].rows * segments[i].rank * segments[i].out;
 		if (segments[i].rank > rank)
 			rank = segments[i].rank;
 	}
-	if (rows == 0 || groups == 0)
+	if (rows == 0 || blocks == 0)
 		return FT_OK;
-	wide = FT_GROUP * (BLOCK_ROWS + rank);
+	wide = BLOCK_COLUMNS * (BLOCK_ROWS + rank);
 	FT_TRY(ft_worker_scratch_reserve(s, (size_t) (x.cols > wide ? x.cols : wide) * sizeof(float)));
 	FT_TRY(ft_scratch_get(&s->shared, (size_t) values * sizeof(float), (void **) &job.low));
 	ft_run(s, rows, rank * x.cols / 2, lower_task, &job);
-	ft_run(s, groups, raised / groups / 4 + FT_GROUP * rank, raise_task, &job);
+	ft_run(s, blocks, raised / blocks / 4 + BLOCK_COLUMNS * rank, raise_task, &job);
 	return FT_OK;
 }
