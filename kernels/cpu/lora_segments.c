@@ -45,11 +45,19 @@ lower_task(void *context, int worker, int64_t begin, int64_t end)
 	const ft_kernels *kernels = job->s->device->kernels;
 	const ft_lora_segment *segment = job->segments;
 	int64_t in = job->x.cols;
-	float *wide = ft_worker_scratch(job->s, worker); /* [in] */
+	float *x_wide = ft_worker_scratch(job->s, worker); /* [in] */
+	float *a_wide = x_wide + in;                       /* [rank][in] */
 	float *low = job->low;
 
 	for (int64_t first = 0; begin < end; first += segment->rows, segment++)
 	{
+		const float *a = segment->a;
+
+		if (begin < first + segment->rows && segment->dtype != FT_F32)
+		{
+			kernels->to_f32(a_wide, segment->a, segment->rank * in);
+			a = a_wide;
+		}
 		for (; begin < ft_min(end, first + segment->rows); begin++)
 		{
 			int64_t i = begin - first;
@@ -57,10 +65,10 @@ lower_task(void *context, int worker, int64_t begin, int64_t end)
 
 			if (job->x.dtype != FT_F32)
 			{
-				kernels->to_f32(wide, ft_at(job->x, segment->row + i, 0), in);
-				x = wide;
+				kernels->to_f32(x_wide, ft_at(job->x, segment->row + i, 0), in);
+				x = x_wide;
 			}
-			kernels->dots(low + i * segment->rank, x, segment->a, in, segment->rank, in);
+			kernels->dots(low + i * segment->rank, x, a, in, segment->rank, in);
 		}
 		low += segment->rows * segment->rank;
 	}
@@ -77,10 +85,15 @@ raise_block(const lora_job *job, int worker, const ft_lora_segment *segment, con
 	int64_t rank = segment->rank;
 	float *acc = ft_worker_scratch(job->s, worker);  /* [BLOCK_ROWS][BLOCK_COLUMNS] */
 	float *panel = acc + BLOCK_ROWS * BLOCK_COLUMNS; /* [groups][rank][16] */
+	float *b_wide = panel + rank * BLOCK_COLUMNS;    /* [n][rank] */
+	const float *b = b_wide;
 
+	if (segment->dtype == FT_F32)
+		b = (const float *) segment->b + column * rank;
+	else
+		kernels->to_f32(b_wide, (const uint16_t *) segment->b + column * rank, n * rank);
 	for (int g = 0; g < groups; g++)
-		kernels->fill_panel(panel + g * rank * FT_GROUP,
-							segment->b + (column + g * FT_GROUP) * rank, rank,
+		kernels->fill_panel(panel + g * rank * FT_GROUP, b + g * FT_GROUP * rank, rank,
 							ft_min(FT_GROUP, n - g * FT_GROUP), rank);
 	for (int64_t row = 0; row < segment->rows; row += BLOCK_ROWS)
 	{
@@ -126,6 +139,8 @@ check_segment(ft_mat y, ft_mat x, const ft_lora_segment *segment)
 					   (long long) segment->row, (long long) segment->rows,
 					   (long long) segment->column, (long long) segment->out, segment->rank,
 					   (long long) y.rows, (long long) y.cols);
+	if (segment->dtype != FT_F32 && segment->dtype != FT_BF16)
+		return ft_bad_types("lora", segment->dtype, y.dtype);
 	return FT_OK;
 }
 
@@ -134,8 +149,8 @@ ft_cpu_lora(ft_stream *s, ft_mat y, ft_mat x, const ft_lora_segment *segments, i
 {
 	lora_job job = {.s = s, .y = y, .x = x, .segments = segments};
 	int64_t rows = 0, blocks = 0, values = 0, rank = 1;
-	int64_t raised = 0; /* multiply-adds of the second product */
-	int64_t wide;
+	int64_t raised = 0;   /* multiply-adds of the second product */
+	int64_t lower, raise; /* scratch for them */
 
 	FT_TRY(ft_check_float("lora", y));
 	FT_TRY(ft_check_float("lora", x));
@@ -151,8 +166,9 @@ ft_cpu_lora(ft_stream *s, ft_mat y, ft_mat x, const ft_lora_segment *segments, i
 	}
 	if (rows == 0 || blocks == 0)
 		return FT_OK;
-	wide = BLOCK_COLUMNS * (BLOCK_ROWS + rank);
-	FT_TRY(ft_worker_scratch_reserve(s, (size_t) (x.cols > wide ? x.cols : wide) * sizeof(float)));
+	lower = x.cols * (1 + rank);
+	raise = BLOCK_COLUMNS * (BLOCK_ROWS + 2 * rank);
+	FT_TRY(ft_worker_scratch_reserve(s, (size_t) (lower > raise ? lower : raise) * sizeof(float)));
 	FT_TRY(ft_scratch_get(&s->shared, (size_t) values * sizeof(float), (void **) &job.low));
 	ft_run(s, rows, rank * x.cols / 2, lower_task, &job);
 	ft_run(s, blocks, raised / blocks / 4 + BLOCK_COLUMNS * rank, raise_task, &job);

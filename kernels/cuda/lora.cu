@@ -15,7 +15,7 @@
 #define ROWS 8
 #define OUT_CHUNK 1024
 #define MAX_RANK 512
-#define MAX_SEGMENTS 56 /* that fit into a launch's 4 KiB of arguments */
+#define MAX_SEGMENTS 55 /* that fit into a launch's 4 KiB of arguments */
 
 struct segment_batch
 {
@@ -24,6 +24,14 @@ struct segment_batch
 };
 
 static_assert(sizeof(segment_batch) <= 3584, "a launch's arguments are limited to 4 KiB");
+
+/* Value i of a segment's matrix. */
+static __device__ inline float
+weight(const ft_lora_segment &segment, const void *matrix, int64_t i)
+{
+	return segment.dtype == FT_BF16 ? value(((const bf16 *) matrix)[i])
+									: ((const float *) matrix)[i];
+}
 
 template <typename Y, typename X>
 static __global__ void
@@ -44,11 +52,11 @@ add_segments(view<Y> y, view<const X> x, segment_batch batch)
 	for (int i = warp; i < rows * segment.rank; i += WARPS)
 	{
 		const X *from = x.row(segment.row + first + i / segment.rank);
-		const float *a = segment.a + i % segment.rank * x.cols;
+		int64_t a = i % segment.rank * x.cols;
 		float sum = 0;
 
 		for (int64_t k = lane; k < x.cols; k += FT_WARP)
-			sum += value(from[k]) * a[k];
+			sum += value(from[k]) * weight(segment, segment.a, a + k);
 		sum = warp_sum(sum);
 		if (lane == 0)
 			u[i / segment.rank][i % segment.rank] = sum * segment.scale;
@@ -57,15 +65,13 @@ add_segments(view<Y> y, view<const X> x, segment_batch batch)
 	for (int64_t j = column + threadIdx.x; j < ft_min64(column + OUT_CHUNK, segment.out);
 		 j += THREADS)
 	{
-		const float *b = segment.b + j * segment.rank;
-
 		for (int i = 0; i < rows; i++)
 		{
 			Y *to = y.row(segment.row + first + i) + segment.column + j;
 			float sum = 0;
 
 			for (int r = 0; r < segment.rank; r++)
-				sum += u[i][r] * b[r];
+				sum += u[i][r] * weight(segment, segment.b, j * segment.rank + r);
 			set_value(*to, value(*to) + sum);
 		}
 	}
@@ -82,6 +88,9 @@ check_segment(const ft_lora_segment *segment, ft_mat y)
 			(long long) segment->out, (long long) y.rows, (long long) y.cols);
 	if (segment->rank < 1 || segment->rank > MAX_RANK)
 		return ft_fail(FT_UNSUPPORTED, "lora: rank %d is not in 1 … %d", segment->rank, MAX_RANK);
+	if (segment->dtype != FT_F32 && segment->dtype != FT_BF16)
+		return ft_fail(FT_UNSUPPORTED, "lora: an adapter of type %s is not supported",
+					   ft_dtype_get(segment->dtype)->name);
 	return FT_OK;
 }
 

@@ -69,6 +69,7 @@ ft_adapter_create(const ft_model *model, int rank, float alpha, bool use_rslora,
 	a->scale = use_rslora ? alpha / sqrtf((float) rank) : alpha / (float) rank;
 	a->targets = targets;
 	a->layers = layers;
+	a->dtype = FT_F32;
 	a->ops = model->ops;
 	a->device = model->device;
 	status = ft_alloc((void **) &a->a_at, slots, sizeof *a->a_at);
@@ -132,6 +133,37 @@ ft_adapter_init(ft_adapter *adapter, const ft_config *config, uint64_t seed)
 	return status;
 }
 
+ft_status
+ft_adapter_round(ft_adapter *adapter)
+{
+	const ft_ops *ops = adapter->ops;
+	uint16_t *rounded;
+	ft_stream *stream;
+	ft_status status;
+
+	FT_TRY(ops->mem_alloc(adapter->device, FT_MEM_DEVICE, (size_t) adapter->n * sizeof *rounded,
+						  (void **) &rounded));
+	status = ops->stream_create(adapter->device, &stream);
+	if (status == FT_OK)
+	{
+		status = ops->convert(stream, ft_mat_make(rounded, FT_BF16, 1, adapter->n),
+							  ft_mat_make(adapter->values, FT_F32, 1, adapter->n));
+		if (status == FT_OK)
+			status = ops->stream_synchronize(stream);
+		ops->stream_destroy(stream);
+	}
+	if (status != FT_OK)
+	{
+		ops->mem_free(adapter->device, FT_MEM_DEVICE, rounded);
+		return status;
+	}
+	ops->mem_free(adapter->device, FT_MEM_DEVICE, adapter->values);
+	adapter->values = NULL;
+	adapter->rounded = rounded;
+	adapter->dtype = FT_BF16;
+	return FT_OK;
+}
+
 void
 ft_adapter_free(ft_adapter *adapter)
 {
@@ -139,6 +171,8 @@ ft_adapter_free(ft_adapter *adapter)
 		return;
 	if (adapter->values)
 		adapter->ops->mem_free(adapter->device, FT_MEM_DEVICE, adapter->values);
+	if (adapter->rounded)
+		adapter->ops->mem_free(adapter->device, FT_MEM_DEVICE, adapter->rounded);
 	free(adapter->prompt_template);
 	free(adapter->a_at);
 	free(adapter->b_at);

@@ -22,8 +22,10 @@ typedef struct ft_adapter
 	double dropout;        /* share of the input that training drops; 0 in all that is loaded */
 	char *prompt_template; /* prompt_template.h; NULL: none */
 	int layers;
-	int64_t n;     /* values in all */
-	float *values; /* device [n] */
+	int64_t n;         /* values in all */
+	float *values;     /* device [n]; NULL once rounded */
+	uint16_t *rounded; /* device [n], bf16; NULL until then */
+	ft_dtype dtype;    /* of what there is */
 	int64_t *a_at; /* [layers · FT_TARGET_COUNT] offset of A [rank, in], -1 when not a target */
 	int64_t *b_at; /* offset of B [out, rank] */
 	const ft_ops *ops;
@@ -36,6 +38,25 @@ ft_status ft_adapter_create(const ft_model *model, int rank, float alpha, bool u
 /* A from kaiming-uniform(√5), B zero, by the seed. */
 ft_status ft_adapter_init(ft_adapter *adapter, const ft_config *config, uint64_t seed);
 void ft_adapter_free(ft_adapter *adapter);
+
+/* Keep the values in bf16, for serving alone: few rows of many adapters take as long as reading
+ * them does. */
+ft_status ft_adapter_round(ft_adapter *adapter);
+
+/* Bytes of the values. */
+static inline int64_t
+ft_adapter_bytes(const ft_adapter *adapter)
+{
+	return adapter->n * (int64_t) (adapter->rounded ? sizeof(uint16_t) : sizeof(float));
+}
+
+/* The values from an offset on. */
+static inline const void *
+ft_adapter_at(const ft_adapter *adapter, int64_t offset)
+{
+	return adapter->rounded ? (const void *) (adapter->rounded + offset)
+							: (const void *) (adapter->values + offset);
+}
 
 /* What an adapter_config.json says. */
 typedef struct ft_peft_config

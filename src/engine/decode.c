@@ -288,8 +288,9 @@ add_lora(ft_decoder *d, ft_mat y, ft_mat x, int layer, int n, const ft_target *t
 				.out = out,
 				.rank = adapter->rank,
 				.scale = adapter->scale,
-				.a = adapter->values + adapter->a_at[slot],
-				.b = adapter->values + adapter->b_at[slot],
+				.dtype = adapter->dtype,
+				.a = ft_adapter_at(adapter, adapter->a_at[slot]),
+				.b = ft_adapter_at(adapter, adapter->b_at[slot]),
 			};
 		}
 	}

@@ -133,8 +133,9 @@ typedef struct ft_lora_segment
 	int64_t out;    /* columns written */
 	int rank;
 	float scale;
-	const float *a; /* [rank, in] */
-	const float *b; /* [out, rank] */
+	ft_dtype dtype; /* of a and b: f32 or bf16 */
+	const void *a;  /* [rank, in] */
+	const void *b;  /* [out, rank] */
 } ft_lora_segment;
 
 /*

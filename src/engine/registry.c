@@ -556,10 +556,12 @@ open_lora(ft_registry *r, const char *id, const char *path, ft_base *base,
 		status = copy_text(path, &lora->path);
 	if (status == FT_OK)
 		status = ft_peft_load(base->model, path, &lora->adapter);
+	if (status == FT_OK && base->model->cached == FT_BF16)
+		status = ft_adapter_round(lora->adapter);
 	if (status == FT_OK)
-		status = ft_residency_reserve(r, lora->adapter->n * (int64_t) sizeof(float), true, base);
+		status = ft_residency_reserve(r, ft_adapter_bytes(lora->adapter), true, base);
 	if (status == FT_OK)
-		lora->bytes = lora->adapter->n * (int64_t) sizeof(float);
+		lora->bytes = ft_adapter_bytes(lora->adapter);
 	else
 	{
 		free_lora(lora);

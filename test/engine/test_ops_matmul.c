@@ -533,7 +533,7 @@ lora_reference(double *y, int64_t ldy, const double *x, int64_t in, const ft_lor
 }
 
 static void
-check_lora(int64_t in, int64_t out, ft_dtype dtype)
+check_lora(int64_t in, int64_t out, ft_dtype dtype, ft_dtype adapter)
 {
 	enum
 	{
@@ -551,10 +551,11 @@ check_lora(int64_t in, int64_t out, ft_dtype dtype)
 	{
 		int64_t columns = out - runs[i][2];
 
-		a[i] = tensor_random(ranks[i], in, 0, FT_F32);
-		b[i] = tensor_random(columns, ranks[i], 0, FT_F32);
-		segments[i] = (ft_lora_segment){runs[i][0], runs[i][1], runs[i][2],    columns,
-										ranks[i],   0.5f,       a[i].mat.data, b[i].mat.data};
+		a[i] = tensor_random(ranks[i], in, 0, adapter);
+		b[i] = tensor_random(columns, ranks[i], 0, adapter);
+		segments[i] =
+			(ft_lora_segment){runs[i][0], runs[i][1], runs[i][2],    columns,      ranks[i],
+							  0.5f,       adapter,    a[i].mat.data, b[i].mat.data};
 		lora_reference(y.value, out, x.value, in, &segments[i], a[i].value, b[i].value);
 	}
 	must(ops->lora(stream, y.mat, x.mat, segments, 4));
@@ -574,10 +575,12 @@ static void
 test_lora(void **state)
 {
 	(void) state;
-	check_lora(64, 48, FT_F32);
-	check_lora(77, 53, FT_F32);
-	check_lora(576, 200, FT_F32);
-	check_lora(96, 50, FT_BF16);
+	check_lora(64, 48, FT_F32, FT_F32);
+	check_lora(77, 53, FT_F32, FT_F32);
+	check_lora(77, 131, FT_F32, FT_BF16);
+	check_lora(576, 200, FT_F32, FT_F32);
+	check_lora(96, 50, FT_BF16, FT_F32);
+	check_lora(96, 50, FT_BF16, FT_BF16);
 }
 
 static void
@@ -594,7 +597,7 @@ test_lora_row_fixed(void **state)
 	tensor a = tensor_random(RANK, IN, 0, FT_F32);
 	tensor b = tensor_random(OUT, RANK, 0, FT_F32);
 	tensor all = tensor_zero(ROWS, OUT, 0, FT_F32);
-	ft_lora_segment segment = {0, ROWS, 0, OUT, RANK, 1.5f, a.mat.data, b.mat.data};
+	ft_lora_segment segment = {0, ROWS, 0, OUT, RANK, 1.5f, FT_F32, a.mat.data, b.mat.data};
 	double *want;
 
 	(void) state;
