@@ -4,6 +4,9 @@
 BEGIN { FS = OFS = "\t"; print "metric", "value", "unit", "reference", "ratio" }
 NR == FNR { value[$1] = $2; next }
 NF >= 3 {
-	known = NF >= 4 && $4 in value && value[$4] > 0
-	print $1, $2, $3, known ? value[$4] : NF >= 4 ? "no " $4 : "", known ? sprintf("%.3f", $2 / value[$4]) : ""
+	known = (NF >= 4 && ($4 in value) && value[$4] > 0)
+	reference = NF >= 4 ? "no " $4 : ""
+	if (known)
+		reference = value[$4]
+	print $1, $2, $3, reference, (known ? sprintf("%.3f", $2 / value[$4]) : "")
 }
