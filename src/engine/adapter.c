@@ -69,7 +69,6 @@ ft_adapter_create(const ft_model *model, int rank, float alpha, bool use_rslora,
 	a->scale = use_rslora ? alpha / sqrtf((float) rank) : alpha / (float) rank;
 	a->targets = targets;
 	a->layers = layers;
-	a->dtype = FT_F32;
 	a->ops = model->ops;
 	a->device = model->device;
 	status = ft_alloc((void **) &a->a_at, slots, sizeof *a->a_at);
@@ -160,7 +159,6 @@ ft_adapter_round(ft_adapter *adapter)
 	ops->mem_free(adapter->device, FT_MEM_DEVICE, adapter->values);
 	adapter->values = NULL;
 	adapter->rounded = rounded;
-	adapter->dtype = FT_BF16;
 	return FT_OK;
 }
 

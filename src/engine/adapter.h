@@ -25,7 +25,6 @@ typedef struct ft_adapter
 	int64_t n;         /* values in all */
 	float *values;     /* device [n]; NULL once rounded */
 	uint16_t *rounded; /* device [n], bf16; NULL until then */
-	ft_dtype dtype;    /* of what there is */
 	int64_t *a_at; /* [layers · FT_TARGET_COUNT] offset of A [rank, in], -1 when not a target */
 	int64_t *b_at; /* offset of B [out, rank] */
 	const ft_ops *ops;
@@ -48,6 +47,13 @@ static inline int64_t
 ft_adapter_bytes(const ft_adapter *adapter)
 {
 	return adapter->n * (int64_t) (adapter->rounded ? sizeof(uint16_t) : sizeof(float));
+}
+
+/* Their type: f32, or bf16 once rounded. */
+static inline ft_dtype
+ft_adapter_dtype(const ft_adapter *adapter)
+{
+	return adapter->rounded ? FT_BF16 : FT_F32;
 }
 
 /* The values from an offset on. */

@@ -38,8 +38,8 @@ struct ft_constraint_vocabulary
 typedef struct token_set
 {
 	uint64_t *words; /* [n_words]; NULL: not made */
-	int32_t nearest,
-		farthest; /* the fewest bytes to an end behind one of them, the least and the most */
+	int32_t nearest; /* the fewest bytes to an end behind one of them, over all of them the least */
+	int32_t farthest; /* and the most */
 } token_set;
 
 struct ft_constraint

@@ -288,7 +288,7 @@ add_lora(ft_decoder *d, ft_mat y, ft_mat x, int layer, int n, const ft_target *t
 				.out = out,
 				.rank = adapter->rank,
 				.scale = adapter->scale,
-				.dtype = adapter->dtype,
+				.dtype = ft_adapter_dtype(adapter),
 				.a = ft_adapter_at(adapter, adapter->a_at[slot]),
 				.b = ft_adapter_at(adapter, adapter->b_at[slot]),
 			};

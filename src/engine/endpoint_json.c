@@ -15,8 +15,14 @@
 
 /* --- requests --- */
 
-/* The options, as OpenAI or, of some, only vLLM and others know them. */
-static const char *const options[] = {
+/* What a request may have: first what is not an option of the answer, then the options, as OpenAI
+ * or, of some, only vLLM and others know them. */
+static const char *const members[] = {
+	"model",
+	"messages",
+	"stream",
+	"stream_options",
+	"cache_salt",
 	"temperature",
 	"top_p",
 	"top_k",
@@ -31,9 +37,12 @@ static const char *const options[] = {
 	"top_logprobs",
 	"logprobs",
 	"response_format",
+	NULL,
 };
 
-#define N_OPTIONS (sizeof options / sizeof options[0])
+#define FIRST_OPTION 5
+#define N_OPTIONS (sizeof members / sizeof members[0] - FIRST_OPTION - 1)
+static const char *const *const options = members + FIRST_OPTION;
 
 /* A schema as OpenAI wants it. */
 static json_t *
@@ -85,32 +94,12 @@ add_members(const json_t *request, json_t *others)
 static ft_status
 check_request(const json_t *request)
 {
-	static const char *const names[] = {"model",
-										"messages",
-										"temperature",
-										"top_p",
-										"top_k",
-										"min_p",
-										"max_tokens",
-										"stop",
-										"seed",
-										"presence_penalty",
-										"n",
-										"frequency_penalty",
-										"repetition_penalty",
-										"logprobs",
-										"top_logprobs",
-										"stream",
-										"response_format",
-										"stream_options",
-										"cache_salt",
-										NULL};
 	const json_t *more = json_object_get(request, "stream_options");
 	const char *model;
 
 	if (!json_is_object(request))
 		return ft_fail(FT_INVALID, "\"request\" must be an object");
-	FT_TRY(ft_body_only(request, names));
+	FT_TRY(ft_body_only(request, members));
 	FT_TRY(ft_body_string(request, "model", &model));
 	if (!json_is_array(json_object_get(request, "messages")))
 		return ft_fail(FT_INVALID, "\"messages\" must be a list of at least one message");
