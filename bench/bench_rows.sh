@@ -16,15 +16,7 @@ bin=$(${PG_CONFIG:-pg_config} --bindir)
 sessions=32
 rows=${ROWS:-256}
 rounds=${ROUNDS:-2}
-model=${MODEL:-cache/SmolLM2-135M-Instruct.Q4_1.gguf}
-[ -e "$model" ] || {
-	echo "$model is missing; scripts/fetch_model.sh fetches the one that is meant" >&2
-	exit 1
-}
-gguf=$(realpath "$model")
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/pg_finetune_bench.XXXXXX")
-mkdir "$scratch/models"
-ln "$gguf" "$scratch/models/base.gguf" 2>/dev/null || cp "$gguf" "$scratch/models/base.gguf"
+. bench/real_model.sh
 . bench/cluster.sh
 cat >>"$data/postgresql.conf" <<-END
 	pg_finetune.threads = $(nproc)

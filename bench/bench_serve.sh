@@ -18,15 +18,7 @@ calls=${CALLS:-4}
 tokens=${TOKENS:-64}
 adapters=${ADAPTERS:-16}
 rounds=${ROUNDS:-2}
-model=${MODEL:-cache/SmolLM2-135M-Instruct.Q4_1.gguf}
-[ -e "$model" ] || {
-	echo "$model is missing; scripts/fetch_model.sh fetches the one that is meant" >&2
-	exit 1
-}
-gguf=$(realpath "$model")
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/pg_finetune_bench.XXXXXX")
-mkdir "$scratch/models"
-ln "$gguf" "$scratch/models/base.gguf" 2>/dev/null || cp "$gguf" "$scratch/models/base.gguf"
+. bench/real_model.sh
 cp bench/ask_engine.pl "$scratch"
 . bench/cluster.sh
 cat >>"$data/postgresql.conf" <<-END
